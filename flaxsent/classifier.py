@@ -1,0 +1,239 @@
+"""The whole flow on one page: `load` a checkpoint, then tokenize → forward → postprocess → decode."""
+
+import dataclasses
+import functools
+import os
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, Key
+
+from flaxsent import checkpoint, encoders, flax_auto
+from flaxsent.config import ModelConfig, read_config, to_json
+from flaxsent.packing import pad, select
+from flaxsent.postprocess import decode, postprocess
+from flaxsent.tokenization import TOKENIZER_FILES, Tokenizer, read_tokenizer
+from flaxsent.types import Backend, Model, Params, Prediction, Texts, Tokens
+
+Forward = Callable[..., Float[Array, "B C"]]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
+class Classifier:
+    """The three pure functions of a checkpoint with their `params`; it holds nothing else that changes."""
+
+    tokenize: Callable[..., Tokens]
+    """`tokenize(texts, length=None)`: NumPy arrays `[B, L]`, padded to the longest text or to `length`."""
+    pad: Callable[..., Tokens]
+    """`pad(encodings, length=None)`: what `tokenize` does after `tokenizer.encode`."""
+    forward: Forward
+    """`forward(params, tokens, key=None)`: logits f32 `[B, C]`; a `key` switches dropout on, for training."""
+    hidden_states: Callable[[Params, Tokens], Float[Array, "B L D"]]
+    """AutoModel's `last_hidden_state`; what stands on padding has no meaning."""
+    postprocess: Callable[[Float[Array, "B C"]], Float[Array, "B C"]]
+    """Softmax, sigmoid or nothing, by `config.problem_type`; float32."""
+    params: Params
+    config: ModelConfig
+    tokenizer: Tokenizer
+    backend: Backend
+
+    @functools.cached_property
+    def predict(self) -> Callable[[Params, Tokens], Float[Array, "B C"]]:
+        """`jit` of `postprocess` after `forward`; compiled once per shape as long as this record lives."""
+        return jax.jit(lambda params, tokens: self.postprocess(self.forward(params, tokens)))
+
+
+def load(
+    source: str | os.PathLike | None = None,
+    *,
+    backend: Backend | None = None,
+    dtype: Any = jnp.float32,
+    revision: str | None = None,
+    labels: Sequence[str] | None = None,
+    seed: int = 0,
+    matmul_precision: str | None = "highest",
+) -> Classifier:
+    """Loads a checkpoint: a folder, a Hub id (at `revision`), or the embedded sentiment model.
+
+    Args:
+        source: None is the embedded checkpoint.
+        backend: "flax" (transformers 4's FlaxAuto classes), "native" (flaxsent's own encoders), or None: flax where it
+            is installed and has the family, else native.
+        dtype: of the parameters and of the computation: float32, bfloat16 or float16.
+        revision: branch, tag or commit on the Hub.
+        labels: puts a new head with these labels on the encoder, to be trained.
+        seed: from which the new head is drawn.
+        matmul_precision: `jax.default_matmul_precision` within the forward: "highest" makes float32 mean float32 on
+            GPU and TPU too; None leaves it to JAX.
+
+    Raises:
+        FileNotFoundError, ConnectionError: no such checkpoint, or the Hub cannot be reached.
+        ValueError: a file is damaged, hostile, or does not fit the config.
+        NotImplementedError: backend="native" for a family that only flax has.
+        ImportError: the backend or the file format needs a package that is not installed; the message has its command.
+    """
+    dtype = _float_dtype(dtype)
+    folder = checkpoint.find(source, revision=revision, tokenizer_files=TOKENIZER_FILES)
+    config = _read_config(folder, labels)
+    chosen = _choose_backend(backend, config)
+    model = (_native if chosen == "native" else flax_auto.build)(config, dtype)
+    params = checkpoint.read_params(
+        folder,
+        shapes=model.shapes,
+        base=model.base,
+        dtype=dtype,
+        drawn=None if labels is None else model.init(jax.random.key(seed)),
+        new=model.head,
+    )
+    tokenizer = read_tokenizer(
+        folder, family=config.family, max_positions=config.max_length, type_vocab_size=config.type_vocab_size
+    )
+
+    pad_rows = functools.partial(pad, first_position=config.first_position, pad_token_id=config.pad_token_id)
+
+    def tokenize(texts: Texts, length: int | None = None) -> Tokens:
+        return pad_rows(tokenizer.encode(texts, max_length=length), length=length)
+
+    def forward(params: Params, tokens: Tokens, key: Key[Array, ""] | None = None) -> Float[Array, "B C"]:
+        _check_padded(tokens)
+        with jax.default_matmul_precision(matmul_precision):
+            return model.forward(params, tokens, key)
+
+    def hidden_states(params: Params, tokens: Tokens) -> Float[Array, "B L D"]:
+        _check_padded(tokens)
+        with jax.default_matmul_precision(matmul_precision):
+            return model.hidden_states(params, tokens)
+
+    return Classifier(
+        tokenize=tokenize,
+        pad=pad_rows,
+        forward=forward,
+        hidden_states=hidden_states,
+        postprocess=functools.partial(postprocess, problem_type=config.problem_type),
+        params=params,
+        config=config,
+        tokenizer=tokenizer,
+        backend=chosen,
+    )
+
+
+def classify(texts: Texts, classifier: Classifier | None = None, *, top_k: int | None = 1) -> list[Prediction]:
+    """Labels and scores of a list of texts or pairs, in their order; the embedded checkpoint if none is given.
+
+    Texts of like length go together, in batches of a few fixed shapes, each compiled once.
+
+    >>> classify(["I hate this so much!"])[0].label
+    'NEGATIVE'
+    """
+    classifier = _embedded() if classifier is None else classifier
+    encodings = classifier.tokenizer.encode(texts)
+    probs = np.zeros((len(texts), classifier.config.num_labels), np.float32)
+    order = sorted(range(len(texts)), key=lambda index: len(encodings.input_ids[index]))
+    for start in range(0, len(order), _BATCH_SIZE):
+        batch = order[start : start + _BATCH_SIZE]
+        num_rows = _round_up(len(batch), 1)
+        filled = batch + batch[-1:] * (num_rows - len(batch))
+        length = min(_round_up(len(encodings.input_ids[batch[-1]]), 16), classifier.tokenizer.max_length)
+        tokens = classifier.pad(select(encodings, filled), length=length)
+        probs[batch] = classifier.predict(classifier.params, tokens)[: len(batch)]
+    return decode(probs, labels=classifier.config.labels, top_k=top_k)
+
+
+def save(classifier: Classifier, folder: str | os.PathLike, *, dtype: Any = None) -> None:
+    """Writes an ordinary Hugging Face folder: config.json, model.safetensors with PyTorch's names, the tokenizer.
+
+    `dtype` is that of the stored weights, that of the params by default.
+
+    Raises:
+        OSError: the folder cannot be written.
+    """
+    stored = jax.tree.leaves(classifier.params)[0].dtype if dtype is None else _float_dtype(dtype)
+    checkpoint.write(
+        folder,
+        params=jax.tree.map(lambda leaf: leaf.astype(stored), classifier.params),
+        config_json=to_json(classifier.config, dtype=stored.name),
+        tokenizer_files=classifier.tokenizer.files,
+    )
+
+
+_BATCH_SIZE = 32
+
+
+@functools.cache
+def _embedded() -> Classifier:
+    return load(backend="native")
+
+
+def _round_up(number: int, least: int) -> int:
+    """The next power of two, `least` at least: few shapes to compile."""
+    return max(least, 1 << (number - 1).bit_length())
+
+
+def _float_dtype(dtype: Any) -> jnp.dtype:
+    try:
+        found = jnp.dtype(dtype)
+    except TypeError as err:
+        raise ValueError(f"dtype={dtype!r} is no dtype; pass float32, bfloat16 or float16.") from err
+    if found not in (jnp.float32, jnp.bfloat16, jnp.float16):
+        raise ValueError(f"dtype={found.name} is not one to compute in; pass float32, bfloat16 or float16.")
+    return found
+
+
+def _read_config(folder: Path, labels: Sequence[str] | None) -> ModelConfig:
+    try:
+        text = (folder / "config.json").read_text(encoding="utf-8")
+    except UnicodeDecodeError as err:
+        raise ValueError(f"{folder / 'config.json'} is not UTF-8 text: {err}; fetch it again.") from err
+    return read_config(text, labels=None if labels is None else tuple(labels))
+
+
+def _choose_backend(backend: Backend | None, config: ModelConfig) -> Backend:
+    if backend not in ("flax", "native", None):
+        raise ValueError(f"backend={backend!r} is unknown; pass 'flax', 'native' or None.")
+    is_native, is_flax = config.family in encoders.FAMILIES, config.family in flax_auto.FAMILIES
+    if backend is None:
+        backend = "flax" if is_flax and (flax_auto.is_installed() or not is_native) else "native"
+    if backend == "flax":
+        if not is_flax:
+            raise ValueError(f"transformers has no Flax class for {config.family}; pass backend='native'.")
+        flax_auto.check_installed(config.family)
+    elif not is_native:
+        raise NotImplementedError(f"flaxsent has no native encoder for {config.family}; pass backend='flax'.")
+    return backend
+
+
+def _native(config: ModelConfig, dtype: jnp.dtype) -> Model:
+    """The one place where `vmap` puts the batch in front of a row."""
+    family = encoders.FAMILIES[config.family]
+
+    def forward(params: Params, tokens: Tokens, key: Key[Array, ""] | None) -> Float[Array, "B C"]:
+        row = functools.partial(encoders.forward, config=config, num_segments=1)
+        if key is None:
+            return jax.vmap(lambda tokens_T: row(params, tokens_T))(tokens)[:, 0]
+        keys = jax.random.split(key, tokens.input_ids.shape[0])
+        return jax.vmap(lambda tokens_T, row_key: row(params, tokens_T, key=row_key))(tokens, keys)[:, 0]
+
+    def hidden_states(params: Params, tokens: Tokens) -> Float[Array, "B L D"]:
+        return jax.vmap(lambda tokens_T: encoders.hidden_states(params, tokens_T, config=config))(tokens)
+
+    return Model(
+        forward=forward,
+        hidden_states=hidden_states,
+        shapes=encoders.shapes(config),
+        init=lambda key: encoders.init(key, config),
+        base=family.BASE,
+        head=family.HEAD,
+    )
+
+
+def _check_padded(tokens: Tokens) -> None:
+    """Refuses packed rows, of which only the first text would count, where they can be seen: on the host."""
+    if isinstance(tokens.segment_ids, np.ndarray) and tokens.segment_ids.max(initial=0) > 1:
+        raise ValueError(
+            "these rows hold more than one text; Classifier.forward takes padded ones: pass packed rows to "
+            "flaxsent.encoders.forward with num_segments."
+        )

@@ -1,0 +1,274 @@
+"""A checkpoint's `config.json` → frozen `ModelConfig`; what is not trusted or not implemented is refused by name.
+
+Comes after `types.py`; every model function reads its sizes from here. Nothing of a remote config reaches
+`transformers` without passing through `read_config`.
+"""
+
+import dataclasses
+import json
+from collections.abc import Mapping
+from typing import Any
+
+from flaxsent.types import ProblemType
+
+_PROBLEM_TYPES = ("single_label_classification", "multi_label_classification", "regression")
+
+# ModelConfig field -> key of config.json and transformers' default; None: no default, the key must be there.
+_BERT_KEYS: dict[str, tuple[str, Any]] = {
+    "vocab_size": ("vocab_size", None),
+    "hidden_size": ("hidden_size", None),
+    "num_layers": ("num_hidden_layers", None),
+    "num_heads": ("num_attention_heads", None),
+    "intermediate_size": ("intermediate_size", None),
+    "activation": ("hidden_act", "gelu"),
+    "layer_norm_eps": ("layer_norm_eps", 1e-12),
+    "num_positions": ("max_position_embeddings", None),
+    "type_vocab_size": ("type_vocab_size", 2),
+    "pad_token_id": ("pad_token_id", 0),
+    "hidden_dropout": ("hidden_dropout_prob", 0.1),
+    "attention_dropout": ("attention_probs_dropout_prob", 0.1),
+    "classifier_dropout": ("classifier_dropout", "hidden_dropout_prob"),
+    "initializer_range": ("initializer_range", 0.02),
+}
+_DISTILBERT_KEYS = _BERT_KEYS | {
+    "hidden_size": ("dim", None),
+    "num_layers": ("n_layers", None),
+    "num_heads": ("n_heads", None),
+    "intermediate_size": ("hidden_dim", None),
+    "activation": ("activation", "gelu"),
+    "type_vocab_size": ("type_vocab_size", 0),
+    "hidden_dropout": ("dropout", 0.1),
+    "attention_dropout": ("attention_dropout", 0.1),
+    "classifier_dropout": ("seq_classif_dropout", 0.2),
+}
+_BART_KEYS = _BERT_KEYS | {
+    "hidden_size": ("d_model", None),
+    "num_layers": ("encoder_layers", None),
+    "num_heads": ("encoder_attention_heads", None),
+    "intermediate_size": ("encoder_ffn_dim", None),
+    "activation": ("activation_function", "gelu"),
+    "layer_norm_eps": ("layer_norm_eps", 1e-5),
+    "type_vocab_size": ("type_vocab_size", 0),
+    "pad_token_id": ("pad_token_id", 1),
+    "hidden_dropout": ("dropout", 0.1),
+    "attention_dropout": ("attention_dropout", 0.0),
+    "classifier_dropout": ("classifier_dropout", 0.0),
+    "initializer_range": ("init_std", 0.02),
+}
+_ROBERTA_KEYS = _BERT_KEYS | {"pad_token_id": ("pad_token_id", 1)}
+_KEYS = {
+    "albert": _BERT_KEYS
+    | {
+        "activation": ("hidden_act", "gelu_new"),
+        "hidden_dropout": ("hidden_dropout_prob", 0.0),
+        "attention_dropout": ("attention_probs_dropout_prob", 0.0),
+        "classifier_dropout": ("classifier_dropout_prob", 0.1),
+    },
+    "bart": _BART_KEYS,
+    "bert": _BERT_KEYS,
+    "big_bird": _BERT_KEYS | {"activation": ("hidden_act", "gelu_new")},
+    "distilbert": _DISTILBERT_KEYS,
+    "electra": _BERT_KEYS,
+    "mbart": _BART_KEYS,
+    "roberta": _ROBERTA_KEYS,
+    "roberta-prelayernorm": _ROBERTA_KEYS,
+    "roformer": _BERT_KEYS,
+    "xlm-roberta": _ROBERTA_KEYS,
+}
+_CLASS_NAMES = {
+    "albert": "Albert",
+    "bart": "Bart",
+    "bert": "Bert",
+    "big_bird": "BigBird",
+    "distilbert": "DistilBert",
+    "electra": "Electra",
+    "mbart": "MBart",
+    "roberta": "Roberta",
+    "roberta-prelayernorm": "RobertaPreLayerNorm",
+    "roformer": "RoFormer",
+    "xlm-roberta": "XLMRoberta",
+}
+# Their position table starts at padding_idx + 1 (transformers' create_position_ids_from_input_ids).
+_POSITIONS_AFTER_PADDING = ("roberta", "roberta-prelayernorm", "xlm-roberta")
+
+# Keys by which a config can make transformers fetch or run code (auto_map: remote modules; the attention keys: kernels
+# from the Hub, CVE-2026-4372), with the values that are harmless.
+_CODE_KEYS = {
+    "auto_map": (None, {}),
+    "trust_remote_code": (None, False),
+    "_attn_implementation": (None, "eager", "sdpa"),
+    "_attn_implementation_internal": (None, "eager", "sdpa"),
+    "attn_implementation": (None, "eager", "sdpa"),
+    "custom_pipelines": (None, {}),
+}
+# Keys that change the numbers, with the only values that are implemented.
+_NUMBER_KEYS = {
+    "is_decoder": (None, False),
+    "add_cross_attention": (None, False),
+    "pruned_heads": (None, {}),
+    "quantization_config": (None,),
+    "position_embedding_type": (None, "absolute"),
+}
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ModelConfig:
+    """What `forward`, `tokenize` and `postprocess` need to know of a checkpoint; hashable, so static under `jit`."""
+
+    family: str
+    """`model_type` of config.json."""
+    vocab_size: int
+    hidden_size: int
+    num_layers: int
+    num_heads: int
+    intermediate_size: int
+    activation: str
+    layer_norm_eps: float
+    num_positions: int
+    """Rows of the position table: RoBERTa families lose the first `first_position` of them."""
+    first_position: int
+    type_vocab_size: int
+    pad_token_id: int
+    hidden_dropout: float
+    attention_dropout: float
+    classifier_dropout: float
+    initializer_range: float
+    """Standard deviation of newly drawn parameters."""
+    labels: tuple[str, ...]
+    problem_type: ProblemType
+    json: str
+    """The config.json that was read, for `save` and for the keys that only one family has."""
+
+    @property
+    def num_labels(self) -> int:
+        return len(self.labels)
+
+    @property
+    def max_length(self) -> int:
+        """The longest text in tokens, special tokens included, that the position table can take."""
+        return self.num_positions - self.first_position
+
+
+def read_config(text: str, *, labels: tuple[str, ...] | None = None) -> ModelConfig:
+    """Reads the text of a config.json; `labels` puts a new set of labels in the place of the checkpoint's own.
+
+    Raises:
+        ValueError: not JSON, an unknown family, a missing or impossible size, or a key that asks for remote code or for
+            something that is not implemented; the message names the key.
+    """
+    raw = _parse(text)
+    family = raw.get("model_type")
+    if family not in _KEYS:
+        raise ValueError(
+            f"config.json has model_type={family!r}, which flaxsent does not know; it knows {', '.join(_KEYS)}."
+        )
+    for key, allowed in _CODE_KEYS.items():
+        if raw.get(key) not in allowed:
+            raise ValueError(
+                f"config.json has {key}={raw[key]!r}, which asks for code from elsewhere; flaxsent runs none: "
+                "remove the key if the weights are those of a plain checkpoint."
+            )
+    for key, allowed in _NUMBER_KEYS.items():
+        if raw.get(key) not in allowed:
+            raise ValueError(f"config.json has {key}={raw[key]!r}, which is not implemented; expected {allowed[-1]!r}.")
+    if labels is not None:
+        raw["id2label"] = dict(enumerate(labels))
+        raw["label2id"] = {label: index for index, label in enumerate(labels)}
+        raw.pop("problem_type", None)
+        raw.pop("num_labels", None)
+    fields = {field: _value(raw, key, default) for field, (key, default) in _KEYS[family].items()}
+    if fields["hidden_size"] % fields["num_heads"]:
+        raise ValueError(
+            f"config.json has hidden size {fields['hidden_size']}, which its {fields['num_heads']} heads do not divide."
+        )
+    return ModelConfig(
+        family=family,
+        **fields,
+        first_position=fields["pad_token_id"] + 1 if family in _POSITIONS_AFTER_PADDING else 0,
+        labels=(names := _labels(raw)),
+        problem_type=_problem_type(raw, len(names)),
+        json=json.dumps(raw),
+    )
+
+
+def to_json(config: ModelConfig, *, dtype: str) -> str:
+    """The config.json to save: what was read, with the labels, the class and the dtype that are saved."""
+    raw = json.loads(config.json)
+    raw["architectures"] = [f"{_CLASS_NAMES[config.family]}ForSequenceClassification"]
+    raw["id2label"] = {str(index): label for index, label in enumerate(config.labels)}
+    raw["label2id"] = {label: index for index, label in enumerate(config.labels)}
+    raw["problem_type"] = config.problem_type
+    raw["torch_dtype"] = dtype
+    for key in ("num_labels", "dtype", "_name_or_path"):
+        raw.pop(key, None)
+    return json.dumps(raw, indent=2, sort_keys=True) + "\n"
+
+
+def _parse(text: str) -> dict[str, Any]:
+    try:
+        raw = json.loads(text)
+    except (ValueError, RecursionError) as err:
+        raise ValueError(f"config.json is not JSON: {err}; expected the config.json of a checkpoint.") from err
+    if not isinstance(raw, dict):
+        raise ValueError(f"config.json holds a {type(raw).__name__}; expected an object with a model_type.")
+    return raw
+
+
+def _value(raw: Mapping[str, Any], key: str, default: Any) -> Any:
+    """The value of `key`, checked: sizes are positive integers, rates lie in [0, 1), the activation is a name."""
+    value = raw.get(key)
+    if value is None and isinstance(default, str) and default in _RATES:
+        value, key = raw.get(default, 0.1), default  # transformers: classifier_dropout=None means hidden_dropout_prob
+    elif value is None:
+        value = default
+    if key in ("hidden_act", "activation", "activation_function"):
+        expected, is_good = "the name of an activation", isinstance(value, str)
+    elif key in _RATES:
+        expected, is_good = "a rate in [0, 1)", isinstance(value, int | float) and 0 <= value < 1
+    elif key in ("layer_norm_eps", "initializer_range", "init_std"):
+        expected, is_good = "a number above 0", isinstance(value, int | float) and value > 0
+    elif key in ("type_vocab_size", "pad_token_id"):
+        expected, is_good = "an integer of 0 or more", type(value) is int and value >= 0
+    else:
+        expected, is_good = "an integer above 0", type(value) is int and value > 0
+    if not is_good:
+        raise ValueError(f"config.json has {key}={value!r}; expected {expected}.")
+    return value
+
+
+_RATES = (
+    "attention_dropout",
+    "attention_probs_dropout_prob",
+    "classifier_dropout",
+    "classifier_dropout_prob",
+    "dropout",
+    "hidden_dropout_prob",
+    "seq_classif_dropout",
+)
+
+
+def _labels(raw: Mapping[str, Any]) -> tuple[str, ...]:
+    """The labels in the order of the logits; `LABEL_0` … where the config names none, two of them by default."""
+    id2label = raw.get("id2label")
+    if id2label is None:
+        num_labels = raw.get("num_labels", 2)
+        if type(num_labels) is not int or num_labels < 1:
+            raise ValueError(f"config.json has num_labels={num_labels!r}; expected an integer above 0.")
+        return tuple(f"LABEL_{index}" for index in range(num_labels))
+    try:
+        by_index = {int(index): str(label) for index, label in id2label.items()}
+    except (AttributeError, ValueError) as err:
+        raise ValueError(f"config.json has id2label={id2label!r}; expected an object from index to label.") from err
+    if sorted(by_index) != list(range(len(by_index))) or not by_index:
+        raise ValueError(f"config.json has id2label keys {sorted(by_index)}; expected 0 to one less than their number.")
+    return tuple(by_index[index] for index in range(len(by_index)))
+
+
+def _problem_type(raw: Mapping[str, Any], num_labels: int) -> ProblemType:
+    """`problem_type`, else what transformers' `*ForSequenceClassification.forward` takes for so many labels."""
+    problem_type = raw.get("problem_type")
+    if problem_type is None:
+        return "regression" if num_labels == 1 else "single_label_classification"
+    if problem_type not in _PROBLEM_TYPES:
+        raise ValueError(f"config.json has problem_type={problem_type!r}; expected one of {', '.join(_PROBLEM_TYPES)}.")
+    return problem_type

@@ -1,0 +1,52 @@
+"""The native forward: each family in plain JAX, one row of tokens in, one logit vector per text of the row out.
+
+`layers.py` holds what the families share; then one file an architecture. A family's module has `shapes`,
+`all_hidden_states` and `logits`; to add one, write these three, name it in `FAMILIES` and give its config keys in
+`flaxsent/config.py`.
+"""
+
+from types import ModuleType
+from typing import Any
+
+from jaxtyping import Array, Float, Key
+
+from flaxsent.config import ModelConfig
+from flaxsent.encoders import bert, distilbert, layers
+from flaxsent.types import Params, Tokens
+
+FAMILIES: dict[str, ModuleType] = {"bert": bert, "distilbert": distilbert}
+
+
+def forward(
+    params: Params, tokens: Tokens, *, config: ModelConfig, num_segments: int, key: Key[Array, ""] | None = None
+) -> Float[Array, "S C"]:
+    """Logits in float32 of the `num_segments` texts of one row `[T]`; `key` switches dropout on.
+
+    `jax.vmap(partial(forward, params, config=config, num_segments=1))(tokens)[:, 0]` is the padded batch.
+    """
+    hidden_key, logits_key = layers.split_key(key, 2)
+    family = FAMILIES[config.family]
+    hidden_TD = family.all_hidden_states(params, tokens, config=config, key=hidden_key)[-1]
+    return family.logits(params, hidden_TD, tokens, config=config, num_segments=num_segments, key=logits_key)
+
+
+def hidden_states(params: Params, tokens: Tokens, *, config: ModelConfig) -> Float[Array, "T D"]:
+    """AutoModel's `last_hidden_state` of one row; what stands on padding has no meaning."""
+    return FAMILIES[config.family].all_hidden_states(params, tokens, config=config)[-1]
+
+
+def shapes(config: ModelConfig) -> dict[str, Any]:
+    """The shape of every parameter, as a nested dict of tuples.
+
+    Raises:
+        ValueError: the activation is not implemented.
+    """
+    if config.activation not in layers.ACTIVATIONS:
+        known = ", ".join(layers.ACTIVATIONS)
+        raise ValueError(f"config.json names the activation {config.activation!r}; the native backend has {known}.")
+    return FAMILIES[config.family].shapes(config)
+
+
+def init(key: Key[Array, ""], config: ModelConfig) -> Params:
+    """Newly drawn parameters in float32, for training from nothing and for new heads."""
+    return layers.init_params(key, shapes(config), stddev=config.initializer_range)

@@ -1,0 +1,138 @@
+"""The layers that the families share, each written for one row of tokens; `vmap` adds the batch.
+
+Matrix products accumulate in float32 whatever the dtype of the parameters; LayerNorm's statistics, the softmax and the
+classification head are float32 throughout. A `key` of None means no dropout.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Int, Key, PyTree
+
+from flaxsent.types import Params
+
+OptionalKey = Key[Array, ""] | None
+
+# Names of config.json (transformers' ACT2FN) that published encoders use. "gelu" is the exact one.
+ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
+    "gelu": lambda x: jax.nn.gelu(x, approximate=False),
+    "gelu_python": lambda x: jax.nn.gelu(x, approximate=False),
+    "gelu_new": lambda x: jax.nn.gelu(x, approximate=True),
+    "gelu_fast": lambda x: jax.nn.gelu(x, approximate=True),
+    "gelu_pytorch_tanh": lambda x: jax.nn.gelu(x, approximate=True),
+    "quick_gelu": lambda x: x * jax.nn.sigmoid(1.702 * x),
+    "relu": jax.nn.relu,
+    "relu6": jax.nn.relu6,
+    "silu": jax.nn.silu,
+    "swish": jax.nn.silu,
+    "mish": jax.nn.mish,
+    "sigmoid": jax.nn.sigmoid,
+    "tanh": jnp.tanh,
+    "linear": lambda x: x,
+}
+
+
+def dense(params: Params, x: Float[Array, "*rows inp"]) -> Float[Array, "*rows out"]:
+    """`x @ kernel + bias`, accumulated in float32, in the dtype of `x`."""
+    y = jnp.einsum("...d,df->...f", x, params["kernel"], preferred_element_type=jnp.float32)
+    return (y + _along_last_axis(params["bias"], y.ndim)).astype(x.dtype)
+
+
+def layer_norm(params: Params, x: Float[Array, "*rows D"], *, eps: float) -> Float[Array, "*rows D"]:
+    """LayerNorm (Ba et al. 2016) by two passes: E[x²] − E[x]² loses 1.5e-3 at a row mean of 30."""
+    x_f32 = x.astype(jnp.float32)
+    centred = x_f32 - jnp.mean(x_f32, axis=-1, keepdims=True)
+    variance = jnp.mean(jnp.square(centred), axis=-1, keepdims=True)
+    y = centred * jax.lax.rsqrt(variance + eps)
+    y = y * _along_last_axis(params["scale"], y.ndim) + _along_last_axis(params["bias"], y.ndim)
+    return y.astype(x.dtype)
+
+
+def _along_last_axis(vector: Float[Array, " D"], ndim: int) -> Float[Array, "*ones D"]:
+    """In float32, with leading axes of 1, so that nothing depends on rank promotion (`jax_numpy_rank_promotion`)."""
+    return vector.astype(jnp.float32).reshape((1,) * (ndim - 1) + vector.shape)
+
+
+def embed(params: Params, ids_T: Int[Array, " T"]) -> Float[Array, "T D"]:
+    return jnp.take(params["embedding"], ids_T, axis=0, mode="clip")
+
+
+def attention_mask(segment_ids_T: Int[Array, " T"]) -> Bool[Array, "T T"]:
+    """Every token sees its own text only. Padding sees padding: a softmax over nothing would be NaN."""
+    return segment_ids_T[:, None] == segment_ids_T[None, :]
+
+
+def attend(
+    q_TD: Float[Array, "T D"],
+    k_TD: Float[Array, "T D"],
+    v_TD: Float[Array, "T D"],
+    mask_TT: Bool[Array, "T T"],
+    *,
+    num_heads: int,
+    dropout_rate: float,
+    key: OptionalKey,
+) -> Float[Array, "T D"]:
+    """Scaled dot-product attention in `num_heads` heads (Vaswani et al. 2017); dropout on the probabilities."""
+    q_TNH, k_TNH, v_TNH = (x.reshape(x.shape[0], num_heads, -1) for x in (q_TD, k_TD, v_TD))
+    scores_NTT = jnp.einsum("TNH,tNH->NTt", q_TNH, k_TNH, preferred_element_type=jnp.float32)
+    scores_NTT = scores_NTT * (q_TNH.shape[-1] ** -0.5)
+    scores_NTT = jnp.where(mask_TT[None], scores_NTT, jnp.finfo(jnp.float32).min)
+    probs_NTT = dropout(jax.nn.softmax(scores_NTT, axis=-1), dropout_rate, key).astype(v_TNH.dtype)
+    y_TNH = jnp.einsum("NTt,tNH->TNH", probs_NTT, v_TNH, preferred_element_type=jnp.float32)
+    return y_TNH.reshape(q_TD.shape).astype(q_TD.dtype)
+
+
+def dropout(x: Float[Array, "*shape"], rate: float, key: OptionalKey) -> Float[Array, "*shape"]:
+    """Inverted dropout (Srivastava et al. 2014): the expectation stays the same."""
+    if key is None or rate == 0:
+        return x
+    keep = jax.random.bernoulli(key, 1 - rate, x.shape)
+    return jnp.where(keep, x / jnp.asarray(1 - rate, x.dtype), jnp.zeros((), x.dtype))
+
+
+def split_key(key: OptionalKey, num: int) -> Sequence[OptionalKey]:
+    """`num` keys, or `num` times None."""
+    return [None] * num if key is None else list(jax.random.split(key, num))
+
+
+def first_tokens(
+    hidden_TD: Float[Array, "T D"], segment_ids_T: Int[Array, " T"], *, num_segments: int
+) -> Float[Array, "S D"]:
+    """The hidden state of each text's first token ([CLS]), in float32 for the head.
+
+    A row with fewer texts than `num_segments` has meaningless values at the end; `unpack` never reads them.
+    """
+    starts_S = jnp.argmax(segment_ids_T[None, :] == jnp.arange(1, num_segments + 1)[:, None], axis=-1)
+    return hidden_TD[starts_S].astype(jnp.float32)
+
+
+def in_float32(params: Params) -> PyTree[Float[Array, "..."]]:
+    """The parameters of a head, which computes in float32."""
+    return jax.tree.map(lambda leaf: leaf.astype(jnp.float32), params)
+
+
+def dense_shapes(inputs: int, outputs: int) -> dict[str, tuple[int, ...]]:
+    return {"kernel": (inputs, outputs), "bias": (outputs,)}
+
+
+def layer_norm_shapes(size: int) -> dict[str, tuple[int, ...]]:
+    return {"scale": (size,), "bias": (size,)}
+
+
+def init_params(key: Key[Array, ""], shapes: Mapping[str, Any], *, stddev: float) -> dict[str, Any]:
+    """Draws parameters for a tree of shapes: kernels and embeddings normal, biases 0, scales 1, as BERT starts."""
+    leaves, treedef = jax.tree_util.tree_flatten_with_path(shapes, is_leaf=lambda node: isinstance(node, tuple))
+    drawn = []
+    for leaf_key, (path, shape) in zip(jax.random.split(key, len(leaves)), leaves, strict=True):
+        match path[-1].key:
+            case "kernel" | "embedding":
+                drawn.append(stddev * jax.random.normal(leaf_key, shape))
+            case "scale":
+                drawn.append(jnp.ones(shape))
+            case "bias":
+                drawn.append(jnp.zeros(shape))
+            case name:
+                raise ValueError(f"no initialiser for a parameter called {name!r}; expected kernel, embedding …")
+    return jax.tree.unflatten(treedef, drawn)

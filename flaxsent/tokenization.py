@@ -1,0 +1,208 @@
+"""Texts → ragged token ids, through the `tokenizers` library; `packing.py` lays them out as arrays.
+
+The tokenizer keeps no truncation or padding state: each call encodes afresh, so threads can share one. (The fast
+tokenizers of transformers set that state on every call and raise "Already borrowed" when shared.)
+"""
+
+import dataclasses
+import json
+import logging
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import tokenizers
+
+from flaxsent.types import Encodings, Text, Texts
+
+logger = logging.getLogger(__name__)
+
+TOKENIZER_FILES = (
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "vocab.txt",
+    "vocab.json",
+    "merges.txt",
+    "spiece.model",
+    "spm.model",
+    "sentencepiece.bpe.model",
+)
+"""What a checkpoint may hold for its tokenizer; the first, or else the vocabularies, are read."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Tokenizer:
+    """A vocabulary and its rules, with the limits of the checkpoint; safe to share between threads."""
+
+    backend: tokenizers.Tokenizer
+    max_length: int
+    """Longest text in tokens, special tokens included."""
+    has_token_types: bool
+    """Whether the model tells the two texts of a pair apart; if not, `token_type_ids` are all 0."""
+    files: Mapping[str, bytes]
+    """The files to save beside the weights, `tokenizer.json` among them."""
+
+    def encode(self, texts: Texts, *, max_length: int | None = None) -> Encodings:
+        """Token ids with special tokens, cut to `max_length` tokens (the checkpoint's limit by default).
+
+        Pairs are cut at the end of the longer text first. A text that spells a special token ("[SEP]") stays text.
+
+        Raises:
+            TypeError: a bare str, or an element that is neither a str nor a pair of them.
+            ValueError: `max_length` is beyond the checkpoint's limit, or a text is not valid Unicode.
+        """
+        limit = self._limit(max_length)
+        encodings = self.backend.encode_batch([_checked(text, index) for index, text in enumerate(_as_batch(texts))])
+        too_long = [index for index, encoding in enumerate(encodings) if len(encoding) > limit]
+        for index in too_long:
+            encodings[index] = _encode_cut(self.backend, texts[index], limit)
+        if too_long:
+            logger.warning("%d of %d texts were truncated to %d tokens", len(too_long), len(texts), limit)
+        return Encodings(
+            input_ids=[encoding.ids for encoding in encodings],
+            token_type_ids=[
+                encoding.type_ids if self.has_token_types else [0] * len(encoding) for encoding in encodings
+            ],
+            num_truncated=len(too_long),
+        )
+
+    def _limit(self, max_length: int | None) -> int:
+        if max_length is None:
+            return self.max_length
+        special = self.backend.num_special_tokens_to_add(True)
+        if not special < max_length <= self.max_length:
+            raise ValueError(
+                f"a length of {max_length} tokens was asked for; this checkpoint takes {special + 1} to "
+                f"{self.max_length}: pass one of these."
+            )
+        return max_length
+
+
+def read_tokenizer(folder: Path, *, family: str, max_positions: int, type_vocab_size: int) -> Tokenizer:
+    """Reads the tokenizer files of a checkpoint folder.
+
+    The limit is that of the positions, or of `model_max_length` where that is smaller: 1e30 there is transformers'
+    way of saying that nobody knows.
+
+    Raises:
+        ValueError: there are none, or they cannot be read.
+    """
+    files = {name: (folder / name).read_bytes() for name in TOKENIZER_FILES if (folder / name).is_file()}
+    settings = _settings(files.get("tokenizer_config.json"))
+    if "tokenizer.json" not in files:
+        files["tokenizer.json"] = _convert(folder, files, settings, family=family)
+    try:
+        backend = tokenizers.Tokenizer.from_buffer(files["tokenizer.json"])
+    except Exception as err:  # the library raises plain Exception
+        raise ValueError(f"{folder / 'tokenizer.json'} is not a tokenizer: {err}; fetch it again.") from err
+    backend.no_truncation()
+    backend.no_padding()
+    backend.encode_special_tokens = True
+    model_max_length = settings.get("model_max_length")
+    return Tokenizer(
+        backend=backend,
+        max_length=min(max_positions, model_max_length) if type(model_max_length) is int else max_positions,
+        has_token_types=type_vocab_size > 1,
+        files={name: files[name] for name in _SAVED_FILES if name in files},
+    )
+
+
+# All that a fast tokenizer is opened from; vocabularies besides would say the same twice.
+_SAVED_FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json")
+
+
+def _settings(content: bytes | None) -> dict:
+    if content is None:
+        return {}
+    try:
+        settings = json.loads(content)
+    except ValueError as err:
+        raise ValueError(f"tokenizer_config.json is not JSON: {err}; fetch it again.") from err
+    if not isinstance(settings, dict):
+        raise ValueError(f"tokenizer_config.json holds a {type(settings).__name__}; expected an object.")
+    return settings
+
+
+def _convert(folder: Path, files: Mapping[str, bytes], settings: Mapping[str, object], *, family: str) -> bytes:
+    """The tokenizer.json that `AutoTokenizer` makes of a vocabulary.
+
+    `AutoTokenizer` sees a copy of the folder with plain files and settings only: nothing in it can name code.
+    """
+    vocabularies = {name: content for name, content in files.items() if not name.endswith("_config.json")}
+    if not vocabularies.keys() - {"special_tokens_map.json", "added_tokens.json"}:
+        raise ValueError(
+            f"{folder} has no tokenizer; expected tokenizer.json, or one of {', '.join(TOKENIZER_FILES[4:])}."
+        )
+    plain = {name: value for name, value in settings.items() if name not in ("auto_map", "trust_remote_code")}
+    from transformers import AutoTokenizer
+
+    with TemporaryDirectory() as copy:
+        for name, content in vocabularies.items():
+            (Path(copy) / name).write_bytes(content)
+        (Path(copy) / "tokenizer_config.json").write_text(json.dumps(plain))
+        (Path(copy) / "config.json").write_text(json.dumps({"model_type": family}))
+        try:
+            tokenizer = AutoTokenizer.from_pretrained(
+                copy, use_fast=True, local_files_only=True, trust_remote_code=False
+            )
+        except Exception as err:
+            raise ValueError(f"the vocabulary in {folder} could not be converted: {err}".splitlines()[0]) from err
+    return tokenizer.backend_tokenizer.to_str().encode()
+
+
+def _as_batch(texts: Texts) -> Texts:
+    if isinstance(texts, str):
+        raise TypeError(f"expected a sequence of texts, got one str: {texts[:40]!r}; pass a list, [text].")
+    return texts
+
+
+def _checked(text: Text, index: int) -> Text:
+    parts = text if isinstance(text, tuple) else (text,)
+    if not all(isinstance(part, str) for part in parts) or (isinstance(text, tuple) and len(text) != 2):
+        raise TypeError(f"text {index} is {_describe(text)}; expected a str or a (first, second) tuple of two.")
+    for part in parts:
+        if not part.isascii():
+            _check_unicode(part, index)
+    return text
+
+
+def _check_unicode(part: str, index: int) -> None:
+    try:
+        part.encode()
+    except UnicodeEncodeError as err:
+        raise ValueError(
+            f"text {index} has a lone surrogate at character {err.start}, which is not Unicode text; decode it anew, "
+            "or replace it by text.encode('utf-8', 'replace').decode()."
+        ) from err
+
+
+def _describe(text: object) -> str:
+    return f"a tuple of {len(text)}" if isinstance(text, tuple) else f"of type {type(text).__name__}"
+
+
+def _encode_cut(backend: tokenizers.Tokenizer, text: Text, limit: int) -> tokenizers.Encoding:
+    """Encodes the parts alone, cuts each to its share, then adds the special tokens."""
+    parts: Sequence[str] = text if isinstance(text, tuple) else (text,)
+    encodings = [backend.encode(part, add_special_tokens=False) for part in parts]
+    room = limit - backend.num_special_tokens_to_add(len(parts) == 2)
+    for encoding, length in zip(encodings, _shares([len(encoding) for encoding in encodings], room), strict=True):
+        encoding.truncate(length)
+    return backend.post_process(*encodings, add_special_tokens=True)
+
+
+def _shares(lengths: Sequence[int], room: int) -> Sequence[int]:
+    """How many tokens of each part stay: the longer part gives first, then both alike (tokenizers' "longest_first").
+
+    >>> _shares([3, 9], 8), _shares([9, 9], 7), _shares([9], 7)
+    ([3, 5], [3, 4], [7])
+    """
+    if len(lengths) == 1:
+        return [min(lengths[0], room)]
+    short, long = sorted(lengths)
+    if short + long > room:
+        long = short if short > room else max(short, room - short)
+        if short + long > room:
+            short, long = room // 2, room - room // 2
+    return [short, long] if lengths[0] <= lengths[1] else [long, short]

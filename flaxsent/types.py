@@ -1,0 +1,91 @@
+"""The words used in every signature; start reading here, then `config.py`.
+
+Dimension key, the same letters in einsum, in jaxtyping axes and in name suffixes:
+
+    B texts · L positions of one padded text · R rows · T tokens in a row · S texts (segments) in a row · D hidden ·
+    N heads · H head size · F feed-forward · V vocabulary · P positions · C labels
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Literal, NamedTuple
+
+import jax
+import numpy as np
+from jaxtyping import Array, Float, Int, Key
+
+AnyArray = jax.Array | np.ndarray
+"""NumPy on the host, jax on the device; strings never leave the host."""
+
+Params = Mapping[str, Any]
+"""Nested dict of arrays with the names and shapes of the Hugging Face Flax model of the family."""
+
+Text = str | tuple[str, str]
+"""A text, or a `(first, second)` pair of texts."""
+
+Texts = Sequence[Text]
+
+ProblemType = Literal["single_label_classification", "multi_label_classification", "regression"]
+
+Backend = Literal["flax", "native"]
+
+
+class Tokens(NamedTuple):
+    """Rows of tokens, ready for `forward`.
+
+    A model function reads one row `[T]`; `vmap` puts B or R in front. A row holds one padded text or several texts end
+    to end: `segment_ids` tells them apart.
+    """
+
+    input_ids: Int[AnyArray, "*batch T"]
+    """Vocabulary indices."""
+    token_type_ids: Int[AnyArray, "*batch T"]
+    """0 in the first text, 1 in the second text of a pair."""
+    position_ids: Int[AnyArray, "*batch T"]
+    """Restart in each text (RoBERTa families: from `padding_idx + 1`)."""
+    segment_ids: Int[AnyArray, "*batch T"]
+    """Which text of the row a token belongs to: 1..S; 0 is padding."""
+
+    @property
+    def attention_mask(self) -> Int[AnyArray, "*batch T"]:
+        """1 where there is a token, 0 on padding: Hugging Face's mask when a row holds one text."""
+        return (self.segment_ids > 0).astype(np.int32)
+
+
+class Encodings(NamedTuple):
+    """Ragged token ids, one list a text: what `encode` gives and `pad` and `pack` lay out."""
+
+    input_ids: list[list[int]]
+    token_type_ids: list[list[int]]
+    num_truncated: int
+    """How many of the texts were longer than the limit and lost their end."""
+
+
+class Prediction(NamedTuple):
+    """What `decode` makes of one text: labels with their scores, best first."""
+
+    labels: tuple[str, ...]
+    scores: tuple[float, ...]
+
+    @property
+    def label(self) -> str:
+        """The best label."""
+        return self.labels[0]
+
+    @property
+    def score(self) -> float:
+        """Its score: a probability, or the value itself for regression."""
+        return self.scores[0]
+
+
+class Model(NamedTuple):
+    """What a backend makes of a config: the batched functions, and what `checkpoint` must know of the parameters."""
+
+    forward: Callable[[Params, Tokens, Key[Array, ""] | None], Float[Array, "B C"]]
+    hidden_states: Callable[[Params, Tokens], Float[Array, "B L D"]]
+    shapes: Params
+    """The shape of every parameter, as tuples."""
+    init: Callable[[Key[Array, ""]], Params]
+    base: str
+    """The branch of the params that holds the encoder: "bert"."""
+    head: tuple[str, ...]
+    """The branches that a new head brings anew: "classifier", "bert/pooler"."""

@@ -1,0 +1,132 @@
+"""The numbers of both backends against PyTorch, stage by stage, on tiny random models of trained size."""
+
+import jax
+import numpy as np
+import pytest
+
+import flaxsent
+from flaxsent import encoders
+from tests.conftest import AWKWARD_TEXTS, TINY, texts_of_lengths
+
+pytestmark = pytest.mark.torch
+
+# Both sides compute in float32 in another order of summation; hidden states and logits are of size 1 to 10.
+TOLERANCE = 2e-5
+
+SINGLES = texts_of_lengths([0, 1, 7, 30, 38])
+PAIRS = list(zip(texts_of_lengths([3, 1, 0, 20]), texts_of_lengths([5, 0, 9, 16], seed=1), strict=True))
+BACKENDS = ["native", pytest.param("flax", marks=pytest.mark.flax_auto)]
+
+
+def pytorch(folder):
+    import torch
+    from transformers import AutoModelForSequenceClassification
+
+    model, info = AutoModelForSequenceClassification.from_pretrained(
+        folder, output_loading_info=True, dtype=torch.float32, attn_implementation="eager"
+    )
+    assert not any(info.values()), info
+    return model.eval()
+
+
+def pytorch_stages(folder, tokens):
+    """Every hidden state and the logits, under the names of the stages."""
+    import torch
+
+    model = pytorch(folder)
+    inputs = {"input_ids": tokens.input_ids, "attention_mask": tokens.attention_mask}
+    if model.config.model_type != "distilbert":
+        inputs["token_type_ids"] = tokens.token_type_ids
+    with torch.no_grad():
+        out = model(**{name: torch.tensor(value) for name, value in inputs.items()}, output_hidden_states=True)
+    states = {f"layer {index}": state.numpy() for index, state in enumerate(out.hidden_states)}
+    return states | {"logits": out.logits.numpy()}
+
+
+def largest_difference(ours, theirs, tokens, stage):
+    difference = np.abs(np.asarray(ours) - theirs)
+    if stage != "logits":
+        difference = difference[tokens.segment_ids > 0]  # what stands on padding has no meaning
+    return difference.max()
+
+
+@pytest.mark.parametrize("texts", [SINGLES, PAIRS], ids=["single", "pair"])
+@pytest.mark.parametrize("family", TINY)
+def test_native_equals_pytorch_at_every_stage(tiny_folder, family, texts):
+    folder = tiny_folder(family)
+    classifier = flaxsent.load(folder, backend="native")
+    tokens = classifier.tokenize(texts)
+    theirs = pytorch_stages(folder, tokens)
+    states = jax.vmap(
+        lambda row: encoders.FAMILIES[family].all_hidden_states(classifier.params, row, config=classifier.config)
+    )(tokens)
+    ours = {f"layer {index}": state for index, state in enumerate(states)}
+    ours["logits"] = classifier.forward(classifier.params, tokens)
+    assert ours.keys() == theirs.keys()
+    for stage, state in ours.items():
+        assert largest_difference(state, theirs[stage], tokens, stage) <= TOLERANCE, stage
+    assert 1 < np.abs(theirs["logits"]).max() < 20, "a random model of another size than trained ones"
+
+
+@pytest.mark.flax_auto
+@pytest.mark.parametrize("texts", [SINGLES, PAIRS], ids=["single", "pair"])
+@pytest.mark.parametrize("family", TINY)
+def test_flax_equals_pytorch(tiny_folder, family, texts):
+    folder = tiny_folder(family)
+    classifier = flaxsent.load(folder, backend="flax")
+    tokens = classifier.tokenize(texts)
+    theirs = pytorch_stages(folder, tokens)
+    last = max(name for name in theirs if name != "logits")
+    hidden = classifier.hidden_states(classifier.params, tokens)
+    assert largest_difference(hidden, theirs[last], tokens, last) <= TOLERANCE
+    logits = classifier.forward(classifier.params, tokens)
+    assert largest_difference(logits, theirs["logits"], tokens, "logits") <= TOLERANCE
+
+
+@pytest.mark.parametrize("activation", ["gelu", "gelu_new", "relu", "silu", "quick_gelu", "mish", "tanh", "relu6"])
+def test_activations_equal_pytorch(tiny_folder, activation):
+    folder = tiny_folder("bert", hidden_act=activation)
+    classifier = flaxsent.load(folder, backend="native")
+    tokens = classifier.tokenize(SINGLES)
+    logits = classifier.forward(classifier.params, tokens)
+    assert np.abs(logits - pytorch_stages(folder, tokens)["logits"]).max() <= TOLERANCE
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("family", TINY)
+def test_saved_folder_opens_in_pytorch_with_the_same_logits(tiny_folder, tmp_path, family, backend):
+    classifier = flaxsent.load(tiny_folder(family), backend=backend)
+    flaxsent.save(classifier, tmp_path)
+    tokens = classifier.tokenize(SINGLES)
+    theirs = pytorch_stages(tmp_path, tokens)["logits"]
+    assert np.abs(classifier.forward(classifier.params, tokens) - theirs).max() <= TOLERANCE
+    again = flaxsent.load(tmp_path, backend=backend)
+    jax.tree.map(np.testing.assert_array_equal, again.params, classifier.params)
+
+
+@pytest.mark.parametrize("family", TINY)
+def test_tokens_of_awkward_texts_equal_transformers(tiny_folder, family):
+    from transformers import AutoTokenizer
+
+    folder = tiny_folder(family)
+    classifier = flaxsent.load(folder, backend="native")
+    texts = [text for text in AWKWARD_TEXTS if "[" not in text]  # special tokens spelt out stay text with us
+    limit = classifier.tokenizer.max_length
+    theirs = AutoTokenizer.from_pretrained(folder)(texts, truncation=True, max_length=limit, padding=True)
+    ours = classifier.tokenize(texts)
+    assert ours.input_ids.tolist() == theirs["input_ids"]
+    assert ours.attention_mask.tolist() == theirs["attention_mask"]
+
+
+@pytest.mark.slow
+def test_embedded_checkpoint_equals_pytorch_on_200_sentences(embedded):
+    """float16 weights computed in float32 on both sides; logits reach 6, so 1e-4 is a few units in the last place."""
+    from tests.conftest import DEV_SENTENCES
+
+    texts = DEV_SENTENCES.read_text(encoding="utf-8").splitlines()
+    assert len(texts) == 200
+    tokens = embedded.tokenize(texts)
+    ours = np.asarray(embedded.forward(embedded.params, tokens))
+    theirs = pytorch_stages(flaxsent.checkpoint.EMBEDDED, tokens)["logits"]
+    assert np.abs(ours - theirs).max() <= 1e-4
+    assert (ours.argmax(-1) == theirs.argmax(-1)).all()
