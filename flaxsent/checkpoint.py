@@ -78,13 +78,25 @@ def _download(hub_id: str, revision: str | None, tokenizer_files: Sequence[str])
             for name in vocabularies:
                 get(name)
     except errors.LocalEntryNotFoundError as err:
-        raise ConnectionError(
-            f"{at} is not in the local cache and the Hub gives no answer: {_first_line(err)}"
-        ) from err
+        why = f"the Hub gives no answer: {_first_line(err.__cause__ or err)}"
+        if huggingface_hub.constants.HF_HUB_OFFLINE:
+            why = "HF_HUB_OFFLINE is set: unset it to fetch."
+        raise ConnectionError(f"{at} is not in the local cache, and {why}") from err
     except errors.RepositoryNotFoundError as err:
-        raise FileNotFoundError(f"the Hub has no {at}, or it is private: check the name, or set HF_TOKEN.") from err
+        raise FileNotFoundError(
+            f"the Hub shows no {hub_id}: check the name, or set HF_TOKEN if it is private or gated."
+        ) from err
+    except errors.RevisionNotFoundError as err:
+        raise FileNotFoundError(f"the Hub has no {at}; expected a branch, a tag or a commit of it.") from err
+    except errors.EntryNotFoundError as err:
+        raise FileNotFoundError(f"{at} has no config.json on the Hub; expected a Hugging Face checkpoint.") from err
     except (errors.HfHubHTTPError, errors.HFValidationError) as err:
         raise FileNotFoundError(f"{at} could not be fetched from the Hub: {_first_line(err)}") from err
+    except (OSError, RuntimeError, errors.HTTPError) as err:
+        # A connection that breaks: requests raises OSErrors without a number, httpx its HTTPError, hf_xet RuntimeError.
+        if isinstance(err, OSError) and err.errno is not None:
+            raise
+        raise ConnectionError(f"the Hub broke off while {at} was fetched: {_first_line(err)}; try again.") from err
     return config_file.parent
 
 
@@ -92,6 +104,9 @@ def _download_if_there(hub_id: str, name: str, *, commit: str) -> bool:
     import huggingface_hub
     from huggingface_hub import errors
 
+    cached = huggingface_hub.try_to_load_from_cache(hub_id, name, revision=commit)
+    if cached is not None and not isinstance(cached, str):
+        return False  # it was not there when last asked for, and a commit does not change
     try:
         huggingface_hub.hf_hub_download(hub_id, name, revision=commit)
     except errors.LocalEntryNotFoundError:
@@ -178,7 +193,13 @@ def to_tensors(params: Params) -> dict[str, np.ndarray]:
     }
 
 
-def write(folder: str | os.PathLike, *, params: Params, config_json: str, tokenizer_files: Mapping[str, bytes]) -> None:
+def write(
+    folder: str | os.PathLike,
+    *,
+    tensors: Mapping[str, np.ndarray],
+    config_json: str,
+    tokenizer_files: Mapping[str, bytes],
+) -> None:
     """Writes a checkpoint folder; each file appears under its name only when it is complete.
 
     Raises:
@@ -187,7 +208,7 @@ def write(folder: str | os.PathLike, *, params: Params, config_json: str, tokeni
     target = Path(folder)
     target.mkdir(parents=True, exist_ok=True)
     with TemporaryDirectory(dir=target, prefix=".saving-") as unfinished:
-        safetensors.numpy.save_file(to_tensors(params), Path(unfinished, SAFETENSORS), metadata={"format": "pt"})
+        safetensors.numpy.save_file(dict(tensors), Path(unfinished, SAFETENSORS), metadata={"format": "pt"})
         Path(unfinished, "config.json").write_text(config_json)
         for name, content in tokenizer_files.items():
             Path(unfinished, name).write_bytes(content)

@@ -154,7 +154,8 @@ def save(classifier: Classifier, folder: str | os.PathLike, *, dtype: Any = None
     stored = jax.tree.leaves(classifier.params)[0].dtype if dtype is None else _float_dtype(dtype)
     checkpoint.write(
         folder,
-        params=jax.tree.map(lambda leaf: leaf.astype(stored), classifier.params),
+        tensors=checkpoint.to_tensors(jax.tree.map(lambda leaf: leaf.astype(stored), classifier.params))
+        | flax_auto.computed_tensors(classifier.config),
         config_json=to_json(classifier.config, dtype=stored.name),
         tokenizer_files=classifier.tokenizer.files,
     )

@@ -233,7 +233,7 @@ def _value(raw: Mapping[str, Any], key: str, default: Any) -> Any:
         expected, is_good = "an integer above 0", type(value) is int and value > 0
     if not is_good:
         raise ValueError(f"config.json has {key}={value!r}; expected {expected}.")
-    return value
+    return float(value) if expected.startswith(("a rate", "a number")) else value
 
 
 _RATES = (

@@ -11,15 +11,17 @@ Known faults of those classes (4.57) and what is done about them here:
     DistilBERT      masks with 1e30, which float16 does not have: refused in float16.
 """
 
+import contextlib
 import importlib.metadata
 import importlib.util
 import inspect
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float, Key
 
 from flaxsent.config import ModelConfig
@@ -69,11 +71,13 @@ def build(config: ModelConfig, dtype: jnp.dtype) -> Model:
 
     flax_config = CONFIG_MAPPING[config.family](**_vetted(config, CONFIG_MAPPING[config.family]))
     # _do_init=False keeps the parameters out of the object: it holds the module only.
-    flax_model = FlaxAutoModelForSequenceClassification.from_config(flax_config, dtype=dtype, _do_init=False)
+    with _their_promotion():
+        flax_model = FlaxAutoModelForSequenceClassification.from_config(flax_config, dtype=dtype, _do_init=False)
     module = flax_model.module
 
     def init(key: Key[Array, ""]) -> Params:
-        return flax_model.init_weights(key, (1, 1))
+        with _their_promotion():
+            return flax_model.init_weights(key, (1, 1))
 
     shapes = jax.tree.map(lambda leaf: leaf.shape, jax.eval_shape(init, jax.random.key(0)))
     (base,) = (branch for branch in shapes if branch not in _HEADS)
@@ -82,13 +86,14 @@ def build(config: ModelConfig, dtype: jnp.dtype) -> Model:
         _check_length(flax_config, tokens.input_ids.shape[-1])
         inputs = _encoder_decoder_inputs if config.family in _ENCODER_DECODERS else _encoder_inputs
         rngs = {} if key is None else {"dropout": key}
-        return module.apply(
-            {"params": params},
-            **inputs(config, flax_config, jax.tree.map(jnp.asarray, tokens)),
-            deterministic=key is None,
-            rngs=rngs,
-            method=method,
-        )
+        with _their_promotion():
+            return module.apply(
+                {"params": params},
+                **inputs(config, flax_config, jax.tree.map(jnp.asarray, tokens)),
+                deterministic=key is None,
+                rngs=rngs,
+                method=method,
+            )
 
     def last_hidden_state(module: Any, **inputs: Any) -> Float[Array, "B L D"]:
         return getattr(module, base)(**inputs)[0]
@@ -115,6 +120,24 @@ def build(config: ModelConfig, dtype: jnp.dtype) -> Model:
 
 _ENCODER_DECODERS = ("bart", "mbart")
 _HEADS = ("classifier", "pre_classifier", "classification_head")
+
+
+@contextlib.contextmanager
+def _their_promotion() -> Iterator[None]:
+    """Lets the code of transformers mix dtypes and ranks, which it needs, where a user has made JAX strict."""
+    with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
+        yield
+
+
+def computed_tensors(config: ModelConfig) -> dict[str, Float[np.ndarray, "P H"]]:
+    """Tensors that PyTorch's checkpoints hold and Flax computes: RoFormer's sinusoids (modeling_roformer.py)."""
+    if config.family != "roformer":
+        return {}
+    head_size = config.hidden_size // config.num_heads
+    frequencies = 10000.0 ** (-2 * np.arange((head_size + 1) // 2) / head_size)
+    angles = np.arange(config.num_positions)[:, None] * frequencies
+    table = np.concatenate([np.sin(angles), np.cos(angles)[:, : head_size // 2]], axis=-1)
+    return {"roformer.encoder.embed_positions.weight": table.astype(np.float32)}
 
 
 def _vetted(config: ModelConfig, config_class: Any) -> dict[str, Any]:

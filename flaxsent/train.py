@@ -83,7 +83,8 @@ def train_step(
     updates, opt_state = optimizer.update(gradient, state.opt_state, state.params)
     params = cast(Params, optax.apply_updates(state.params, updates))
     # The average forgets its start: over the first steps it is a plain mean.
-    decay = jnp.minimum(average_decay, (1.0 + state.step) / (10.0 + state.step))
+    num_steps = state.step.astype(jnp.float32)
+    decay = jnp.minimum(average_decay, (1 + num_steps) / (10 + num_steps))
     average = cast(Params, optax.incremental_update(params, state.average, 1 - decay))
     return TrainState(params, average, opt_state, state.step + 1, key), value
 

@@ -1,0 +1,150 @@
+"""The command line: what it prints, and that a user's mistake is one line and exit code 2."""
+
+import io
+import json
+import subprocess
+import sys
+from importlib.metadata import version
+
+import pytest
+
+import flaxsent
+from flaxsent.cli import main
+
+COURSE = ["I've been waiting for a HuggingFace course my whole life", "I hate this so much!"]
+
+
+def run(capsys, *arguments):
+    code = main(arguments)
+    out, err = capsys.readouterr()
+    return code, out, err
+
+
+def test_classify_labels_the_sentences_of_the_course(capsys):
+    code, out, err = run(capsys, "classify", *COURSE)
+    assert (code, err) == (0, "")
+    header, *rows = out.splitlines()
+    assert header.split("\t") == ["label", "score", "text"]
+    assert [row.split("\t")[0] for row in rows] == ["POSITIVE", "NEGATIVE"]
+    assert [row.split("\t")[2] for row in rows] == COURSE
+
+
+def test_jsonl_holds_the_text_and_scores_that_sum_to_one(capsys):
+    code, out, _ = run(capsys, "classify", "--format", "jsonl", "--top-k", "2", 'tab\t"quoted"\nline 😀')
+    record = json.loads(out)
+    assert code == 0
+    assert record["text"] == 'tab\t"quoted"\nline 😀'
+    assert sum(score["score"] for score in record["scores"]) == pytest.approx(1, abs=1e-6)
+    assert {score["label"] for score in record["scores"]} == {"NEGATIVE", "POSITIVE"}
+
+
+def test_tsv_is_one_row_a_text_whatever_the_text(capsys):
+    _, out, _ = run(capsys, "classify", "--format", "tsv", "--top-k", "5", "a\tb\nc\\d\r")
+    header, row = out.splitlines()
+    assert header.split("\t") == ["label", "score", "label_2", "score_2", "text"]
+    assert row.split("\t")[4] == "a\\tb\\nc\\\\d\\r"
+
+
+def test_table_fits_the_terminal_and_moves_no_cursor(capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "40")
+    _, out, _ = run(capsys, "classify", "--format", "table", "\x1b[2J\x07" + "long " * 30)
+    assert len(out.rstrip("\n")) == 40
+    assert out.rstrip("\n").isprintable()
+    assert out.rstrip("\n").endswith("…")
+
+
+def stdin(monkeypatch, content: bytes):
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(content)))
+
+
+def test_standard_input_is_one_text_a_line(capsys, monkeypatch):
+    stdin(monkeypatch, "\ufeffso good\r\n\nbad 😀".encode())
+    code, out, _ = run(capsys, "classify", "-", "--format", "jsonl")
+    assert code == 0
+    assert [json.loads(line)["text"] for line in out.splitlines()] == ["so good", "", "bad 😀"]
+
+
+def test_lines_before_a_broken_one_still_come_out(capsys, monkeypatch):
+    stdin(monkeypatch, b"so good\nso bad\n\xff\xfe\nlost\n")
+    code, out, err = run(capsys, "classify", "-", "--format", "jsonl")
+    assert code == 2
+    assert [json.loads(line)["text"] for line in out.splitlines()] == ["so good", "so bad"]
+    assert err == "flaxsent: error: standard input line 3 is not UTF-8 text: invalid start byte; convert it first.\n"
+
+
+def test_empty_standard_input_gives_no_rows(capsys, monkeypatch):
+    stdin(monkeypatch, b"")
+    assert run(capsys, "classify", "-", "--format", "jsonl") == (0, "", "")
+
+
+def test_truncation_is_said(capsys, caplog):
+    code, _, _ = run(capsys, "classify", "word " * 600)
+    assert code == 0
+    assert "1 of 1 texts were truncated to 512 tokens" in caplog.text
+
+
+def test_info_tells_what_the_checkpoint_is(capsys):
+    code, out, _ = run(capsys, "info")
+    facts = {line[:13].strip(): line[14:] for line in out.splitlines()}
+    assert code == 0
+    assert facts["family"] == "bert"
+    assert facts["labels"] == "NEGATIVE, POSITIVE"
+    assert facts["max length"] == "512 tokens"
+    assert facts["weights"] == "all finite"
+    assert facts["parameters"] == "22,713,986"
+    assert f"jax {version('jax')}" in facts["versions"]
+
+
+def test_train_and_evaluate_from_files(capsys, tmp_path, tiny_folder):
+    data = tmp_path / "data.tsv"
+    data.write_text("text\tlabel\n" + "good good\tPOSITIVE\nbad bad\tNEGATIVE\n" * 4)
+    arguments = [
+        "--model",
+        str(tiny_folder("bert")),
+        "--labels",
+        "NEGATIVE,POSITIVE",
+        "--output",
+        str(tmp_path / "out"),
+    ]
+    with flaxsent.train.jax.numpy_dtype_promotion("standard"):  # optax needs it
+        code, out, err = run(capsys, "train", "--train", str(data), "--dev", str(data), "--epochs", "1", *arguments)
+    assert (code, err) == (0, "")
+    assert out.startswith("epoch 1 dev accuracy ")
+    code, again, _ = run(capsys, "evaluate", "--model", str(tmp_path / "out"), "--data", str(data))
+    assert code == 0
+    assert again.split()[1] == out.split()[-1]
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["classify", "x", "--model", "/nowhere"],
+        ["classify", "x", "--top-k", "0"],
+        ["classify", "\ud800"],
+        ["info", "/nowhere/at/all"],
+        ["evaluate", "--data", "/nowhere.tsv"],
+        ["train", "--train", "/nowhere.tsv", "--output", "/dev/null/x"],
+    ],
+    ids=" ".join,
+)
+def test_mistakes_are_one_line_and_exit_code_2(capsys, arguments):
+    code, out, err = run(capsys, *arguments)
+    assert code == 2
+    assert err.startswith("flaxsent: error: ")
+    assert err.count("\n") == 1
+
+
+def test_version_help_and_unknown_command():
+    def flaxsent_process(*arguments):
+        command = [sys.executable, "-c", "import sys; from flaxsent.cli import main; sys.exit(main())", *arguments]
+        return subprocess.run(command, capture_output=True, text=True)
+
+    assert flaxsent_process("--version").stdout == f"flaxsent {flaxsent.__version__}\n"
+    assert flaxsent_process("frobnicate").returncode == 2
+
+
+def test_a_reader_that_goes_away_is_no_error():
+    command = f"{sys.executable} -c 'import sys; from flaxsent.cli import main; sys.exit(main())' classify -"
+    done = subprocess.run(f"yes good | head -3000 | {command} | head -1", shell=True, capture_output=True, text=True)
+    assert done.stdout == "label\tscore\ttext\n"
+    assert done.stderr == ""

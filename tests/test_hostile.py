@@ -1,0 +1,526 @@
+"""Damaged and hostile checkpoints: one clear line each; no code of theirs runs, nothing is fetched, nothing is written."""
+
+import dataclasses
+import json
+import pickle
+import shutil
+import socket
+import struct
+import subprocess
+import sys
+from pathlib import Path
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import safetensors.numpy
+
+import flaxsent
+from flaxsent import cli
+
+BACKENDS = ["native", pytest.param("flax", marks=pytest.mark.flax_auto)]
+
+
+@pytest.fixture(autouse=True)
+def marker(tmp_path, monkeypatch):
+    """The file that hostile code makes if it runs; no test here may make it, or reach for the network."""
+    attempts = []
+
+    def connect(*arguments):
+        attempts.append(arguments)
+        raise OSError("no network in this test")
+
+    monkeypatch.setattr(socket.socket, "connect", connect)
+    monkeypatch.setattr(socket, "getaddrinfo", connect)
+    path = tmp_path / "hostile-code-ran"
+    yield path
+    assert not path.exists()
+    assert not attempts
+
+
+@pytest.fixture
+def folder(tiny_folder, tmp_path, marker):
+    """A good tiny checkpoint to be damaged, with modules in it that make the marker when they are imported."""
+    copy = tmp_path / "checkpoint"
+    shutil.copytree(tiny_folder("bert"), copy)
+    (copy / "vocab.txt").unlink()
+    for name in ("configuration_evil.py", "modeling_evil.py", "tokenization_evil.py", "__init__.py"):
+        (copy / name).write_text(f"open({str(marker)!r}, 'w')\n")
+    return copy
+
+
+def snapshot(folder):
+    return {path: path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}
+
+
+def assert_refused(folder, part, capsys, backend="native", error=(ValueError, FileNotFoundError)):
+    before = snapshot(folder)
+    with pytest.raises(error) as info:
+        flaxsent.load(folder, backend=backend)
+    message = str(info.value)
+    assert part in message
+    assert "\n" not in message
+    assert cli.main(["classify", "--model", str(folder), "hi"]) == 2
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert err == f"flaxsent: error: {' '.join(message.split())}\n"
+    assert snapshot(folder) == before
+
+
+def change_config(folder, **changes):
+    path = folder / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+
+
+# config.json as a whole
+
+CONFIG_TEXTS = {
+    "empty": (b"", "config.json is not JSON"),
+    "prose": (b"see the Hub", "config.json is not JSON"),
+    "torn": (b'{"model_type": "bert", "vocab', "config.json is not JSON"),
+    "list": (b'["bert"]', "config.json holds a list"),
+    "null": (b"null", "config.json holds a NoneType"),
+    "number": (b"5", "config.json holds a int"),
+    "deep lists": (b"[" * 200_000, "config.json is not JSON"),
+    "deep objects": (b'{"model_type":' * 200_000, "config.json is not JSON"),
+    "long integer": (b'{"model_type": "bert", "vocab_size": ' + b"9" * 5000 + b"}", "config.json is not JSON"),
+    "no family": (b"{}", "model_type=None"),
+    "UTF-16": ('{"model_type": "bert"}'.encode("utf-16"), "is not UTF-8 text"),
+    "binary": (bytes(range(256)), "config.json"),
+}
+
+
+@pytest.mark.parametrize("name", CONFIG_TEXTS)
+def test_config_that_is_no_config_is_refused(folder, capsys, name):
+    content, part = CONFIG_TEXTS[name]
+    (folder / "config.json").write_bytes(content)
+    assert_refused(folder, part, capsys)
+
+
+# its values
+
+SIZES = (
+    "vocab_size",
+    "hidden_size",
+    "num_hidden_layers",
+    "num_attention_heads",
+    "intermediate_size",
+    "max_position_embeddings",
+)
+BAD_SIZES = [0, -1, "12", True, 12.0, None, [12], {}, 10**30, 10**12, float("inf"), float("nan")]
+BAD_VALUES = {
+    "model_type": ["t5", "Bert", "", 3, ["bert"], {"bert": 1}, None],
+    "type_vocab_size": [-1, "2", True, 2.0, [2], 10**12],
+    "pad_token_id": [-1, "0", True, 0.0, [0], 61, 10**12],
+    "layer_norm_eps": [0, -1e-12, "1e-12", True, [1e-12], float("inf"), float("nan")],
+    "initializer_range": [0, -0.02, "0.02", True, float("inf"), float("nan")],
+    "hidden_dropout_prob": [1, -0.1, "0.1", True, float("nan"), [0.1]],
+    "classifier_dropout": [1, -0.1, "0.1", True, float("nan")],
+    "hidden_act": [3, ["gelu"], {"class_name": "evil"}, "gelu\nevil", "__import__('os')"],
+    "id2label": [
+        {},
+        [],
+        ["A", "B", "C"],
+        "ABC",
+        7,
+        {"0": "A", "2": "C"},
+        {"1": "A", "2": "B", "3": "C"},
+        {"-1": "A", "0": "B", "1": "C"},
+        {"zero": "A"},
+        {"0": "A", "00": "B", "1": "C", "2": "D"},
+        {"0": {"name": "A"}, "1": "B", "2": "C"},
+        {"0": None, "1": "B", "2": "C"},
+        {"9" * 5000: "A"},
+    ],
+    "problem_type": ["classification", 3, ["regression"], {}, True],
+    "is_decoder": [True, "yes"],
+    "add_cross_attention": [True],
+    "pruned_heads": [{"0": [1]}],
+    "position_embedding_type": ["relative_key", "relative_key_query", ["absolute"]],
+    "quantization_config": [{"quant_method": "bitsandbytes"}, {}],
+}
+CASES = [(key, value) for key in SIZES for value in BAD_SIZES]
+CASES += [(key, value) for key, values in BAD_VALUES.items() for value in values]
+
+
+@pytest.mark.parametrize(("key", "value"), CASES, ids=lambda value: str(value)[:30].replace("\n", " "))
+def test_impossible_value_is_refused_by_the_name_of_its_key(folder, capsys, key, value):
+    change_config(folder, **{key: value})
+    part = "names the activation" if key == "hidden_act" and isinstance(value, str) else key
+    assert_refused(folder, part, capsys)
+
+
+@pytest.mark.parametrize("num_labels", [0, -3, "3", 3.0, True, 10**12])
+def test_impossible_number_of_labels_is_refused(folder, capsys, num_labels):
+    change_config(folder, id2label=None, num_labels=num_labels)
+    assert_refused(folder, "num_labels", capsys)
+
+
+def test_heads_that_do_not_divide_the_hidden_size_are_refused(folder, capsys):
+    change_config(folder, num_attention_heads=5)
+    assert_refused(folder, "hidden size 36, which its 5 heads do not divide", capsys)
+
+
+def test_padding_beyond_the_positions_is_refused():
+    """RoBERTa's positions start after the padding's id: none would be left."""
+    raw = {"model_type": "roberta", "vocab_size": 99, "hidden_size": 8, "num_hidden_layers": 1}
+    raw |= {"num_attention_heads": 2, "intermediate_size": 8, "max_position_embeddings": 20, "pad_token_id": 20}
+    with pytest.raises(ValueError, match="pad_token_id=20"):
+        flaxsent.config.read_config(json.dumps(raw))
+
+
+# code from elsewhere
+
+EVIL_MAP = {
+    "AutoConfig": "configuration_evil.EvilConfig",
+    "AutoModelForSequenceClassification": "modeling_evil.EvilModel",
+    "FlaxAutoModelForSequenceClassification": "evil/elsewhere--modeling_evil.EvilModel",
+    "AutoTokenizer": ["tokenization_evil.EvilTokenizer", "tokenization_evil.EvilTokenizer"],
+}
+CODE_KEYS = [
+    ("auto_map", EVIL_MAP),
+    ("auto_map", "modeling_evil.EvilModel"),
+    ("trust_remote_code", True),
+    ("trust_remote_code", "true"),
+    ("_attn_implementation", "evil/kernels"),
+    ("_attn_implementation", {"": "evil/kernels"}),
+    ("_attn_implementation_internal", "evil/kernels"),
+    ("attn_implementation", "evil/kernels:run"),
+    ("custom_pipelines", {"text-classification": {"impl": "modeling_evil.EvilPipeline"}}),
+]
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize(("key", "value"), CODE_KEYS)
+def test_config_that_asks_for_code_is_refused(folder, capsys, key, value, backend):
+    change_config(folder, **{key: value})
+    assert_refused(folder, f"config.json has {key}=", capsys, backend=backend)
+
+
+@pytest.mark.flax_auto
+@pytest.mark.parametrize("family", flaxsent.flax_auto.FAMILIES)
+def test_config_class_gets_no_key_that_can_name_code(folder, family):
+    """CVE-2026-4372 is out of reach even if `read_config` let a hostile file through."""
+    from transformers import CONFIG_MAPPING
+
+    config = flaxsent.config.read_config((folder / "config.json").read_text())
+    raw = json.loads(config.json) | dict(CODE_KEYS) | {"_evil": 1, "_name_or_path": "evil/elsewhere"}
+    hostile = dataclasses.replace(config, family=family, json=json.dumps(raw))
+    kept = flaxsent.flax_auto._vetted(hostile, CONFIG_MAPPING[family])
+    assert not [key for key in kept if key.startswith("_")]
+    assert not kept.keys() & (dict(CODE_KEYS).keys() | {"name_or_path", "kwargs"})
+    made = CONFIG_MAPPING[family](**kept)
+    assert made._attn_implementation_internal is None
+    assert not hasattr(made, "auto_map")
+
+
+@pytest.mark.flax_auto
+def test_flax_backend_uses_no_loader_of_transformers(folder, monkeypatch):
+    """Neither config, model nor tokenizer of a folder with tokenizer.json goes through transformers' own readers."""
+    import transformers
+    from transformers import dynamic_module_utils
+
+    calls = []
+    for owner, name in [
+        (transformers.PretrainedConfig, "from_pretrained"),
+        (transformers.PretrainedConfig, "get_config_dict"),
+        (transformers.PretrainedConfig, "from_json_file"),
+        (transformers.AutoConfig, "from_pretrained"),
+        (transformers.FlaxPreTrainedModel, "from_pretrained"),
+        (transformers.FlaxAutoModelForSequenceClassification, "from_pretrained"),
+        (transformers.PreTrainedTokenizerBase, "from_pretrained"),
+        (transformers.AutoTokenizer, "from_pretrained"),
+        (dynamic_module_utils, "get_cached_module_file"),
+        (dynamic_module_utils, "get_class_in_module"),
+    ]:
+        monkeypatch.setattr(owner, name, lambda *arguments, name=name, **more: calls.append(name))
+    seen = []
+    from_config = transformers.FlaxAutoModelForSequenceClassification.from_config
+    monkeypatch.setattr(
+        transformers.FlaxAutoModelForSequenceClassification,
+        "from_config",
+        lambda config, **more: seen.append((config, more)) or from_config(config, **more),
+    )
+    assert flaxsent.load(folder, backend="flax").backend == "flax"
+    assert calls == []
+    ((config, more),) = seen
+    assert config._attn_implementation_internal is None
+    assert more.keys() == {"dtype", "_do_init"}
+
+
+def make_vocabulary_only(folder, **settings):
+    """A folder of which transformers' AutoTokenizer has to make the tokenizer.json."""
+    vocabulary = json.loads((folder / "tokenizer.json").read_text())["model"]["vocab"]
+    (folder / "vocab.txt").write_text("\n".join(vocabulary) + "\n")
+    (folder / "tokenizer.json").unlink()
+    (folder / "tokenizer_config.json").write_text(json.dumps(settings))
+
+
+HOSTILE_SETTINGS = [
+    {},
+    {"auto_map": EVIL_MAP},
+    {"auto_map": {"AutoTokenizer": "evil/elsewhere--tokenization_evil.EvilTokenizer"}, "trust_remote_code": True},
+    {"tokenizer_class": "EvilTokenizer", "auto_map": EVIL_MAP},
+    {"tokenizer_class": "EvilTokenizer"},
+    {"tokenizer_class": "os.system"},
+    {"tokenizer_class": "BertTokenizer", "name_or_path": "evil/elsewhere", "_commit_hash": "a" * 40},
+    {"tokenizer_class": "BertTokenizer", "fast_tokenizer_files": ["tokenizer.99.0.0.json", "../tokenizer.1.0.json"]},
+    {"tokenizer_class": "BertTokenizer", "vocab_file": "OUTSIDE"},
+    {"tokenizer_class": "BertTokenizerFast", "tokenizer_file": "OUTSIDE"},
+    {"tokenizer_class": "BertTokenizer", "_tokenizer_class": "EvilTokenizer", "backend": "evil"},
+]
+
+
+@pytest.mark.parametrize("settings", HOSTILE_SETTINGS, ids=lambda settings: "-".join(settings) or "plain")
+def test_tokenizer_settings_run_no_code_and_read_no_file_elsewhere(folder, tmp_path, settings):
+    """Each either gives the tokenizer of vocab.txt or is refused in one line."""
+    outside = tmp_path / "outside.txt"
+    outside.write_text("secret\n")
+    good = flaxsent.load(folder, backend="native").tokenizer
+    make_vocabulary_only(folder, **{k: str(outside) if v == "OUTSIDE" else v for k, v in settings.items()})
+    try:
+        tokenizer = flaxsent.load(folder, backend="native").tokenizer
+    except ValueError as err:
+        assert "\n" not in str(err)
+        assert str(folder) in str(err)
+    else:
+        assert b"secret" not in tokenizer.files["tokenizer.json"]
+        texts = ["the film is not bad", "secret"]
+        assert tokenizer.encode(texts) == good.encode(texts)
+    assert not list(tmp_path.glob("transformers_modules*"))
+
+
+class Evil:
+    """Unpickled, it makes the file of its name."""
+
+    def __init__(self, path):
+        self.path = str(path)
+
+    def __reduce__(self):
+        return open, (self.path, "w")
+
+
+@pytest.mark.parametrize("form", ["pickle", pytest.param("zip", marks=pytest.mark.torch)])
+def test_pickle_that_would_run_code_is_refused(folder, capsys, marker, form):
+    """By torch's weights_only where torch is installed, else for the lack of it."""
+    (folder / "model.safetensors").unlink()
+    file = folder / "pytorch_model.bin"
+    if form == "zip":
+        import torch
+
+        torch.save({"classifier.weight": Evil(marker)}, file)
+    else:
+        file.write_bytes(pickle.dumps({"classifier.weight": Evil(marker)}, protocol=2))
+    assert_refused(folder, str(file), capsys, error=(ValueError, ImportError))
+
+
+# weights
+
+
+def torn(content):
+    return content[: len(content) // 2]
+
+
+def with_header(header):
+    """A safetensors file of that header and nothing else."""
+    return lambda content: struct.pack("<Q", len(header)) + header
+
+
+def tensor_header(**changes):
+    entry = {"dtype": "F32", "shape": [3], "data_offsets": [0, 12]} | changes
+    return with_header(json.dumps({"classifier.bias": entry}).encode())
+
+
+DAMAGED_SAFETENSORS = {
+    "empty": lambda content: b"",
+    "torn": torn,
+    "last byte lost": lambda content: content[:-1],
+    "header length of 2**64 - 1": lambda content: b"\xff" * 8 + content[8:],
+    "header length of 1 GB": lambda content: struct.pack("<Q", 10**9) + content[8:],
+    "header length of 0": lambda content: bytes(8) + content[8:],
+    "header of garbage": lambda content: content[:8] + b"\x00" * 64 + content[72:],
+    "header that is a list": with_header(b"[1]"),
+    "header that nests deeply": with_header(b'{"a":' * 50_000),
+    "data beyond the end": tensor_header(data_offsets=[0, 10**12], shape=[10**12 // 4]),
+    "negative offsets": tensor_header(data_offsets=[-12, 0]),
+    "shape that does not fit the data": tensor_header(shape=[4]),
+    "unknown dtype": tensor_header(dtype="EVIL"),
+    "pickle": lambda content: pickle.dumps([1]),
+}
+
+
+@pytest.mark.parametrize("name", DAMAGED_SAFETENSORS)
+def test_damaged_safetensors_are_refused(folder, capsys, name):
+    file = folder / "model.safetensors"
+    file.write_bytes(DAMAGED_SAFETENSORS[name](file.read_bytes()))
+    assert_refused(folder, f"{file} is not a whole safetensors file", capsys)
+
+
+@pytest.mark.parametrize("dtype", [np.int8, np.uint8, np.int32, np.bool_, np.complex64])
+def test_tensors_that_are_no_floats_are_refused(folder, capsys, dtype):
+    file = folder / "model.safetensors"
+    tensors = safetensors.numpy.load_file(file)
+    safetensors.numpy.save_file(tensors | {"classifier.weight": np.zeros((3, 36), dtype)}, file)
+    assert_refused(folder, np.dtype(dtype).name, capsys)
+
+
+INDEXES = {
+    "parent": ({"weight_map": {"classifier.bias": "../outside/x.safetensors"}}, "'../outside/x.safetensors'"),
+    "absolute": ({"weight_map": {"classifier.bias": "/outside/x.safetensors"}}, "'/outside/x.safetensors'"),
+    "below": ({"weight_map": {"classifier.bias": "below/x.safetensors"}}, "'below/x.safetensors'"),
+    "backslash": ({"weight_map": {"classifier.bias": "..\\x.safetensors"}}, "names the shard"),
+    "line end": ({"weight_map": {"classifier.bias": "x.safetensors\n"}}, "names the shard"),
+    "pickle": ({"weight_map": {"classifier.bias": "pytorch_model.bin"}}, "'pytorch_model.bin'"),
+    "number": ({"weight_map": {"classifier.bias": 5}}, "names the shard 5"),
+    "object": ({"weight_map": {"classifier.bias": {}}}, "is not an index of shards"),
+    "mixed": ({"weight_map": {"classifier.bias": 5, "classifier.weight": "x.safetensors"}}, "is not an index"),
+    "no map": ({"metadata": {}}, "is not an index of shards"),
+    "list": ([["classifier.bias", "x.safetensors"]], "is not an index of shards"),
+    "map is a list": ({"weight_map": ["x.safetensors"]}, "is not an index of shards"),
+    "empty": ({"weight_map": {}}, "- classifier.bias"),
+    "missing shard": ({"weight_map": {"classifier.bias": "x.safetensors"}}, "x.safetensors"),
+}
+
+
+@pytest.mark.parametrize("name", INDEXES)
+def test_index_that_leads_elsewhere_is_refused(folder, capsys, name):
+    index, part = INDEXES[name]
+    outside = folder.parent / "outside"
+    outside.mkdir()
+    for place in (outside, folder / "below"):
+        place.mkdir(exist_ok=True)
+        shutil.copy(folder / "model.safetensors", place / "x.safetensors")
+    (folder / "model.safetensors").unlink()
+    (folder / "model.safetensors.index.json").write_text(json.dumps(index))
+    assert_refused(folder, part, capsys)
+
+
+@pytest.mark.parametrize("content", [b"", b"{", b"[" * 200_000, b"\xff\xfe{"], ids=["empty", "torn", "deep", "binary"])
+def test_index_that_is_not_json_is_refused(folder, capsys, content):
+    (folder / "model.safetensors").unlink()
+    (folder / "model.safetensors.index.json").write_bytes(content)
+    assert_refused(folder, "is not an index of shards", capsys)
+
+
+def msgpack_files():
+    import msgpack
+
+    array = {"kernel": msgpack.ExtType(1, msgpack.packb([[2, 2], "float32", bytes(16)]))}
+    return {
+        "empty": (b"", "is not a whole msgpack file"),
+        "torn": (torn(msgpack.packb({"classifier": array})), "is not a whole msgpack file"),
+        "prose": (b"see the Hub", "flax_model.msgpack"),
+        "list": (msgpack.packb([1, 2]), "holds a list"),
+        "leaf at the top": (msgpack.packb({"kernel": 5}), "flax_model.msgpack"),
+        "number for an array": (msgpack.packb({"classifier": {"kernel": 5}}), "flax_model.msgpack"),
+        "text for an array": (msgpack.packb({"classifier": {"kernel": "evil"}}), "flax_model.msgpack"),
+        "numbers for names": (msgpack.packb({5: {6: 7}}, strict_types=False), "flax_model.msgpack"),
+        "array of objects": (
+            msgpack.packb({"a": {"b": msgpack.ExtType(1, msgpack.packb([[1], "object", bytes(8)]))}}),
+            "is not a whole msgpack file",
+        ),
+        "array of another size": (
+            msgpack.packb({"a": {"b": msgpack.ExtType(1, msgpack.packb([[9], "float32", bytes(8)]))}}),
+            "is not a whole msgpack file",
+        ),
+        "deep": (b"\x81\xa1a" * 5000 + b"\xc0", "is not a whole msgpack file"),
+    }
+
+
+@pytest.mark.parametrize("name", msgpack_files())
+def test_damaged_msgpack_is_refused(folder, capsys, name):
+    content, part = msgpack_files()[name]
+    (folder / "model.safetensors").unlink()
+    (folder / "flax_model.msgpack").write_bytes(content)
+    assert_refused(folder, part, capsys)
+
+
+def test_wrong_shapes_are_refused(folder, capsys):
+    change_config(folder, intermediate_size=48)
+    assert_refused(folder, "bert.encoder.layer.0.intermediate.dense.weight: expected (48, 36), got (50, 36)", capsys)
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+def test_info_tells_which_weights_are_not_finite(folder, capsys, value):
+    file = folder / "model.safetensors"
+    tensors = safetensors.numpy.load_file(file)
+    assert cli.main(["info", str(folder)]) == 0
+    assert "all finite" in capsys.readouterr().out
+    tensors["classifier.bias"][1] = value
+    safetensors.numpy.save_file(tensors, file)
+    assert cli.main(["info", str(folder)]) == 0
+    assert "NaN or infinite values in classifier.bias\n" in capsys.readouterr().out
+
+
+# the tokenizer
+
+TOKENIZERS = {
+    "empty": b"",
+    "torn": b'{"version": "1.0", "truncation"',
+    "list": b"[1]",
+    "object": b"{}",
+    "binary": bytes(range(256)),
+    "deep": b"[" * 200_000,
+    "unknown model": b'{"version": "1.0", "model": {"type": "Evil", "vocab": {}}}',
+}
+
+
+@pytest.mark.parametrize("name", TOKENIZERS)
+def test_damaged_tokenizer_is_refused(folder, capsys, name):
+    (folder / "tokenizer.json").write_bytes(TOKENIZERS[name])
+    assert_refused(folder, f"{folder / 'tokenizer.json'} is not a tokenizer", capsys)
+
+
+@pytest.mark.parametrize("content", [b"", b"{", b"[1]", b"\xff", b"[" * 200_000])
+def test_damaged_tokenizer_settings_are_refused(folder, capsys, content):
+    (folder / "tokenizer_config.json").write_bytes(content)
+    assert_refused(folder, "tokenizer_config.json", capsys)
+
+
+@pytest.mark.parametrize("limit", [0, -5, 1, 2, True, "512", 1e30, None, [5]])
+def test_odd_limit_of_the_tokenizer_is_refused_or_without_effect(folder, limit):
+    (folder / "tokenizer_config.json").write_text(json.dumps({"model_max_length": limit}))
+    try:
+        classifier = flaxsent.load(folder, backend="native")
+    except ValueError as err:
+        assert "model_max_length" in str(err)
+    else:
+        assert classifier.tokenizer.max_length == 40
+        assert len(classifier.tokenizer.encode(["the film " * 40]).input_ids[0]) == 40
+
+
+def test_missing_tokenizer_is_told(folder, capsys):
+    (folder / "tokenizer.json").unlink()
+    assert_refused(folder, "has no tokenizer; expected tokenizer.json", capsys)
+
+
+# the folder
+
+SOURCES = {
+    "empty folder": ("empty", "has no config.json"),
+    "no folder": ("none/at/all", "is neither a folder nor a Hub id"),
+    "file": ("checkpoint/config.json", "is neither a folder nor a Hub id"),
+    "weights": ("checkpoint/model.safetensors", "is neither a folder nor a Hub id"),
+}
+
+
+@pytest.mark.parametrize("name", SOURCES)
+def test_what_is_no_checkpoint_folder_is_refused(folder, tmp_path, capsys, name):
+    (tmp_path / "empty").mkdir()
+    source, part = SOURCES[name]
+    assert_refused(tmp_path / source, part, capsys, error=FileNotFoundError)
+
+
+def test_folder_without_weights_is_refused(folder, capsys):
+    (folder / "model.safetensors").unlink()
+    assert_refused(folder, "has no weights; expected one of model.safetensors", capsys, error=FileNotFoundError)
+
+
+def test_program_ends_with_2_and_one_line_on_stderr(folder):
+    """The whole program, with whatever libraries write when they are imported and when it ends."""
+    change_config(folder, auto_map=EVIL_MAP)
+    main = "import sys; from flaxsent.cli import main; sys.exit(main())"
+    command = [sys.executable, "-c", main, "classify", "--model", str(folder), "hi"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60, cwd=folder.parent, check=False)
+    assert (done.returncode, done.stdout, done.stderr.count("\n")) == (2, "", 1)
+    assert "auto_map" in done.stderr

@@ -1,0 +1,306 @@
+"""Loading from the Hub, against a small server on this machine that answers as the Hub does.
+
+huggingface_hub reads HF_ENDPOINT, HF_HOME and HF_HUB_OFFLINE when it is imported, so flaxsent runs in new processes
+here, each of which does a list of jobs.
+"""
+
+import hashlib
+import http.server
+import json
+import os
+import subprocess
+import sys
+import threading
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import safetensors.numpy
+
+import flaxsent
+
+TEXTS = ["i hate this so much !", "the film is not bad"]
+FIRST, SECOND = "a" * 40, "b" * 40
+
+CHILD = """
+import contextlib, io, json, sys, time
+import flaxsent, flaxsent.cli
+from flaxsent.tokenization import TOKENIZER_FILES
+
+if sys.argv[2] == "hurry":
+    time.sleep = lambda seconds: None  # huggingface_hub waits 24 s in all between its questions to a dead server
+
+def logits(model, revision=None):
+    classifier = flaxsent.load(model, backend="native", revision=revision)
+    return classifier.forward(classifier.params, classifier.tokenize(json.loads(sys.argv[1]))).tolist()
+
+def find(model, revision=None):
+    folder = flaxsent.checkpoint.find(model, revision=revision, tokenizer_files=TOKENIZER_FILES)
+    return {"commit": folder.name, "files": sorted(file.name for file in folder.iterdir())}
+
+def cli(*arguments):
+    with contextlib.redirect_stderr(io.StringIO()) as stderr:
+        return {"code": flaxsent.cli.main(arguments), "stderr": stderr.getvalue()}
+
+def answer(function, *arguments):
+    try:
+        return function(*arguments)
+    except Exception as err:
+        return {"error": type(err).__name__, "message": str(err)}
+
+json.dump([answer(globals()[function], *arguments) for function, *arguments in json.load(sys.stdin)], sys.stdout)
+"""
+
+
+class Hub(http.server.ThreadingHTTPServer):
+    """`commits[repo][commit]` holds files by name, `refs[repo][branch or tag]` a commit."""
+
+    def __init__(self):
+        super().__init__(("127.0.0.1", 0), Handler)
+        self.endpoint = f"http://127.0.0.1:{self.server_port}"
+        self.commits, self.refs, self.requests = {}, {}, []
+        self.pushed = {}  # repo -> the commit to which main moves once a file of it is fetched
+        threading.Thread(target=self.serve_forever, args=(0.05,), daemon=True).start()
+
+    def add(self, repo, *commits, **refs):
+        self.commits[repo], self.refs[repo] = dict(zip((FIRST, SECOND), commits, strict=False)), {"main": FIRST} | refs
+
+    def stop(self):
+        self.shutdown()
+        self.server_close()
+
+
+class Handler(http.server.BaseHTTPRequestHandler):
+    def do_GET(self):
+        hub = self.server
+        repo, _, rest = self.path.removeprefix("/").partition("/resolve/")
+        revision, _, file = rest.partition("/")
+        hub.requests.append((self.command, repo, revision, file))
+        if repo == "acme/gated":
+            return self.send(403, {"X-Error-Code": "GatedRepo"})
+        if repo not in hub.commits:
+            return self.send(401, {"X-Error-Code": "RepoNotFound"})
+        commit = hub.refs[repo].get(revision, revision)
+        if commit not in hub.commits[repo]:
+            return self.send(404, {"X-Error-Code": "RevisionNotFound"})
+        content = hub.commits[repo][commit].get(file)
+        if content is None:
+            return self.send(404, {"X-Error-Code": "EntryNotFound", "X-Repo-Commit": commit})
+        if self.command == "GET" and repo in hub.pushed:
+            hub.refs[repo]["main"] = hub.pushed[repo]
+        etag = hashlib.sha256(content).hexdigest()
+        return self.send(200, {"ETag": f'"{etag}"', "X-Repo-Commit": commit}, content)
+
+    do_HEAD = do_GET  # noqa: N815
+
+    def send(self, status, headers, content=b""):
+        self.send_response(status)
+        for key, value in {**headers, "Content-Length": str(len(content))}.items():
+            self.send_header(key, value)
+        self.end_headers()
+        if self.command == "GET":
+            is_torn = "torn" in self.path and self.path.endswith(".safetensors")
+            self.wfile.write(content[: len(content) // 2] if is_torn else content)
+
+    def log_message(self, *arguments):
+        pass
+
+
+def start(arguments, home, endpoint, **more):
+    plain = {key: value for key, value in os.environ.items() if not key.startswith(("HF_", "HUGGING"))}
+    hub = {"HF_ENDPOINT": endpoint, "HF_HOME": str(home), "HF_HUB_DISABLE_XET": "1", "NO_PROXY": "127.0.0.1"}
+    pipes = dict.fromkeys(("stdin", "stdout", "stderr"), subprocess.PIPE)
+    return subprocess.Popen([sys.executable, *arguments], env=plain | hub | more, cwd=home, text=True, **pipes)
+
+
+def run(jobs, home, endpoint, hurry=False, **more):
+    """The answers of a new process to `(function, *arguments)` jobs, by job."""
+    child = start(["-c", CHILD, json.dumps(TEXTS), "hurry" if hurry else ""], home, endpoint, **more)
+    answers, errors = child.communicate(json.dumps(jobs), timeout=120)
+    assert child.returncode == 0, errors
+    return dict(zip(jobs, json.loads(answers), strict=True))
+
+
+LOGITS = [
+    ("logits", "acme/tiny"),
+    ("logits", "acme/tiny", "v1"),
+    ("logits", "acme/tiny", SECOND),
+    ("logits", "acme/sharded"),
+]
+FIND = [
+    ("find", "acme/tiny"),
+    ("find", "acme/tiny", "v1"),
+    ("find", "acme/sharded"),
+    ("find", "acme/vocabulary"),
+    ("find", "acme/msgpack"),
+    ("find", "acme/pickle"),
+    ("find", "acme/moving"),
+    ("find", "gpt0"),
+]
+BAD = {
+    ("find", "acme/none"): ("FileNotFoundError", "the Hub shows no acme/none: check the name, or set HF_TOKEN"),
+    ("find", "none"): ("FileNotFoundError", "the Hub shows no none"),
+    ("find", "acme/gated"): ("FileNotFoundError", "gated"),
+    ("find", "acme/tiny", "v9"): ("FileNotFoundError", "the Hub has no acme/tiny at revision v9; expected a branch"),
+    ("find", "acme/tiny", "f" * 40): ("FileNotFoundError", f"at revision {'f' * 40}"),
+    ("find", "acme/empty"): ("FileNotFoundError", "acme/empty has no config.json on the Hub"),
+    ("find", "acme/hostile-index"): ("ValueError", "names the shard '../../evil.safetensors'"),
+    ("find", "acme/torn"): ("ConnectionError", "the Hub broke off while acme/torn was fetched"),
+    ("find", "a..b/c"): ("FileNotFoundError", "a..b/c"),
+    ("find", "a/b/c"): ("FileNotFoundError", "a/b/c is neither a folder nor a Hub id"),
+    ("find", "https://127.0.0.1/a/b"): ("FileNotFoundError", "neither a folder nor a Hub id"),
+}
+CLI = ("cli", "classify", "--model", "acme/none", "hi")
+# What is asked of the dead server, and of the cache alone, besides what was fetched before.
+ABSENT = [("logits", "acme/absent"), ("cli", "classify", "--model", "acme/absent", "hi")]
+
+
+@pytest.fixture(scope="module")
+def visit(tiny_folder, tmp_path_factory):
+    """All jobs in one process against the server, then without the server, then with HF_HUB_OFFLINE besides."""
+    home = tmp_path_factory.mktemp("hub")
+    folder = tiny_folder("bert")
+    names = ("config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json", "vocab.txt")
+    files = {name: (folder / name).read_bytes() for name in names}
+    decoys = dict.fromkeys(("pytorch_model.bin", "flax_model.msgpack", "onnx/model.onnx", "README.md"), b"-")
+    tensors = safetensors.numpy.load(files["model.safetensors"])
+    older = {name: -tensor if name == "classifier.weight" else tensor for name, tensor in tensors.items()}
+    halves = dict(list(tensors.items())[::2]), dict(list(tensors.items())[1::2])
+    shards = {f"model-0000{number}-of-00002.safetensors": half for number, half in enumerate(halves, start=1)}
+    index = {"weight_map": {name: shard for shard, half in shards.items() for name in half}}
+    hostile = {"weight_map": {"classifier.bias": "../../evil.safetensors"}}
+    bare = {name: files[name] for name in ("config.json", "tokenizer.json")}
+
+    hub = Hub()
+    hub.add("acme/tiny", files | decoys, files | {"model.safetensors": safetensors.numpy.save(older)}, v1=SECOND)
+    hub.add(
+        "acme/sharded",
+        bare
+        | {"model.safetensors.index.json": json.dumps(index).encode()}
+        | {name: safetensors.numpy.save(half) for name, half in shards.items()}
+        | decoys,
+    )
+    hub.add("acme/vocabulary", {name: content for name, content in files.items() if name != "tokenizer.json"})
+    hub.add("acme/msgpack", bare | {"flax_model.msgpack": b"+", "pytorch_model.bin": b"-"})
+    hub.add("acme/pickle", bare | {"pytorch_model.bin": b"+", "tf_model.h5": b"-"})
+    hub.add("acme/moving", files, {"config.json": b"{}"})
+    hub.pushed["acme/moving"] = SECOND
+    hub.add("gpt0", files)
+    hub.add("acme/empty", {"README.md": b"no checkpoint"})
+    hub.add("acme/hostile-index", bare | {"model.safetensors.index.json": json.dumps(hostile).encode()})
+    hub.add("acme/torn", files)
+    try:
+        online = run([*LOGITS, *FIND, *BAD, CLI], home, hub.endpoint, hurry=True)
+        requests = list(hub.requests)
+    finally:
+        hub.stop()
+    return SimpleNamespace(
+        online=online,
+        requests=requests,
+        unplugged=run([*FIND, *ABSENT], home, hub.endpoint, hurry=True),
+        offline=run([*LOGITS, *FIND, *ABSENT], home, hub.endpoint, HF_HUB_OFFLINE="1"),
+        home=home,
+        endpoint=hub.endpoint,
+        folder=folder,
+    )
+
+
+def fetched(visit, repo):
+    return sorted(file for method, asked, _, file in visit.requests if method == "GET" and asked == repo)
+
+
+def test_hub_id_gives_the_logits_of_the_folder(visit):
+    classifier = flaxsent.load(visit.folder, backend="native")
+    expected = classifier.forward(classifier.params, classifier.tokenize(TEXTS))
+    np.testing.assert_array_equal(visit.online["logits", "acme/tiny"], expected)
+    np.testing.assert_array_equal(visit.online["logits", "acme/sharded"], expected)
+
+
+@pytest.mark.parametrize(
+    ("repo", "files"),
+    {
+        "acme/tiny": ["config.json", *2 * ["model.safetensors"], "tokenizer.json", "tokenizer_config.json"],
+        "acme/sharded": [
+            "config.json",
+            "model-00001-of-00002.safetensors",
+            "model-00002-of-00002.safetensors",
+            "model.safetensors.index.json",
+            "tokenizer.json",
+        ],
+        "acme/vocabulary": ["config.json", "model.safetensors", "tokenizer_config.json", "vocab.txt"],
+        "acme/msgpack": ["config.json", "flax_model.msgpack", "tokenizer.json"],
+        "acme/pickle": ["config.json", "pytorch_model.bin", "tokenizer.json"],
+        "gpt0": ["config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json"],
+    }.items(),
+)
+def test_only_the_needed_files_are_fetched_and_each_once(visit, repo, files):
+    """Two commits of acme/tiny were asked for, each several times; only the weights differ."""
+    assert fetched(visit, repo) == sorted(files)
+
+
+def test_files_that_can_be_done_without_are_not_even_asked_for(visit):
+    asked = {file for _, repo, _, file in visit.requests if repo == "acme/tiny"}
+    assert asked == {"config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json"}
+
+
+def test_revision_picks_the_commit(visit):
+    newest = np.asarray(visit.online["logits", "acme/tiny"])
+    tagged = np.asarray(visit.online["logits", "acme/tiny", "v1"])
+    assert np.abs(newest - tagged).max() > 1
+    assert tagged.tolist() == visit.online["logits", "acme/tiny", SECOND]
+    assert visit.online["find", "acme/tiny"]["commit"] == FIRST
+    assert visit.online["find", "acme/tiny", "v1"]["commit"] == SECOND
+
+
+def test_all_files_are_of_one_commit_though_main_moves_between(visit):
+    assert visit.online["find", "acme/moving"]["commit"] == FIRST
+    requests = [request[2:] for request in visit.requests if request[1] == "acme/moving"]
+    assert {revision for revision, file in requests if file != "config.json"} == {FIRST}
+
+
+@pytest.mark.parametrize("job", BAD, ids=lambda job: "-".join(job[1:]))
+def test_what_the_hub_has_not_gives_one_clear_line(visit, job):
+    answer, (kind, part) = visit.online[job], BAD[job]
+    assert answer["error"] == kind, answer
+    assert part in answer["message"]
+    assert "\n" not in answer["message"]
+
+
+def test_shard_name_that_leads_out_of_the_folder_is_not_asked_for(visit):
+    assert not [request for request in visit.requests if "evil" in request[3]]
+
+
+@pytest.mark.parametrize(
+    ("state", "job"),
+    [*((state, job) for state in ("unplugged", "offline") for job in FIND), *(("offline", job) for job in LOGITS)],
+    ids=lambda value: value if isinstance(value, str) else "-".join(value),
+)
+def test_what_was_fetched_once_needs_no_server(visit, state, job):
+    assert getattr(visit, state)[job] == visit.online[job]
+
+
+@pytest.mark.parametrize(
+    ("state", "part"), [("unplugged", "and the Hub gives no answer: "), ("offline", "and HF_HUB_OFFLINE is set")]
+)
+def test_what_is_not_cached_is_a_connection_error_without_server(visit, state, part):
+    answer = getattr(visit, state)["logits", "acme/absent"]
+    assert answer["error"] == "ConnectionError"
+    assert f"acme/absent is not in the local cache, {part}" in answer["message"]
+    assert "\n" not in answer["message"]
+
+
+@pytest.mark.parametrize(("state", "job"), [("online", CLI), ("unplugged", ABSENT[1]), ("offline", ABSENT[1])])
+def test_command_line_tells_it_in_one_line_with_exit_code_2(visit, state, job):
+    answer = getattr(visit, state)[job]
+    assert answer["code"] == 2
+    assert answer["stderr"].startswith("flaxsent: error: ")
+    assert answer["stderr"].count("\n") == 1
+    assert job[3] in answer["stderr"]
+
+
+def test_process_ends_with_2_and_one_line_on_stderr(visit):
+    """The whole program, with whatever libraries write when they are imported and when it ends."""
+    main = "import sys; from flaxsent.cli import main; sys.exit(main())"
+    child = start(["-c", main, *CLI[1:]], visit.home, visit.endpoint, HF_HUB_OFFLINE="1")
+    out, err = child.communicate(timeout=60)
+    assert (child.returncode, out, err.count("\n")) == (2, "", 1), err
