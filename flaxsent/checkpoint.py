@@ -65,18 +65,7 @@ def _download(hub_id: str, revision: str | None, tokenizer_files: Sequence[str])
 
     at = f"{hub_id}{'' if revision is None else f' at revision {revision}'}"
     try:
-        config_file = Path(huggingface_hub.hf_hub_download(hub_id, "config.json", revision=revision))
-        # The rest comes from the commit that this one came from, whatever is pushed meanwhile.
-        get = functools.partial(_download_if_there, hub_id, commit=config_file.parent.name)
-        weights = next(filter(get, WEIGHT_FILES), None)
-        if weights == SAFETENSORS_INDEX:
-            for shard in shard_files(config_file.parent / SAFETENSORS_INDEX):
-                get(shard)
-        tokenizer_json, settings, *vocabularies = tokenizer_files
-        get(settings)
-        if not get(tokenizer_json):
-            for name in vocabularies:
-                get(name)
+        return _fetch(hub_id, revision, tokenizer_files)
     except errors.LocalEntryNotFoundError as err:
         why = f"the Hub gives no answer: {_first_line(err.__cause__ or err)}"
         if huggingface_hub.constants.HF_HUB_OFFLINE:
@@ -97,6 +86,23 @@ def _download(hub_id: str, revision: str | None, tokenizer_files: Sequence[str])
         if isinstance(err, OSError) and err.errno is not None:
             raise
         raise ConnectionError(f"the Hub broke off while {at} was fetched: {_first_line(err)}; try again.") from err
+
+
+def _fetch(hub_id: str, revision: str | None, tokenizer_files: Sequence[str]) -> Path:
+    import huggingface_hub
+
+    config_file = Path(huggingface_hub.hf_hub_download(hub_id, "config.json", revision=revision))
+    # The rest comes from the commit that this one came from, whatever is pushed meanwhile.
+    get = functools.partial(_download_if_there, hub_id, commit=config_file.parent.name)
+    weights = next(filter(get, WEIGHT_FILES), None)
+    if weights == SAFETENSORS_INDEX:
+        for shard in shard_files(config_file.parent / SAFETENSORS_INDEX):
+            get(shard)
+    tokenizer_json, settings, *vocabularies = tokenizer_files
+    get(settings)
+    if not get(tokenizer_json):
+        for name in vocabularies:
+            get(name)
     return config_file.parent
 
 
@@ -130,8 +136,8 @@ def shard_files(index: Path) -> list[str]:
         ValueError: not an index, or a name leads out of the folder.
     """
     try:
-        names = sorted(set(json.loads(index.read_text())["weight_map"].values()))
-    except (ValueError, KeyError, TypeError, AttributeError) as err:
+        names = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as err:
         raise ValueError(f"{index} is not an index of shards: {_first_line(err)}; fetch it again.") from err
     for name in names:
         if not isinstance(name, str) or not re.fullmatch(r"[\w.-]+\.safetensors", name):
@@ -139,14 +145,12 @@ def shard_files(index: Path) -> list[str]:
     return names
 
 
-def read_params(
-    folder: Path, *, shapes: Params, base: str, dtype: jnp.dtype, drawn: Params | None = None, new: Sequence[str] = ()
-) -> Params:
+def read_params(folder: Path, *, shapes: Params, base: str, dtype: jnp.dtype, drawn: Params | None = None) -> Params:
     """Reads the weights of a checkpoint folder into a tree of the given shapes.
 
     `base` is the branch that holds the encoder; a checkpoint of the encoder alone lacks it. Where `drawn` parameters
-    are given, the branches `new` ("classifier", "bert/pooler") come from there if the checkpoint has none that fit, and
-    tensors left over are no fault: that is how a head is put on an encoder.
+    are given, those of them that the checkpoint has not in this shape are taken, and tensors left over are no fault:
+    that is how a head is put on an encoder.
 
     Raises:
         ValueError: a file is damaged, or tensors are missing (-), unexpected (+) or of another shape: all in one error.
@@ -156,8 +160,7 @@ def read_params(
     if file is None:
         raise FileNotFoundError(f"{folder} has no weights; expected one of {', '.join(WEIGHT_FILES)}.")
     tensors = _READERS[file.name](file)
-    branches = tuple(f"{branch}/" for branch in new)
-    fallback = {path: leaf for path, leaf in _flatten(drawn or {}) if "/".join(path).startswith(branches)}
+    fallback = dict(_flatten(drawn or {}))
     leaves, faults = {}, []
     for path, shape in _flatten(shapes):
         names = _pytorch_names(path, base)
@@ -220,7 +223,7 @@ def write(
 def _pytorch_names(path: tuple[str, ...], base: str = "") -> list[str]:
     """PyTorch's name of a leaf, then the others that checkpoints use: LayerNorm's old names, the encoder on its own."""
     leaves = [_LEAVES.get(path[-1], path[-1])]
-    if path[-2].endswith("LayerNorm") and path[-1] in _OLD_LEAVES:
+    if "".join(path[-2:-1]).endswith("LayerNorm") and path[-1] in _OLD_LEAVES:
         leaves.append(_OLD_LEAVES[path[-1]])
     stems = [path[:-1], path[1:-1]] if path[0] == base else [path[:-1]]
     return [".".join((*stem, leaf)) for stem in stems for leaf in leaves]
@@ -248,6 +251,8 @@ def _read_msgpack(file: Path) -> dict[str, np.ndarray]:
         raise ValueError(f"{file} is not a whole msgpack file: {_first_line(err)}; fetch it again.") from err
     if not isinstance(tree, dict):
         raise ValueError(f"{file} holds a {type(tree).__name__}; expected a tree of parameters.")
+    if not all(isinstance(name, str) for path, _ in _flatten(tree) for name in path):
+        raise ValueError(f"{file} has names that are no text; expected a tree of parameters.")
     return to_tensors(tree)
 
 
@@ -269,7 +274,7 @@ def _read_pickle(file: Path) -> dict[str, np.ndarray]:
 
 def _to_numpy(tensor: Any) -> np.ndarray:
     """NumPy has no bfloat16 that torch knows; float32 holds it exactly."""
-    return (tensor.float() if str(tensor.dtype) == "torch.bfloat16" else tensor).numpy()
+    return (tensor.float() if str(tensor.dtype) == "torch.bfloat16" else tensor).detach().numpy()
 
 
 _READERS = {
@@ -280,7 +285,7 @@ _READERS = {
 }
 
 
-def _flatten(tree: Mapping[str, Any], path: tuple[str, ...] = ()) -> Iterable[tuple[tuple[str, ...], Any]]:
+def _flatten(tree: Mapping[Any, Any], path: tuple[Any, ...] = ()) -> Iterable[tuple[tuple[str, ...], Any]]:
     for name, node in tree.items():
         if isinstance(node, Mapping):
             yield from _flatten(node, (*path, name))

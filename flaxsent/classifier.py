@@ -86,13 +86,14 @@ def load(
         shapes=model.shapes,
         base=model.base,
         dtype=dtype,
-        drawn=None if labels is None else model.init(jax.random.key(seed)),
-        new=model.head,
+        drawn=None if labels is None else _draw_head(model, config, seed),
     )
     tokenizer = read_tokenizer(
         folder, family=config.family, max_positions=config.max_length, type_vocab_size=config.type_vocab_size
     )
-
+    highest = max(tokenizer.backend.get_vocab().values(), default=0)
+    if highest >= config.vocab_size:
+        raise ValueError(f"{folder} has a tokenizer with ids up to {highest}, but {config.vocab_size} embeddings.")
     pad_rows = functools.partial(pad, first_position=config.first_position, pad_token_id=config.pad_token_id)
 
     def tokenize(texts: Texts, length: int | None = None) -> Tokens:
@@ -189,6 +190,8 @@ def _read_config(folder: Path, labels: Sequence[str] | None) -> ModelConfig:
         text = (folder / "config.json").read_text(encoding="utf-8")
     except UnicodeDecodeError as err:
         raise ValueError(f"{folder / 'config.json'} is not UTF-8 text: {err}; fetch it again.") from err
+    if labels is not None and (isinstance(labels, str) or not labels or len(set(labels)) < len(labels)):
+        raise ValueError(f"labels={labels!r}: expected a list of one or more different labels.")
     return read_config(text, labels=None if labels is None else tuple(labels))
 
 
@@ -209,7 +212,6 @@ def _choose_backend(backend: Backend | None, config: ModelConfig) -> Backend:
 
 def _native(config: ModelConfig, dtype: jnp.dtype) -> Model:
     """The one place where `vmap` puts the batch in front of a row."""
-    family = encoders.FAMILIES[config.family]
 
     def forward(params: Params, tokens: Tokens, key: Key[Array, ""] | None) -> Float[Array, "B C"]:
         row = functools.partial(encoders.forward, config=config, num_segments=1)
@@ -221,14 +223,16 @@ def _native(config: ModelConfig, dtype: jnp.dtype) -> Model:
     def hidden_states(params: Params, tokens: Tokens) -> Float[Array, "B L D"]:
         return jax.vmap(lambda tokens_T: encoders.hidden_states(params, tokens_T, config=config))(tokens)
 
-    return Model(
-        forward=forward,
-        hidden_states=hidden_states,
-        shapes=encoders.shapes(config),
-        init=lambda key: encoders.init(key, config),
-        base=family.BASE,
-        head=family.HEAD,
-    )
+    shapes = encoders.shapes(config)
+    return Model(forward=forward, hidden_states=hidden_states, shapes=shapes, base=next(iter(shapes)))
+
+
+def _draw_head(model: Model, config: ModelConfig, seed: int) -> Params:
+    """New parameters for all that stands beside the encoder, and for its pooler, which encoders often come without."""
+    shapes = {branch: shape for branch, shape in model.shapes.items() if branch != model.base}
+    if "pooler" in model.shapes[model.base]:
+        shapes[model.base] = {"pooler": model.shapes[model.base]["pooler"]}
+    return encoders.layers.init_params(jax.random.key(seed), shapes, stddev=config.initializer_range)
 
 
 def _check_padded(tokens: Tokens) -> None:

@@ -20,10 +20,11 @@ _CHUNK = 1024
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Runs a command; the exit code is 0, 2 for a mistake of the user's, 130 for Ctrl-C."""
+    """Runs a command; the exit code is 0, 1 for a parity that fails, 2 for a mistake of the user's, 130 for Ctrl-C."""
     options = _parser().parse_args(arguments)
+    code = 0
     try:
-        options.run(options)
+        code = options.run(options) or 0
         sys.stdout.flush()
     except BrokenPipeError:
         # The reader (head, less) has gone: nobody is left to tell. Python's own flush at exit must not fail on it.
@@ -33,7 +34,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except (ValueError, OSError, ImportError) as err:
         print(f"flaxsent: error: {' '.join(str(err).split())}", file=sys.stderr)
         return 2
-    return 0
+    return code
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -73,6 +74,13 @@ def _parser() -> argparse.ArgumentParser:
     _add_model(command)
     command.add_argument("--data", required=True, metavar="FILE", help="TSV or CSV with the columns text and label")
     command.set_defaults(run=_evaluate)
+
+    command = commands.add_parser("parity", help="compare the logits with PyTorch's")
+    command.add_argument(
+        "models", nargs="*", metavar="MODEL", help="Hub ids or folders; by default a tiny one a family"
+    )
+    command.add_argument("--json", action="store_true", help="one JSON object for each comparison, one a line")
+    command.set_defaults(run=_parity)
     return parser
 
 
@@ -139,15 +147,21 @@ def _lines(stream: Iterable[bytes]) -> Iterator[str]:
 
 def _table_row(text: str, prediction: Prediction) -> str:
     """Scores, then as much of the text as the terminal is wide; control characters would move the cursor."""
-    cells = [f"{label:<10} {score:.4f}" for label, score in zip(*prediction, strict=True)]
-    row = "  ".join([*cells, "".join(char if char.isprintable() else " " for char in text)])
+    cells = [f"{_printable(label):<10} {score:.4f}" for label, score in zip(*prediction, strict=True)]
+    row = "  ".join([*cells, _printable(text)])
     width = shutil.get_terminal_size().columns
     return row if len(row) <= width else row[: width - 1] + "…"
 
 
+def _printable(text: str) -> str:
+    return "".join(char if char.isprintable() else " " for char in text)
+
+
 def _tsv_row(text: str, prediction: Prediction) -> str:
-    """Tabs and line ends of the text are written as backslash escapes."""
-    cells = [cell for label, score in zip(*prediction, strict=True) for cell in (label, f"{score:.6f}")]
+    """Tabs and line ends of texts and labels are written as backslash escapes."""
+    cells = [
+        cell for label, score in zip(*prediction, strict=True) for cell in (label.translate(_ESCAPES), f"{score:.6f}")
+    ]
     return "\t".join([*cells, text.translate(_ESCAPES)])
 
 
@@ -179,7 +193,7 @@ def _info(options: argparse.Namespace) -> None:
         "parameters": f"{sum(leaf.size for _, leaf in leaves):,}",
         "sizes": f"{config.num_layers} layers, hidden {config.hidden_size}, {config.num_heads} heads, "
         f"feed-forward {config.intermediate_size}, vocabulary {config.vocab_size:,}",
-        "labels": ", ".join(config.labels),
+        "labels": _printable(", ".join(config.labels)),
         "problem type": config.problem_type,
         "max length": f"{classifier.tokenizer.max_length} tokens",
         "weights": f"NaN or infinite values in {', '.join(broken)}" if broken else "all finite",
@@ -229,3 +243,17 @@ def _evaluate(options: argparse.Namespace) -> None:
     classifier = _load(options.model)
     data = read_labelled(options.data, label2id={label: index for index, label in enumerate(classifier.config.labels)})
     print(f"accuracy {accuracy(classifier, data):.4f} on {len(data.texts)} texts of {options.data}")
+
+
+def _parity(options: argparse.Namespace) -> int:
+    from flaxsent import parity
+
+    parity.check_installed()
+    cells = []
+    for cell in parity.run(options.models):
+        cells.append(cell)
+        if options.json:
+            print(json.dumps(cell._asdict() | {"passes": cell.passes}), flush=True)
+    if not options.json:
+        print(parity.table(cells))
+    return 0 if all(cell.passes for cell in cells) else 1

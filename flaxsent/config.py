@@ -67,6 +67,7 @@ _KEYS = {
     "bart": _BART_KEYS,
     "bert": _BERT_KEYS,
     "big_bird": _BERT_KEYS | {"activation": ("hidden_act", "gelu_new")},
+    "camembert": _ROBERTA_KEYS,
     "distilbert": _DISTILBERT_KEYS,
     "electra": _BERT_KEYS,
     "mbart": _BART_KEYS,
@@ -80,6 +81,7 @@ _CLASS_NAMES = {
     "bart": "Bart",
     "bert": "Bert",
     "big_bird": "BigBird",
+    "camembert": "Camembert",
     "distilbert": "DistilBert",
     "electra": "Electra",
     "mbart": "MBart",
@@ -89,7 +91,10 @@ _CLASS_NAMES = {
     "xlm-roberta": "XLMRoberta",
 }
 # Their position table starts at padding_idx + 1 (transformers' create_position_ids_from_input_ids).
-_POSITIONS_AFTER_PADDING = ("roberta", "roberta-prelayernorm", "xlm-roberta")
+_POSITIONS_AFTER_PADDING = ("camembert", "roberta", "roberta-prelayernorm", "xlm-roberta")
+
+# Families whose LayerNorms do not ask the config.
+_FIXED_EPS = {"bart": 1e-5, "distilbert": 1e-12, "mbart": 1e-5}
 
 # Keys by which a config can make transformers fetch or run code (auto_map: remote modules; the attention keys: kernels
 # from the Hub, CVE-2026-4372), with the values that are harmless.
@@ -143,6 +148,11 @@ class ModelConfig:
     def num_labels(self) -> int:
         return len(self.labels)
 
+    def get(self, key: str, default: Any = None) -> Any:
+        """A key of config.json that only one family has; `default` where it is missing or null, as in transformers."""
+        value = json.loads(self.json).get(key)
+        return default if value is None else value
+
     @property
     def max_length(self) -> int:
         """The longest text in tokens, special tokens included, that the position table can take."""
@@ -158,7 +168,7 @@ def read_config(text: str, *, labels: tuple[str, ...] | None = None) -> ModelCon
     """
     raw = _parse(text)
     family = raw.get("model_type")
-    if family not in _KEYS:
+    if not isinstance(family, str) or family not in _KEYS:
         raise ValueError(
             f"config.json has model_type={family!r}, which flaxsent does not know; it knows {', '.join(_KEYS)}."
         )
@@ -181,10 +191,17 @@ def read_config(text: str, *, labels: tuple[str, ...] | None = None) -> ModelCon
         raise ValueError(
             f"config.json has hidden size {fields['hidden_size']}, which its {fields['num_heads']} heads do not divide."
         )
+    fields["layer_norm_eps"] = _FIXED_EPS.get(family, fields["layer_norm_eps"])
+    first_position = fields["pad_token_id"] + 1 if family in _POSITIONS_AFTER_PADDING else 0
+    if fields["pad_token_id"] >= fields["vocab_size"] or first_position >= fields["num_positions"]:
+        raise ValueError(
+            f"config.json has pad_token_id={fields['pad_token_id']}, which is beyond its {fields['vocab_size']} tokens "
+            f"or {fields['num_positions']} positions; expected a smaller one."
+        )
     return ModelConfig(
         family=family,
         **fields,
-        first_position=fields["pad_token_id"] + 1 if family in _POSITIONS_AFTER_PADDING else 0,
+        first_position=first_position,
         labels=(names := _labels(raw)),
         problem_type=_problem_type(raw, len(names)),
         json=json.dumps(raw),
@@ -226,15 +243,19 @@ def _value(raw: Mapping[str, Any], key: str, default: Any) -> Any:
     elif key in _RATES:
         expected, is_good = "a rate in [0, 1)", isinstance(value, int | float) and 0 <= value < 1
     elif key in ("layer_norm_eps", "initializer_range", "init_std"):
-        expected, is_good = "a number above 0", isinstance(value, int | float) and value > 0
-    elif key in ("type_vocab_size", "pad_token_id"):
-        expected, is_good = "an integer of 0 or more", type(value) is int and value >= 0
+        expected, is_good = "a number in (0, 1)", isinstance(value, int | float) and 0 < value < 1
     else:
-        expected, is_good = "an integer above 0", type(value) is int and value > 0
+        least = 0 if key in ("type_vocab_size", "pad_token_id") else 1
+        most = _MOST_LAYERS if key in ("num_hidden_layers", "n_layers", "encoder_layers") else _LARGEST
+        expected, is_good = f"an integer from {least} to {most}", type(value) is int and least <= value <= most
     if not is_good:
         raise ValueError(f"config.json has {key}={value!r}; expected {expected}.")
     return float(value) if expected.startswith(("a rate", "a number")) else value
 
+
+# Far beyond any published encoder: a hostile size must not cost memory or minutes before the weights, which it does not
+# fit, are read.
+_MOST_LAYERS, _LARGEST = 256, 10_000_000
 
 _RATES = (
     "attention_dropout",
@@ -252,15 +273,17 @@ def _labels(raw: Mapping[str, Any]) -> tuple[str, ...]:
     id2label = raw.get("id2label")
     if id2label is None:
         num_labels = raw.get("num_labels", 2)
-        if type(num_labels) is not int or num_labels < 1:
-            raise ValueError(f"config.json has num_labels={num_labels!r}; expected an integer above 0.")
+        if type(num_labels) is not int or not 1 <= num_labels <= _LARGEST:
+            raise ValueError(f"config.json has num_labels={num_labels!r}; expected an integer from 1 to {_LARGEST}.")
         return tuple(f"LABEL_{index}" for index in range(num_labels))
     try:
         by_index = {int(index): str(label) for index, label in id2label.items()}
     except (AttributeError, ValueError) as err:
         raise ValueError(f"config.json has id2label={id2label!r}; expected an object from index to label.") from err
-    if sorted(by_index) != list(range(len(by_index))) or not by_index:
-        raise ValueError(f"config.json has id2label keys {sorted(by_index)}; expected 0 to one less than their number.")
+    if not all(isinstance(label, str | int | float) for label in id2label.values()):
+        raise ValueError(f"config.json has id2label={id2label!r}; expected labels that are text.")
+    if sorted(by_index) != list(range(len(id2label))) or not by_index:
+        raise ValueError(f"config.json has id2label keys {[*id2label]}; expected 0 to one less than their number.")
     return tuple(by_index[index] for index in range(len(by_index)))
 
 

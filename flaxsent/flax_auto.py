@@ -68,6 +68,13 @@ def build(config: ModelConfig, dtype: jnp.dtype) -> Model:
     if config.family == "distilbert" and dtype == jnp.float16:
         raise ValueError("Flax DistilBERT gives NaN in float16; pass dtype=bfloat16, or backend='native'.")
     from transformers import CONFIG_MAPPING, FlaxAutoModelForSequenceClassification
+    from transformers.modeling_flax_utils import ACT2FN
+
+    if config.activation not in ACT2FN:
+        raise ValueError(
+            f"config.json names the activation {config.activation!r}; the Flax classes have {', '.join(ACT2FN)}: pass "
+            "backend='native'."
+        )
 
     flax_config = CONFIG_MAPPING[config.family](**_vetted(config, CONFIG_MAPPING[config.family]))
     # _do_init=False keeps the parameters out of the object: it holds the module only.
@@ -75,11 +82,9 @@ def build(config: ModelConfig, dtype: jnp.dtype) -> Model:
         flax_model = FlaxAutoModelForSequenceClassification.from_config(flax_config, dtype=dtype, _do_init=False)
     module = flax_model.module
 
-    def init(key: Key[Array, ""]) -> Params:
-        with _their_promotion():
-            return flax_model.init_weights(key, (1, 1))
-
-    shapes = jax.tree.map(lambda leaf: leaf.shape, jax.eval_shape(init, jax.random.key(0)))
+    with _their_promotion():
+        abstract = jax.eval_shape(lambda: flax_model.init_weights(jax.random.key(0), (1, 1)))
+    shapes = jax.tree.map(lambda leaf: leaf.shape, abstract)
     (base,) = (branch for branch in shapes if branch not in _HEADS)
 
     def apply(method: Callable[..., Any], params: Params, tokens: Tokens, key: Key[Array, ""] | None) -> Array:
@@ -112,9 +117,7 @@ def build(config: ModelConfig, dtype: jnp.dtype) -> Model:
         forward=lambda params, tokens, key: apply(method, params, tokens, key).astype(jnp.float32),
         hidden_states=lambda params, tokens: apply(last_hidden_state, params, tokens, None),
         shapes=shapes,
-        init=init,
         base=base,
-        head=(*(branch for branch in shapes if branch in _HEADS), f"{base}/pooler"),
     )
 
 

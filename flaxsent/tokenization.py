@@ -7,6 +7,7 @@ tokenizers of transformers set that state on every call and raise "Already borro
 import dataclasses
 import json
 import logging
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -101,9 +102,15 @@ def read_tokenizer(folder: Path, *, family: str, max_positions: int, type_vocab_
     backend.no_padding()
     backend.encode_special_tokens = True
     model_max_length = settings.get("model_max_length")
+    max_length = min(max_positions, model_max_length) if type(model_max_length) is int else max_positions
+    if max_length <= (special := backend.num_special_tokens_to_add(True)):
+        raise ValueError(
+            f"{folder} has model_max_length={model_max_length} and {max_positions} positions; expected more than the "
+            f"{special} special tokens of a pair."
+        )
     return Tokenizer(
         backend=backend,
-        max_length=min(max_positions, model_max_length) if type(model_max_length) is int else max_positions,
+        max_length=max_length,
         has_token_types=type_vocab_size > 1,
         files={name: files[name] for name in _SAVED_FILES if name in files},
     )
@@ -118,7 +125,7 @@ def _settings(content: bytes | None) -> dict:
         return {}
     try:
         settings = json.loads(content)
-    except ValueError as err:
+    except (ValueError, RecursionError) as err:
         raise ValueError(f"tokenizer_config.json is not JSON: {err}; fetch it again.") from err
     if not isinstance(settings, dict):
         raise ValueError(f"tokenizer_config.json holds a {type(settings).__name__}; expected an object.")
@@ -135,7 +142,7 @@ def _convert(folder: Path, files: Mapping[str, bytes], settings: Mapping[str, ob
         raise ValueError(
             f"{folder} has no tokenizer; expected tokenizer.json, or one of {', '.join(TOKENIZER_FILES[4:])}."
         )
-    plain = {name: value for name, value in settings.items() if name not in ("auto_map", "trust_remote_code")}
+    plain = {name: value for name, value in settings.items() if not _NAMES_CODE_OR_FILE.fullmatch(name)}
     from transformers import AutoTokenizer
 
     with TemporaryDirectory() as copy:
@@ -150,6 +157,10 @@ def _convert(folder: Path, files: Mapping[str, bytes], settings: Mapping[str, ob
         except Exception as err:
             raise ValueError(f"the vocabulary in {folder} could not be converted: {err}".splitlines()[0]) from err
     return tokenizer.backend_tokenizer.to_str().encode()
+
+
+# Settings that name code, another repository, or a file: transformers 4 reads a `vocab_file` from wherever it points.
+_NAMES_CODE_OR_FILE = re.compile(r"_.*|auto_map|trust_remote_code|name_or_path|vocab|merges|.*_(files?|spm)")
 
 
 def _as_batch(texts: Texts) -> Texts:

@@ -84,8 +84,5 @@ class Model(NamedTuple):
     hidden_states: Callable[[Params, Tokens], Float[Array, "B L D"]]
     shapes: Params
     """The shape of every parameter, as tuples."""
-    init: Callable[[Key[Array, ""]], Params]
     base: str
-    """The branch of the params that holds the encoder: "bert"."""
-    head: tuple[str, ...]
-    """The branches that a new head brings anew: "classifier", "bert/pooler"."""
+    """The branch of the params that holds the encoder: "bert"; the other branches are the head."""

@@ -27,7 +27,6 @@ with install_import_hook("flaxsent", "beartype.beartype"):
 
 HAS_TORCH = importlib.util.find_spec("torch") is not None
 HAS_FLAX_AUTO = flaxsent.flax_auto.is_installed()
-DEV_SENTENCES = Path(__file__).parent / "data" / "sentences.txt"
 
 AWKWARD_TEXTS = [
     "",
@@ -78,9 +77,10 @@ WORDS = [
 ]
 
 
-def word_pieces(size: int = 61) -> dict[str, int]:
+def word_pieces(size: int = 61, pad_index: int = 0) -> dict[str, int]:
     """A WordPiece vocabulary of letters and a few words."""
-    special = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
+    special = ["[UNK]", "[CLS]", "[SEP]", "[MASK]"]
+    special.insert(pad_index, "[PAD]")
     letters = list("bcdefghjklmnopqrstuvwxyz") + [f"##{letter}" for letter in "aeinorst"]
     tokens = dict.fromkeys(special + WORDS + letters + [f"[unused{index}]" for index in range(size)])
     return {token: index for index, token in enumerate(list(tokens)[:size])}
@@ -125,7 +125,14 @@ TINY = {
         "num_labels": 3,
     },
 }
-"""config.json of tiny checkpoints at awkward sizes."""
+_ROBERTA = TINY["bert"] | {"type_vocab_size": 1, "pad_token_id": 1, "max_position_embeddings": 42}
+TINY |= {
+    "camembert": _ROBERTA | {"model_type": "camembert"},
+    "electra": TINY["bert"] | {"model_type": "electra", "embedding_size": 20},
+    "roberta": _ROBERTA | {"model_type": "roberta"},
+    "xlm-roberta": _ROBERTA | {"model_type": "xlm-roberta"},
+}
+"""config.json of tiny checkpoints at awkward sizes; every one takes texts of 40 tokens."""
 
 
 def write_config(folder: Path, config: dict) -> None:
@@ -168,16 +175,18 @@ def tiny_folder(tmp_path_factory):
             folder = tmp_path_factory.mktemp(family)
             config = TINY[family] | changes
             write_config(folder, config)
-            vocabulary = word_pieces(config["vocab_size"])
+            vocabulary = word_pieces(config["vocab_size"], pad_index=config.get("pad_token_id", 0))
             make_tokenizer(vocabulary).save(str(folder / "tokenizer.json"))
             (folder / "tokenizer_config.json").write_text(
                 json.dumps({"model_max_length": 10**30, "tokenizer_class": "BertTokenizer"})
             )
             (folder / "vocab.txt").write_text("\n".join(vocabulary) + "\n")
             model_config = flaxsent.config.read_config((folder / "config.json").read_text())
-            params = random_params(flaxsent.encoders.shapes(model_config))
-            # The classifier as large as gives logits between 1 and 10.
-            params["classifier"] = jax.tree.map(lambda leaf: 3 * leaf, params["classifier"])
+            shapes = flaxsent.encoders.shapes(model_config)
+            params = random_params(shapes)
+            # The last branch, the head, as large as gives logits between 1 and 10.
+            *_, head = shapes
+            params[head] = jax.tree.map(lambda leaf: 3 * leaf, params[head])
             tensors = flaxsent.checkpoint.to_tensors(params)
             safetensors.numpy.save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
             made[key] = folder

@@ -14,7 +14,15 @@ from flaxsent.config import ModelConfig
 from flaxsent.encoders import bert, distilbert, layers
 from flaxsent.types import Params, Tokens
 
-FAMILIES: dict[str, ModuleType] = {"bert": bert, "distilbert": distilbert}
+FAMILIES: dict[str, ModuleType] = {
+    "bert": bert,
+    "camembert": bert,
+    "distilbert": distilbert,
+    "electra": bert,
+    "roberta": bert,
+    "xlm-roberta": bert,
+}
+"""`model_type` of config.json -> the module that has its `shapes`, `all_hidden_states` and `logits`."""
 
 
 def forward(
@@ -45,8 +53,3 @@ def shapes(config: ModelConfig) -> dict[str, Any]:
         known = ", ".join(layers.ACTIVATIONS)
         raise ValueError(f"config.json names the activation {config.activation!r}; the native backend has {known}.")
     return FAMILIES[config.family].shapes(config)
-
-
-def init(key: Key[Array, ""], config: ModelConfig) -> Params:
-    """Newly drawn parameters in float32, for training from nothing and for new heads."""
-    return layers.init_params(key, shapes(config), stddev=config.initializer_range)

@@ -1,6 +1,8 @@
-"""BERT (Devlin et al. 2018), post-LayerNorm, pooled by a tanh layer on [CLS].
+"""BERT (Devlin et al. 2018) and its kin, which differ in a name, a projection or a head.
 
-Reference: `BertForSequenceClassification` of transformers' models/bert/modeling_bert.py.
+RoBERTa (Liu et al. 2019), XLM-RoBERTa and CamemBERT number positions from `padding_idx + 1`; ELECTRA (Clark et al.
+2020) may embed in another size than it computes in. Their head is a layer on [CLS] instead of BERT's pooler.
+Reference: `*ForSequenceClassification` of transformers' modeling_{bert,roberta,xlm_roberta,camembert,electra}.py.
 """
 
 from typing import Any
@@ -26,13 +28,16 @@ from flaxsent.encoders.layers import (
 )
 from flaxsent.types import Params, Tokens
 
-BASE = "bert"
-HEAD = ("bert/pooler", "classifier")
+_BASES = {"camembert": "roberta", "xlm-roberta": "roberta"}
+"""Names of the encoder's branch, where it is not the family's."""
+
+_HEAD_ACTIVATIONS = {"electra": ACTIVATIONS["gelu"]}
+"""Of the heads with a layer of their own; tanh elsewhere."""
 
 
 def shapes(config: ModelConfig) -> dict[str, Any]:
-    """The shape of every parameter."""
-    D, F = config.hidden_size, config.intermediate_size
+    """The shape of every parameter; the encoder's branch comes first."""
+    D, F, E = config.hidden_size, config.intermediate_size, _embedding_size(config)
     layer = {
         "attention": {
             "self": {name: dense_shapes(D, D) for name in ("query", "key", "value")},
@@ -41,20 +46,30 @@ def shapes(config: ModelConfig) -> dict[str, Any]:
         "intermediate": {"dense": dense_shapes(D, F)},
         "output": {"dense": dense_shapes(F, D), "LayerNorm": layer_norm_shapes(D)},
     }
-    embeddings = {
-        "word_embeddings": {"embedding": (config.vocab_size, D)},
-        "position_embeddings": {"embedding": (config.num_positions, D)},
-        "token_type_embeddings": {"embedding": (config.type_vocab_size, D)},
-        "LayerNorm": layer_norm_shapes(D),
-    }
-    return {
-        "bert": {
-            "embeddings": embeddings,
-            "encoder": {"layer": {str(index): layer for index in range(config.num_layers)}},
-            "pooler": {"dense": dense_shapes(D, D)},
+    encoder = {
+        "embeddings": {
+            "word_embeddings": {"embedding": (config.vocab_size, E)},
+            "position_embeddings": {"embedding": (config.num_positions, E)},
+            "token_type_embeddings": {"embedding": (config.type_vocab_size, E)},
+            "LayerNorm": layer_norm_shapes(E),
         },
-        "classifier": dense_shapes(D, config.num_labels),
+        "encoder": {"layer": {str(index): layer for index in range(config.num_layers)}},
     }
+    if E != D:
+        encoder["embeddings_project"] = dense_shapes(E, D)
+    if config.family == "bert":
+        encoder["pooler"] = {"dense": dense_shapes(D, D)}
+        return {"bert": encoder, "classifier": dense_shapes(D, config.num_labels)}
+    head = {"dense": dense_shapes(D, D), "out_proj": dense_shapes(D, config.num_labels)}
+    return {_base(config): encoder, "classifier": head}
+
+
+def _base(config: ModelConfig) -> str:
+    return _BASES.get(config.family, config.family)
+
+
+def _embedding_size(config: ModelConfig) -> int:
+    return config.get("embedding_size", 128) if config.family == "electra" else config.hidden_size
 
 
 def all_hidden_states(
@@ -63,9 +78,11 @@ def all_hidden_states(
     """The embeddings and the output of every layer: transformers' `output_hidden_states=True`."""
     embeddings_key, *layer_keys = split_key(key, config.num_layers + 1)
     mask_TT = attention_mask(jnp.asarray(tokens.segment_ids))
-    states = [_embeddings(params["bert"]["embeddings"], tokens, config=config, key=embeddings_key)]
+    encoder = params[_base(config)]
+    x_TE = _embeddings(encoder["embeddings"], tokens, config=config, key=embeddings_key)
+    states = [dense(encoder["embeddings_project"], x_TE) if "embeddings_project" in encoder else x_TE]
     for index, layer_key in enumerate(layer_keys):
-        layer = params["bert"]["encoder"]["layer"][str(index)]
+        layer = encoder["encoder"]["layer"][str(index)]
         states.append(_layer(layer, states[-1], mask_TT, config=config, key=layer_key))
     return states
 
@@ -79,19 +96,27 @@ def logits(
     num_segments: int,
     key: OptionalKey = None,
 ) -> Float[Array, "S C"]:
-    """The head: pooler, dropout, classifier, on each text's [CLS]."""
+    """The head on each text's [CLS]: BERT's pooler and a classifier, or the two layers of its kin."""
     cls_SD = first_tokens(hidden_TD, jnp.asarray(tokens.segment_ids), num_segments=num_segments)
-    pooled_SD = jnp.tanh(dense(in_float32(params["bert"]["pooler"]["dense"]), cls_SD))
-    return dense(in_float32(params["classifier"]), dropout(pooled_SD, config.classifier_dropout, key))
+    input_key, pooled_key = split_key(key, 2)
+    if config.family == "bert":
+        pooled_SD = jnp.tanh(dense(in_float32(params["bert"]["pooler"]["dense"]), cls_SD))
+        classifier = params["classifier"]
+    else:
+        activation = _HEAD_ACTIVATIONS.get(config.family, jnp.tanh)
+        cls_SD = dropout(cls_SD, config.classifier_dropout, input_key)
+        pooled_SD = activation(dense(in_float32(params["classifier"]["dense"]), cls_SD))
+        classifier = params["classifier"]["out_proj"]
+    return dense(in_float32(classifier), dropout(pooled_SD, config.classifier_dropout, pooled_key))
 
 
-def _embeddings(params: Params, tokens: Tokens, *, config: ModelConfig, key: OptionalKey) -> Float[Array, "T D"]:
-    x_TD = (
+def _embeddings(params: Params, tokens: Tokens, *, config: ModelConfig, key: OptionalKey) -> Float[Array, "T E"]:
+    x_TE = (
         embed(params["word_embeddings"], jnp.asarray(tokens.input_ids))
         + embed(params["token_type_embeddings"], jnp.asarray(tokens.token_type_ids))
         + embed(params["position_embeddings"], jnp.asarray(tokens.position_ids))
     )
-    return dropout(layer_norm(params["LayerNorm"], x_TD, eps=config.layer_norm_eps), config.hidden_dropout, key)
+    return dropout(layer_norm(params["LayerNorm"], x_TE, eps=config.layer_norm_eps), config.hidden_dropout, key)
 
 
 def _layer(

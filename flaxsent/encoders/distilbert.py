@@ -27,12 +27,9 @@ from flaxsent.encoders.layers import (
 )
 from flaxsent.types import Params, Tokens
 
-BASE = "distilbert"
-HEAD = ("pre_classifier", "classifier")
-
 
 def shapes(config: ModelConfig) -> dict[str, Any]:
-    """The shape of every parameter."""
+    """The shape of every parameter; the encoder's branch comes first."""
     D, F = config.hidden_size, config.intermediate_size
     layer = {
         "attention": {name: dense_shapes(D, D) for name in ("q_lin", "k_lin", "v_lin", "out_lin")},
@@ -86,7 +83,6 @@ def logits(
 def _embeddings(params: Params, tokens: Tokens, *, config: ModelConfig, key: OptionalKey) -> Float[Array, "T D"]:
     words_TD = embed(params["word_embeddings"], jnp.asarray(tokens.input_ids))
     x_TD = words_TD + embed(params["position_embeddings"], jnp.asarray(tokens.position_ids))
-    # Its LayerNorms have a fixed eps of 1e-12; config.layer_norm_eps is that default.
     return dropout(layer_norm(params["LayerNorm"], x_TD, eps=config.layer_norm_eps), config.hidden_dropout, key)
 
 
