@@ -30,10 +30,12 @@ EMBEDDED = Path(__file__).parent / "default_model"
 _LEAVES = {"kernel": "weight", "scale": "weight", "embedding": "weight"}
 # How old checkpoints call LayerNorm's parameters.
 _OLD_LEAVES = {"scale": "gamma", "bias": "beta"}
-# Tensors of PyTorch checkpoints that are no parameters: counters, computed tables, second names of tied weights.
+# Tensors of PyTorch checkpoints that are no parameters: counters, computed tables, second names of tied weights, and a
+# table that microsoft's DeBERTas hold but do not use (transformers ignores it too).
 _NOT_PARAMETERS = re.compile(
     r"(^|\.)(embeddings\.position_ids|embeddings\.token_type_ids|(encoder|decoder)\.embed_tokens\.weight"
-    r"|encoder\.embed_positions\.weight)$"
+    r"|(encoder|decoder)\.version"
+    r"|encoder\.embed_positions\.weight|deberta\.embeddings\.position_embeddings\.weight)$"
 )
 
 
@@ -81,7 +83,7 @@ def _download(hub_id: str, revision: str | None, tokenizer_files: Sequence[str])
         raise FileNotFoundError(f"{at} has no config.json on the Hub; expected a Hugging Face checkpoint.") from err
     except (errors.HfHubHTTPError, errors.HFValidationError) as err:
         raise FileNotFoundError(f"{at} could not be fetched from the Hub: {_first_line(err)}") from err
-    except (OSError, RuntimeError, errors.HTTPError) as err:
+    except (OSError, RuntimeError, errors.HTTPError) as err:  # pyright: ignore[reportPrivateImportUsage]
         # A connection that breaks: requests raises OSErrors without a number, httpx its HTTPError, hf_xet RuntimeError.
         if isinstance(err, OSError) and err.errno is not None:
             raise
@@ -125,7 +127,7 @@ def _download_if_there(hub_id: str, name: str, *, commit: str) -> bool:
     return True
 
 
-def _first_line(err: Exception) -> str:
+def _first_line(err: BaseException) -> str:
     return next((line.strip() for line in str(err).splitlines() if line.strip()), type(err).__name__)
 
 
@@ -226,6 +228,8 @@ def _pytorch_names(path: tuple[str, ...], base: str = "") -> list[str]:
     if "".join(path[-2:-1]).endswith("LayerNorm") and path[-1] in _OLD_LEAVES:
         leaves.append(_OLD_LEAVES[path[-1]])
     stems = [path[:-1], path[1:-1]] if path[0] == base else [path[:-1]]
+    if path[-2:] == ("shared", "embedding"):  # BART's table has three names, and a file may keep any one of them
+        stems += [(*stem[:-1], stack, "embed_tokens") for stem in stems for stack in ("encoder", "decoder")]
     return [".".join((*stem, leaf)) for stem in stems for leaf in leaves]
 
 

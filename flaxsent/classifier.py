@@ -140,7 +140,7 @@ def classify(texts: Texts, classifier: Classifier | None = None, *, top_k: int |
         filled = batch + batch[-1:] * (num_rows - len(batch))
         length = min(_round_up(len(encodings.input_ids[batch[-1]]), 16), classifier.tokenizer.max_length)
         tokens = classifier.pad(select(encodings, filled), length=length)
-        probs[batch] = classifier.predict(classifier.params, tokens)[: len(batch)]
+        probs[batch] = np.asarray(classifier.predict(classifier.params, tokens))[: len(batch)]
     return decode(probs, labels=classifier.config.labels, top_k=top_k)
 
 

@@ -68,6 +68,12 @@ _KEYS = {
     "bert": _BERT_KEYS,
     "big_bird": _BERT_KEYS | {"activation": ("hidden_act", "gelu_new")},
     "camembert": _ROBERTA_KEYS,
+    "deberta-v2": _BERT_KEYS
+    | {
+        "layer_norm_eps": ("layer_norm_eps", 1e-7),
+        "type_vocab_size": ("type_vocab_size", 0),
+        "classifier_dropout": ("cls_dropout", "hidden_dropout_prob"),
+    },
     "distilbert": _DISTILBERT_KEYS,
     "electra": _BERT_KEYS,
     "mbart": _BART_KEYS,
@@ -82,6 +88,7 @@ _CLASS_NAMES = {
     "bert": "Bert",
     "big_bird": "BigBird",
     "camembert": "Camembert",
+    "deberta-v2": "DebertaV2",
     "distilbert": "DistilBert",
     "electra": "Electra",
     "mbart": "MBart",
@@ -152,6 +159,27 @@ class ModelConfig:
         """A key of config.json that only one family has; `default` where it is missing or null, as in transformers."""
         value = json.loads(self.json).get(key)
         return default if value is None else value
+
+    def get_size(self, key: str, default: int, *, least: int = 1, most: int | None = None) -> int:
+        """A key that only one family has, refused by name if it is no integer between `least` and `most`."""
+        value, most = self.get(key, default), _LARGEST if most is None else most
+        if type(value) is not int or not least <= value <= most:
+            raise ValueError(f"config.json has {key}={value!r}; expected an integer from {least} to {most}.")
+        return value
+
+    def get_rate(self, key: str, default: float) -> float:
+        """A key that only one family has, refused by name if it is no rate of dropout."""
+        value = self.get(key, default)
+        if type(value) not in (int, float) or not 0 <= value < 1:
+            raise ValueError(f"config.json has {key}={value!r}; expected a rate in [0, 1).")
+        return float(value)
+
+    def get_flag(self, key: str, default: bool) -> bool:
+        """A key that only one family has, refused by name if it is neither true nor false."""
+        value = self.get(key, default)
+        if type(value) is not bool:
+            raise ValueError(f"config.json has {key}={value!r}; expected true or false.")
+        return value
 
     @property
     def max_length(self) -> int:
@@ -246,7 +274,7 @@ def _value(raw: Mapping[str, Any], key: str, default: Any) -> Any:
         expected, is_good = "a number in (0, 1)", isinstance(value, int | float) and 0 < value < 1
     else:
         least = 0 if key in ("type_vocab_size", "pad_token_id") else 1
-        most = _MOST_LAYERS if key in ("num_hidden_layers", "n_layers", "encoder_layers") else _LARGEST
+        most = MOST_LAYERS if key in ("num_hidden_layers", "n_layers", "encoder_layers") else _LARGEST
         expected, is_good = f"an integer from {least} to {most}", type(value) is int and least <= value <= most
     if not is_good:
         raise ValueError(f"config.json has {key}={value!r}; expected {expected}.")
@@ -255,13 +283,14 @@ def _value(raw: Mapping[str, Any], key: str, default: Any) -> Any:
 
 # Far beyond any published encoder: a hostile size must not cost memory or minutes before the weights, which it does not
 # fit, are read.
-_MOST_LAYERS, _LARGEST = 256, 10_000_000
+MOST_LAYERS, _LARGEST = 256, 10_000_000
 
 _RATES = (
     "attention_dropout",
     "attention_probs_dropout_prob",
     "classifier_dropout",
     "classifier_dropout_prob",
+    "cls_dropout",
     "dropout",
     "hidden_dropout_prob",
     "seq_classif_dropout",
@@ -269,10 +298,10 @@ _RATES = (
 
 
 def _labels(raw: Mapping[str, Any]) -> tuple[str, ...]:
-    """The labels in the order of the logits; `LABEL_0` … where the config names none, two of them by default."""
+    """The labels in the order of the logits; `LABEL_0` … where the config names none: two of them, BART three."""
     id2label = raw.get("id2label")
     if id2label is None:
-        num_labels = raw.get("num_labels", 2)
+        num_labels = raw.get("num_labels", 3 if raw["model_type"] == "bart" else 2)
         if type(num_labels) is not int or not 1 <= num_labels <= _LARGEST:
             raise ValueError(f"config.json has num_labels={num_labels!r}; expected an integer from 1 to {_LARGEST}.")
         return tuple(f"LABEL_{index}" for index in range(num_labels))

@@ -4,11 +4,12 @@ The tokenizer keeps no truncation or padding state: each call encodes afresh, so
 tokenizers of transformers set that state on every call and raise "Already borrowed" when shared.)
 """
 
+import contextlib
 import dataclasses
 import json
 import logging
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -143,7 +144,8 @@ def _convert(folder: Path, files: Mapping[str, bytes], settings: Mapping[str, ob
             f"{folder} has no tokenizer; expected tokenizer.json, or one of {', '.join(TOKENIZER_FILES[4:])}."
         )
     plain = {name: value for name, value in settings.items() if not _NAMES_CODE_OR_FILE.fullmatch(name)}
-    from transformers import AutoTokenizer
+    with _quietly():
+        from transformers import AutoTokenizer
 
     with TemporaryDirectory() as copy:
         for name, content in vocabularies.items():
@@ -157,6 +159,17 @@ def _convert(folder: Path, files: Mapping[str, bytes], settings: Mapping[str, ob
         except Exception as err:
             raise ValueError(f"the vocabulary in {folder} could not be converted: {err}".splitlines()[0]) from err
     return tokenizer.backend_tokenizer.to_str().encode()
+
+
+@contextlib.contextmanager
+def _quietly() -> Iterator[None]:
+    """While transformers is imported it warns, once, of having no PyTorch: here none is needed."""
+    theirs, says_nothing = logging.getLogger("transformers"), lambda record: False
+    theirs.addFilter(says_nothing)
+    try:
+        yield
+    finally:
+        theirs.removeFilter(says_nothing)
 
 
 # Settings that name code, another repository, or a file: transformers 4 reads a `vocab_file` from wherever it points.
@@ -199,6 +212,9 @@ def _encode_cut(backend: tokenizers.Tokenizer, text: Text, limit: int) -> tokeni
     encodings = [backend.encode(part, add_special_tokens=False) for part in parts]
     room = limit - backend.num_special_tokens_to_add(len(parts) == 2)
     for encoding, length in zip(encodings, _shares([len(encoding) for encoding in encodings], room), strict=True):
+        # A cut leaves the rest as pieces, and post_process combines each piece of the one part with each of the other:
+        # gigabytes, from long texts. Cut twice, the rest is one token.
+        encoding.truncate(length + 1)
         encoding.truncate(length)
     return backend.post_process(*encodings, add_special_tokens=True)
 

@@ -128,7 +128,7 @@ def test_train_and_evaluate_from_files(capsys, tmp_path, tiny_folder):
     ids=" ".join,
 )
 def test_mistakes_are_one_line_and_exit_code_2(capsys, arguments):
-    code, out, err = run(capsys, *arguments)
+    code, _, err = run(capsys, *arguments)
     assert code == 2
     assert err.startswith("flaxsent: error: ")
     assert err.count("\n") == 1

@@ -41,7 +41,7 @@ def folder(tiny_folder, tmp_path, marker):
     """A good tiny checkpoint to be damaged, with modules in it that make the marker when they are imported."""
     copy = tmp_path / "checkpoint"
     shutil.copytree(tiny_folder("bert"), copy)
-    (copy / "vocab.txt").unlink()
+    (copy / "vocab.txt").unlink(missing_ok=True)
     for name in ("configuration_evil.py", "modeling_evil.py", "tokenization_evil.py", "__init__.py"):
         (copy / name).write_text(f"open({str(marker)!r}, 'w')\n")
     return copy
@@ -265,7 +265,7 @@ def make_vocabulary_only(folder, **settings):
     """A folder of which transformers' AutoTokenizer has to make the tokenizer.json."""
     vocabulary = json.loads((folder / "tokenizer.json").read_text())["model"]["vocab"]
     (folder / "vocab.txt").write_text("\n".join(vocabulary) + "\n")
-    (folder / "tokenizer.json").unlink()
+    (folder / "tokenizer.json").unlink(missing_ok=True)
     (folder / "tokenizer_config.json").write_text(json.dumps(settings))
 
 
@@ -322,7 +322,7 @@ class Evil:
 @pytest.mark.parametrize("form", ["pickle", pytest.param("zip", marks=pytest.mark.torch)])
 def test_pickle_that_would_run_code_is_refused(folder, capsys, marker, form):
     """By torch's weights_only where torch is installed, else for the lack of it."""
-    (folder / "model.safetensors").unlink()
+    (folder / "model.safetensors").unlink(missing_ok=True)
     file = folder / "pytorch_model.bin"
     if form == "zip":
         import torch
@@ -409,14 +409,14 @@ def test_index_that_leads_elsewhere_is_refused(folder, capsys, name):
     for place in (outside, folder / "below"):
         place.mkdir(exist_ok=True)
         shutil.copy(folder / "model.safetensors", place / "x.safetensors")
-    (folder / "model.safetensors").unlink()
+    (folder / "model.safetensors").unlink(missing_ok=True)
     (folder / "model.safetensors.index.json").write_text(json.dumps(index))
     assert_refused(folder, part, capsys)
 
 
 @pytest.mark.parametrize("content", [b"", b"{", b"[" * 200_000, b"\xff\xfe{"], ids=["empty", "torn", "deep", "binary"])
 def test_index_that_is_not_json_is_refused(folder, capsys, content):
-    (folder / "model.safetensors").unlink()
+    (folder / "model.safetensors").unlink(missing_ok=True)
     (folder / "model.safetensors.index.json").write_bytes(content)
     assert_refused(folder, "is not an index of shards", capsys)
 
@@ -449,7 +449,7 @@ def msgpack_files():
 @pytest.mark.parametrize("name", msgpack_files())
 def test_damaged_msgpack_is_refused(folder, capsys, name):
     content, part = msgpack_files()[name]
-    (folder / "model.safetensors").unlink()
+    (folder / "model.safetensors").unlink(missing_ok=True)
     (folder / "flax_model.msgpack").write_bytes(content)
     assert_refused(folder, part, capsys)
 
@@ -511,7 +511,7 @@ def test_limit_that_says_nothing_leaves_that_of_the_positions(folder, limit):
 
 
 def test_missing_tokenizer_is_told(folder, capsys):
-    (folder / "tokenizer.json").unlink()
+    (folder / "tokenizer.json").unlink(missing_ok=True)
     assert_refused(folder, "has no tokenizer; expected tokenizer.json", capsys)
 
 
@@ -533,7 +533,7 @@ def test_what_is_no_checkpoint_folder_is_refused(folder, tmp_path, capsys, name)
 
 
 def test_folder_without_weights_is_refused(folder, capsys):
-    (folder / "model.safetensors").unlink()
+    (folder / "model.safetensors").unlink(missing_ok=True)
     assert_refused(folder, "has no weights; expected one of model.safetensors", capsys, error=FileNotFoundError)
 
 

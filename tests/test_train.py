@@ -8,7 +8,7 @@ import pytest
 import flaxsent
 from flaxsent import train
 from flaxsent.records import LabelledTexts, read_labelled
-from tests.conftest import TINY, texts_of_lengths
+from tests.conftest import NATIVE, texts_of_lengths
 
 
 @pytest.fixture
@@ -23,7 +23,7 @@ LABELS = np.array([0, 2, 1, 1], np.int32)
 
 
 @pytest.mark.torch
-@pytest.mark.parametrize("family", TINY)
+@pytest.mark.parametrize("family", NATIVE)
 def test_loss_and_gradient_without_dropout_equal_pytorch(tiny_folder, family):
     import torch
     from transformers import AutoModelForSequenceClassification

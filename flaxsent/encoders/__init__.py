@@ -11,14 +11,18 @@ from typing import Any
 from jaxtyping import Array, Float, Key
 
 from flaxsent.config import ModelConfig
-from flaxsent.encoders import bert, distilbert, layers
+from flaxsent.encoders import albert, bart, bert, deberta, distilbert, layers
 from flaxsent.types import Params, Tokens
 
 FAMILIES: dict[str, ModuleType] = {
+    "albert": albert,
+    "bart": bart,
     "bert": bert,
     "camembert": bert,
+    "deberta-v2": deberta,
     "distilbert": distilbert,
     "electra": bert,
+    "mbart": bart,
     "roberta": bert,
     "xlm-roberta": bert,
 }

@@ -19,7 +19,7 @@ from flaxsent.encoders.layers import (
     dense,
     dense_shapes,
     dropout,
-    embed,
+    embed_tokens,
     first_tokens,
     in_float32,
     layer_norm,
@@ -79,7 +79,8 @@ def all_hidden_states(
     embeddings_key, *layer_keys = split_key(key, config.num_layers + 1)
     mask_TT = attention_mask(jnp.asarray(tokens.segment_ids))
     encoder = params[_base(config)]
-    x_TE = _embeddings(encoder["embeddings"], tokens, config=config, key=embeddings_key)
+    rate, eps = config.hidden_dropout, config.layer_norm_eps
+    x_TE = embed_tokens(encoder["embeddings"], tokens, eps=eps, dropout_rate=rate, key=embeddings_key)
     states = [dense(encoder["embeddings_project"], x_TE) if "embeddings_project" in encoder else x_TE]
     for index, layer_key in enumerate(layer_keys):
         layer = encoder["encoder"]["layer"][str(index)]
@@ -108,15 +109,6 @@ def logits(
         pooled_SD = activation(dense(in_float32(params["classifier"]["dense"]), cls_SD))
         classifier = params["classifier"]["out_proj"]
     return dense(in_float32(classifier), dropout(pooled_SD, config.classifier_dropout, pooled_key))
-
-
-def _embeddings(params: Params, tokens: Tokens, *, config: ModelConfig, key: OptionalKey) -> Float[Array, "T E"]:
-    x_TE = (
-        embed(params["word_embeddings"], jnp.asarray(tokens.input_ids))
-        + embed(params["token_type_embeddings"], jnp.asarray(tokens.token_type_ids))
-        + embed(params["position_embeddings"], jnp.asarray(tokens.position_ids))
-    )
-    return dropout(layer_norm(params["LayerNorm"], x_TE, eps=config.layer_norm_eps), config.hidden_dropout, key)
 
 
 def _layer(

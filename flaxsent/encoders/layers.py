@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, Key, PyTree
 
-from flaxsent.types import Params
+from flaxsent.types import Params, Tokens
 
 OptionalKey = Key[Array, ""] | None
 
@@ -35,9 +35,11 @@ ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
 
 
 def dense(params: Params, x: Float[Array, "*rows inp"]) -> Float[Array, "*rows out"]:
-    """`x @ kernel + bias`, accumulated in float32, in the dtype of `x`."""
+    """`x @ kernel + bias`, accumulated in float32, in the dtype of `x`; a layer may have no bias."""
     y = jnp.einsum("...d,df->...f", x, params["kernel"], preferred_element_type=jnp.float32)
-    return (y + _along_last_axis(params["bias"], y.ndim)).astype(x.dtype)
+    if "bias" in params:
+        y = y + _along_last_axis(params["bias"], y.ndim)
+    return y.astype(x.dtype)
 
 
 def layer_norm(params: Params, x: Float[Array, "*rows D"], *, eps: float) -> Float[Array, "*rows D"]:
@@ -59,6 +61,18 @@ def embed(params: Params, ids_T: Int[Array, " T"]) -> Float[Array, "T D"]:
     return jnp.take(params["embedding"], ids_T, axis=0, mode="clip")
 
 
+def embed_tokens(
+    params: Params, tokens: Tokens, *, eps: float, dropout_rate: float, key: OptionalKey
+) -> Float[Array, "T D"]:
+    """BERT's embeddings: word, token type and position, normalised."""
+    x_TD = (
+        embed(params["word_embeddings"], jnp.asarray(tokens.input_ids))
+        + embed(params["token_type_embeddings"], jnp.asarray(tokens.token_type_ids))
+        + embed(params["position_embeddings"], jnp.asarray(tokens.position_ids))
+    )
+    return dropout(layer_norm(params["LayerNorm"], x_TD, eps=eps), dropout_rate, key)
+
+
 def attention_mask(segment_ids_T: Int[Array, " T"]) -> Bool[Array, "T T"]:
     """Every token sees its own text only. Padding sees padding: a softmax over nothing would be NaN."""
     return segment_ids_T[:, None] == segment_ids_T[None, :]
@@ -73,11 +87,18 @@ def attend(
     num_heads: int,
     dropout_rate: float,
     key: OptionalKey,
+    scale: float | None = None,
+    bias_NTT: Float[Array, "N T T"] | None = None,
 ) -> Float[Array, "T D"]:
-    """Scaled dot-product attention in `num_heads` heads (Vaswani et al. 2017); dropout on the probabilities."""
+    """Scaled dot-product attention in `num_heads` heads (Vaswani et al. 2017); dropout on the probabilities.
+
+    `scale` is 1/√H if not given; `bias_NTT` is added to the scores after scaling.
+    """
     q_TNH, k_TNH, v_TNH = (x.reshape(x.shape[0], num_heads, -1) for x in (q_TD, k_TD, v_TD))
     scores_NTT = jnp.einsum("TNH,tNH->NTt", q_TNH, k_TNH, preferred_element_type=jnp.float32)
-    scores_NTT = scores_NTT * (q_TNH.shape[-1] ** -0.5)
+    scores_NTT = scores_NTT * (q_TNH.shape[-1] ** -0.5 if scale is None else scale)
+    if bias_NTT is not None:
+        scores_NTT = scores_NTT + bias_NTT
     scores_NTT = jnp.where(mask_TT[None], scores_NTT, jnp.finfo(jnp.float32).min)
     probs_NTT = dropout(jax.nn.softmax(scores_NTT, axis=-1), dropout_rate, key).astype(v_TNH.dtype)
     y_TNH = jnp.einsum("NTt,tNH->TNH", probs_NTT, v_TNH, preferred_element_type=jnp.float32)

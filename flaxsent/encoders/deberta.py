@@ -1,0 +1,357 @@
+"""DeBERTa-v2 and v3 (He et al. 2020, 2021): a token attends to contents and, apart from them, to distances.
+
+A score is q·k, plus q·(the distance's key) ("c2p"), plus k·(the distance's query) ("p2c"). There are P learnt
+distances, `rel_embeddings`, shared by all layers; far ones may stand for several. DeBERTa-v2 adds a convolution.
+Reference: `DebertaV2ForSequenceClassification` of transformers' models/deberta_v2/modeling_deberta_v2.py.
+"""
+
+import functools
+import math
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Bool, Float, Int
+
+from flaxsent.config import ModelConfig
+from flaxsent.encoders.layers import (
+    ACTIVATIONS,
+    OptionalKey,
+    attend,
+    attention_mask,
+    dense,
+    dense_shapes,
+    dropout,
+    embed,
+    first_tokens,
+    in_float32,
+    layer_norm,
+    layer_norm_shapes,
+    split_key,
+)
+from flaxsent.types import Params, Tokens
+
+# How distances are projected: for c2p as the keys of tokens are, for p2c as their queries, or by layers of their own.
+_SHARED_PROJECTIONS = {"c2p": "key_proj", "p2c": "query_proj"}
+_OWN_PROJECTIONS = {"c2p": "pos_key_proj", "p2c": "pos_query_proj"}
+
+
+def shapes(config: ModelConfig) -> dict[str, Any]:
+    """The shape of every parameter; the encoder's branch comes first.
+
+    Raises:
+        ValueError: a key of this family asks for what is not implemented; the message names it.
+    """
+    D, F, options = config.hidden_size, config.intermediate_size, _options(config)
+    E, P = options.embedding_size, 2 * options.reach
+    projections = ["query_proj", "key_proj", "value_proj"]
+    if options.is_relative and not options.shares_projections:
+        projections += [_OWN_PROJECTIONS[term] for term in options.terms]
+    layer = {
+        "attention": {
+            "self": {name: dense_shapes(D, D) for name in projections},
+            "output": {"dense": dense_shapes(D, D), "LayerNorm": layer_norm_shapes(D)},
+        },
+        "intermediate": {"dense": dense_shapes(D, F)},
+        "output": {"dense": dense_shapes(F, D), "LayerNorm": layer_norm_shapes(D)},
+    }
+    embeddings: dict[str, Any] = {
+        "word_embeddings": {"embedding": (config.vocab_size, E)},
+        "LayerNorm": layer_norm_shapes(D),
+    }
+    if options.has_positions:
+        embeddings["position_embeddings"] = {"embedding": (config.num_positions, E)}
+    if config.type_vocab_size:
+        embeddings["token_type_embeddings"] = {"embedding": (config.type_vocab_size, E)}
+    if E != D:
+        embeddings["embed_proj"] = {"kernel": (E, D)}
+    encoder: dict[str, Any] = {"layer": {str(index): layer for index in range(config.num_layers)}}
+    if options.is_relative:
+        encoder["rel_embeddings"] = {"embedding": (P, D)}
+    if options.normalizes_distances:
+        encoder["LayerNorm"] = layer_norm_shapes(D)
+    if options.conv_size:
+        kernel = (options.conv_size, D // options.conv_groups, D)
+        encoder["conv"] = {"conv": {"kernel": kernel, "bias": (D,)}, "LayerNorm": layer_norm_shapes(D)}
+    return {
+        "deberta": {"embeddings": embeddings, "encoder": encoder},
+        "pooler": {"dense": dense_shapes(D, D)},
+        "classifier": dense_shapes(D, config.num_labels),
+    }
+
+
+class _Options(NamedTuple):
+    """What config.json says of this family alone."""
+
+    embedding_size: int
+    has_positions: bool
+    """Whether absolute positions are embedded with the words."""
+    is_relative: bool
+    terms: tuple[str, ...]
+    """Those of c2p and p2c that are added; the scale counts them even where attention is not relative."""
+    shares_projections: bool
+    reach: int
+    """Learnt distances on either side."""
+    num_buckets: int
+    """0 if every distance has its own; else half of them are the near distances, and half far ones, wider and wider."""
+    max_distance: int
+    """Where the last bucket ends."""
+    normalizes_distances: bool
+    conv_size: int
+    """0 if there is no convolution."""
+    conv_groups: int
+    conv_activation: str
+    pooler_activation: str
+    pooler_dropout: float
+
+
+@functools.lru_cache
+def _options(config: ModelConfig) -> _Options:
+    D = config.hidden_size
+    # PyTorch has these two sizes apart, but adds and multiplies what must be of the hidden size.
+    _size(config, "pooler_hidden_size", D, least=D, most=D)
+    _size(config, "attention_head_size", D // config.num_heads, least=D // config.num_heads, most=D // config.num_heads)
+    is_relative = _flag(config, "relative_attention", False)
+    max_distance = _size(config, "max_relative_positions", -1, least=-1)
+    max_distance = max_distance if max_distance > 0 else config.num_positions
+    num_buckets = max(_size(config, "position_buckets", -1, least=-1), 0)
+    middle = num_buckets // 2
+    needs_far_buckets = num_buckets > 0 and middle < config.num_positions - 1
+    if is_relative and (num_buckets == 1 or (needs_far_buckets and middle >= max_distance - 1)):
+        raise ValueError(
+            f"config.json has position_buckets={num_buckets} for distances below {max_distance}; expected -1 (none), "
+            "or at least 2, half of which must end before the last distance."
+        )
+    conv_size = _size(config, "conv_kernel_size", 0, least=0)
+    if conv_size and conv_size % 2 == 0:
+        raise ValueError(f"config.json has conv_kernel_size={conv_size}; expected an odd number, or 0 for none.")
+    conv_groups = _size(config, "conv_groups", 1, least=1)
+    if conv_size and D % conv_groups:
+        raise ValueError(f"config.json has conv_groups={conv_groups}, which do not divide the hidden size {D}.")
+    return _Options(
+        embedding_size=_size(config, "embedding_size", D, least=1),
+        has_positions=_flag(config, "position_biased_input", True),
+        is_relative=is_relative,
+        terms=_names(config, "pos_att_type", ("c2p", "p2c")),
+        shares_projections=_flag(config, "share_att_key", False),
+        reach=num_buckets or max_distance,
+        num_buckets=num_buckets,
+        max_distance=max_distance,
+        normalizes_distances=bool(_names(config, "norm_rel_ebd", ("layer_norm",))),
+        conv_size=conv_size,
+        conv_groups=conv_groups,
+        conv_activation=_activation(config, "conv_act", "tanh"),
+        pooler_activation=_activation(config, "pooler_hidden_act", "gelu"),
+        pooler_dropout=_rate(config, "pooler_dropout", 0.0),
+    )
+
+
+def _checked(config: ModelConfig, key: str, default: Any, is_good: Callable[[Any], bool], *, expected: str) -> Any:
+    value = config.get(key, default)
+    if not is_good(value):
+        raise ValueError(f"config.json has {key}={value!r}; expected {expected}.")
+    return value
+
+
+def _flag(config: ModelConfig, key: str, default: bool) -> bool:
+    return _checked(config, key, default, lambda value: type(value) is bool, expected="true or false")
+
+
+def _size(config: ModelConfig, key: str, default: int, *, least: int, most: int = 10_000_000) -> int:
+    expected = f"{least}" if least == most else f"an integer from {least} to {most}"
+    return _checked(
+        config, key, default, lambda value: type(value) is int and least <= value <= most, expected=expected
+    )
+
+
+def _rate(config: ModelConfig, key: str, default: float) -> float:
+    expected = "a rate in [0, 1)"
+    return float(
+        _checked(config, key, default, lambda value: type(value) in (int, float) and 0 <= value < 1, expected=expected)
+    )
+
+
+def _activation(config: ModelConfig, key: str, default: str) -> str:
+    expected = f"one of {', '.join(ACTIVATIONS)}"
+    return _checked(
+        config, key, default, lambda value: isinstance(value, str) and value in ACTIVATIONS, expected=expected
+    )
+
+
+def _names(config: ModelConfig, key: str, known: tuple[str, ...]) -> tuple[str, ...]:
+    """Those of `known` that are given: a list, or a text with | between them."""
+
+    def split(value: Any) -> list[Any]:
+        names = [name.strip() for name in value.lower().split("|")] if isinstance(value, str) else value
+        return [name for name in names if name not in ("", "none")] if isinstance(names, list) else [names]
+
+    expected = f"none, or some of {', '.join(known)}"
+    given = _checked(config, key, [], lambda value: all(name in known for name in split(value)), expected=expected)
+    return tuple(name for name in known if name in split(given))
+
+
+def all_hidden_states(
+    params: Params, tokens: Tokens, *, config: ModelConfig, key: OptionalKey = None
+) -> list[Float[Array, "T D"]]:
+    """The embeddings and the output of every layer: transformers' `output_hidden_states=True`."""
+    options = _options(config)
+    embeddings_key, conv_key, *layer_keys = split_key(key, config.num_layers + 2)
+    mask_TT = attention_mask(jnp.asarray(tokens.segment_ids))
+    encoder = params["deberta"]["encoder"]
+    distances = _distances(encoder, jnp.asarray(tokens.position_ids), config=config) if options.is_relative else None
+    states = [_embeddings(params["deberta"]["embeddings"], tokens, config=config, key=embeddings_key)]
+    for index, layer_key in enumerate(layer_keys):
+        x_TD = _layer(encoder["layer"][str(index)], states[-1], mask_TT, distances, config=config, key=layer_key)
+        if index == 0 and options.conv_size:
+            y_TD = _convolve(encoder["conv"]["conv"], states[0], mask_TT, groups=options.conv_groups)
+            y_TD = ACTIVATIONS[options.conv_activation](dropout(y_TD, config.hidden_dropout, conv_key))
+            x_TD = layer_norm(encoder["conv"]["LayerNorm"], x_TD + y_TD, eps=config.layer_norm_eps)
+        states.append(x_TD)
+    return states
+
+
+def logits(
+    params: Params,
+    hidden_TD: Float[Array, "T D"],
+    tokens: Tokens,
+    *,
+    config: ModelConfig,
+    num_segments: int,
+    key: OptionalKey = None,
+) -> Float[Array, "S C"]:
+    """The head: a layer with an activation, dropout, classifier, on each text's [CLS]."""
+    options = _options(config)
+    cls_SD = first_tokens(hidden_TD, jnp.asarray(tokens.segment_ids), num_segments=num_segments)
+    cls_key, pooled_key = split_key(key, 2)
+    cls_SD = dropout(cls_SD, options.pooler_dropout, cls_key)
+    pooled_SD = ACTIVATIONS[options.pooler_activation](dense(in_float32(params["pooler"]["dense"]), cls_SD))
+    return dense(in_float32(params["classifier"]), dropout(pooled_SD, config.classifier_dropout, pooled_key))
+
+
+def _embeddings(params: Params, tokens: Tokens, *, config: ModelConfig, key: OptionalKey) -> Float[Array, "T D"]:
+    x_TE = embed(params["word_embeddings"], jnp.asarray(tokens.input_ids))
+    if "position_embeddings" in params:
+        x_TE = x_TE + embed(params["position_embeddings"], jnp.asarray(tokens.position_ids))
+    if "token_type_embeddings" in params:
+        x_TE = x_TE + embed(params["token_type_embeddings"], jnp.asarray(tokens.token_type_ids))
+    x_TD = dense(params["embed_proj"], x_TE) if "embed_proj" in params else x_TE
+    return dropout(layer_norm(params["LayerNorm"], x_TD, eps=config.layer_norm_eps), config.hidden_dropout, key)
+
+
+class _Distances(NamedTuple):
+    """The learnt distances, and which of them lies between each query and key."""
+
+    embeddings: Float[Array, "P D"]
+    rows: Int[Array, "T T"]
+    """From 0 (the key comes long after the query) to P - 1 (long before it)."""
+
+
+def _distances(encoder: Params, position_ids_T: Int[Array, " T"], *, config: ModelConfig) -> _Distances:
+    options = _options(config)
+    embeddings_PD = encoder["rel_embeddings"]["embedding"]
+    if options.normalizes_distances:
+        embeddings_PD = layer_norm(encoder["LayerNorm"], embeddings_PD, eps=config.layer_norm_eps)
+    # Between texts of a row the difference means nothing, and the mask hides it.
+    difference_TT = position_ids_T[:, None] - position_ids_T[None, :]
+    buckets = _buckets(min(len(position_ids_T), config.num_positions), options.num_buckets, options.max_distance)
+    far_TT = jnp.take(jnp.asarray(buckets, difference_TT.dtype), jnp.abs(difference_TT), mode="clip")
+    rows_TT = jnp.clip(jnp.sign(difference_TT) * far_TT + options.reach, 0, 2 * options.reach - 1)
+    return _Distances(embeddings_PD, rows_TT)
+
+
+def _buckets(length: int, num_buckets: int, max_distance: int) -> Int[np.ndarray, " L"]:
+    """The bucket of each distance below `length`.
+
+    On the host, in float32 as in `make_log_bucket_position`: a logarithm that is one bit off moves a bucket's edge.
+
+    >>> _buckets(12, 6, 12).tolist()
+    [0, 1, 2, 3, 4, 4, 5, 5, 5, 5, 5, 5]
+    """
+    middle = num_buckets // 2
+    if length <= middle + 1 or not num_buckets:
+        return np.arange(length)
+    far = np.arange(middle + 1, length, dtype=np.float32) / np.float32(middle)
+    widest = np.log(np.float32((max_distance - 1) / middle))
+    far = np.ceil(np.log(far) / widest * np.float32(middle - 1)) + middle
+    return np.concatenate([np.arange(middle + 1), far.astype(np.int64)])
+
+
+def _layer(
+    params: Params,
+    x_TD: Float[Array, "T D"],
+    mask_TT: Bool[Array, "T T"],
+    distances: _Distances | None,
+    *,
+    config: ModelConfig,
+    key: OptionalKey,
+) -> Float[Array, "T D"]:
+    probs_key, distances_key, attention_key, output_key = split_key(key, 4)
+    attention, rate, eps = params["attention"], config.hidden_dropout, config.layer_norm_eps
+    q_TD, k_TD, v_TD = (dense(attention["self"][name], x_TD) for name in ("query_proj", "key_proj", "value_proj"))
+    scale = 1 / math.sqrt(config.hidden_size // config.num_heads * (1 + len(_options(config).terms)))
+    bias_NTT = None
+    if distances is not None:
+        distances = distances._replace(embeddings=dropout(distances.embeddings, rate, distances_key))
+        bias_NTT = scale * _bias(attention["self"], q_TD, k_TD, distances, config=config)
+    y_TD = attend(
+        q_TD,
+        k_TD,
+        v_TD,
+        mask_TT,
+        num_heads=config.num_heads,
+        scale=scale,
+        bias_NTT=bias_NTT,
+        dropout_rate=config.attention_dropout,
+        key=probs_key,
+    )
+    y_TD = dropout(dense(attention["output"]["dense"], y_TD), rate, attention_key)
+    x_TD = layer_norm(attention["output"]["LayerNorm"], x_TD + y_TD, eps=eps)
+    y_TF = ACTIVATIONS[config.activation](dense(params["intermediate"]["dense"], x_TD))
+    y_TD = dropout(dense(params["output"]["dense"], y_TF), rate, output_key)
+    return layer_norm(params["output"]["LayerNorm"], x_TD + y_TD, eps=eps)
+
+
+def _bias(
+    params: Params,
+    q_TD: Float[Array, "T D"],
+    k_TD: Float[Array, "T D"],
+    distances: _Distances,
+    *,
+    config: ModelConfig,
+) -> Float[Array, "N T T"]:
+    """What the distances add to q·k: `disentangled_attention_bias`, before it is scaled."""
+    options = _options(config)
+    names = _SHARED_PROJECTIONS if options.shares_projections else _OWN_PROJECTIONS
+
+    def products(x_TD: Float[Array, "T D"], term: str) -> Float[Array, "N T P"]:
+        distance_PD = dense(params[names[term]], distances.embeddings)
+        x_TNH, distance_PNH = (y.reshape(y.shape[0], config.num_heads, -1) for y in (x_TD, distance_PD))
+        return jnp.einsum("TNH,PNH->NTP", x_TNH, distance_PNH, preferred_element_type=jnp.float32)
+
+    bias_NTT = jnp.zeros((config.num_heads, *distances.rows.shape), jnp.float32)
+    if "c2p" in options.terms:
+        bias_NTT += jnp.take_along_axis(products(q_TD, "c2p"), distances.rows[None], axis=-1)
+    if "p2c" in options.terms:
+        bias_NTT += jnp.take_along_axis(products(k_TD, "p2c"), distances.rows.T[None], axis=-1).mT
+    return bias_NTT
+
+
+def _convolve(
+    params: Params, x_TD: Float[Array, "T D"], mask_TT: Bool[Array, "T T"], *, groups: int
+) -> Float[Array, "T D"]:
+    """Convolves each text by itself: beyond its ends there are zeros, whatever stands there in the row."""
+    kernel = params["kernel"]
+    length, size = len(x_TD), len(kernel)
+    neighbours_TK = jnp.arange(length)[:, None] + jnp.arange(size)[None, :] - size // 2
+    inside_TK = (neighbours_TK >= 0) & (neighbours_TK < length)
+    neighbours_TK = jnp.clip(neighbours_TK, 0, length - 1)
+    inside_TK &= jnp.take_along_axis(mask_TT, neighbours_TK, axis=-1)
+    x_TKD = jnp.where(inside_TK[..., None], x_TD[neighbours_TK], jnp.zeros((), x_TD.dtype))
+    y_TGO = jnp.einsum(
+        "TKGI,KIGO->TGO",
+        x_TKD.reshape(length, size, groups, -1),
+        kernel.reshape(size, kernel.shape[1], groups, -1),
+        preferred_element_type=jnp.float32,
+    )
+    return (y_TGO.reshape(x_TD.shape) + params["bias"].astype(jnp.float32)[None]).astype(x_TD.dtype)

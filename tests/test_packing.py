@@ -1,0 +1,156 @@
+"""Rows of arrays against a slow, obvious version that places one token after another."""
+
+import numpy as np
+import pytest
+
+from flaxsent.packing import Placement, pack, pad, select, unpack
+from flaxsent.types import Encodings
+
+
+def random_encodings(lengths, seed=0) -> Encodings:
+    rng = np.random.default_rng(seed)
+    ids = [rng.integers(1, 1000, length).tolist() for length in lengths]
+    return Encodings(ids, [[0] * (length // 2) + [1] * (length - length // 2) for length in lengths], 0)
+
+
+def obvious(encodings, placement, shape, first_position, pad_token_id):
+    """Cell by cell, text by text, in the order of the segments."""
+    cells = {name: [[fill] * shape[1] for _ in range(shape[0])] for name, fill in [("ids", pad_token_id)]}
+    cells |= {name: [[0] * shape[1] for _ in range(shape[0])] for name in ("types", "positions", "segments")}
+    used = [0] * shape[0]
+    texts = range(len(encodings.input_ids))
+    for text in sorted(texts, key=lambda text: (placement.row[text], placement.segment[text])):
+        row = placement.row[text]
+        for offset, token in enumerate(encodings.input_ids[text]):
+            cells["ids"][row][used[row]] = token
+            cells["types"][row][used[row]] = encodings.token_type_ids[text][offset]
+            cells["positions"][row][used[row]] = first_position + offset
+            cells["segments"][row][used[row]] = placement.segment[text] + 1
+            used[row] += 1
+    return cells
+
+
+def assert_laid_out(tokens, encodings, placement, first_position=0, pad_token_id=0):
+    expected = obvious(encodings, placement, tokens.input_ids.shape, first_position, pad_token_id)
+    for ours, theirs in zip(tokens, ("ids", "types", "positions", "segments"), strict=True):
+        assert ours.dtype == np.int32
+        assert ours.tolist() == expected[theirs]
+
+
+TINY = Encodings([[7, 8], [9], [4, 5, 6]], [[0, 1], [0], [0, 0, 1]], 0)
+
+
+def test_pad_of_a_tiny_example_is_this():
+    tokens = pad(TINY, first_position=2, pad_token_id=1)
+    assert tokens.input_ids.tolist() == [[7, 8, 1], [9, 1, 1], [4, 5, 6]]
+    assert tokens.token_type_ids.tolist() == [[0, 1, 0], [0, 0, 0], [0, 0, 1]]
+    assert tokens.position_ids.tolist() == [[2, 3, 0], [2, 0, 0], [2, 3, 4]]
+    assert tokens.segment_ids.tolist() == [[1, 1, 0], [1, 0, 0], [1, 1, 1]]
+    assert tokens.attention_mask.tolist() == tokens.segment_ids.tolist()
+
+
+def test_pack_of_a_tiny_example_is_this():
+    """The longest begins a row; the next does not fit beside it, the last does: into the fuller row."""
+    tokens, placement = pack(TINY, row_length=4, first_position=2, pad_token_id=1)
+    assert tokens.input_ids.tolist() == [[4, 5, 6, 9], [7, 8, 1, 1]]
+    assert tokens.token_type_ids.tolist() == [[0, 0, 1, 0], [0, 1, 0, 0]]
+    assert tokens.position_ids.tolist() == [[2, 3, 4, 2], [2, 3, 0, 0]]
+    assert tokens.segment_ids.tolist() == [[1, 1, 1, 2], [1, 1, 0, 0]]
+    assert tokens.attention_mask.tolist() == [[1, 1, 1, 1], [1, 1, 0, 0]]
+    assert (placement.row.tolist(), placement.segment.tolist()) == ([1, 0, 0], [0, 1, 0])
+    values_RSC = np.array([[[0.5], [1.5]], [[2.5], [np.nan]]])  # nobody reads what has no text
+    assert unpack(values_RSC, placement).tolist() == [[2.5], [1.5], [0.5]]
+
+
+@pytest.mark.parametrize("seed", range(5))
+@pytest.mark.parametrize("max_segments", [None, 1, 3])
+def test_pack_lays_out_every_text_once_and_unpack_finds_it(seed, max_segments):
+    lengths = np.random.default_rng(seed).integers(1, 65, 200).tolist()
+    encodings = random_encodings(lengths, seed)
+    tokens, placement = pack(encodings, row_length=64, max_segments=max_segments, first_position=2, pad_token_id=1)
+    places = list(zip(placement.row.tolist(), placement.segment.tolist(), strict=True))
+    assert len(set(places)) == len(places)
+    assert max_segments is None or placement.segment.max() < max_segments
+    assert (tokens.segment_ids > 0).sum() == sum(lengths)
+    assert_laid_out(tokens, encodings, placement, first_position=2, pad_token_id=1)
+
+    num_segments = int(placement.segment.max()) + 1
+    values = np.zeros((len(tokens.input_ids), num_segments, 1), np.float32)
+    for text, (row, segment) in enumerate(places):
+        values[row, segment] = text
+    assert unpack(values, placement)[:, 0].tolist() == list(range(len(lengths)))
+
+
+@pytest.mark.parametrize("length", [None, 7, 9])
+def test_pad_is_one_text_a_row(length):
+    encodings = random_encodings([3, 1, 7])
+    tokens = pad(encodings, length=length, first_position=2, pad_token_id=1)
+    assert tokens.input_ids.shape == (3, length or 7)
+    placement = Placement(row=np.arange(3), segment=np.zeros(3, int))
+    assert_laid_out(tokens, encodings, placement, first_position=2, pad_token_id=1)
+
+
+LENGTHS = {
+    "sentences": np.clip(np.random.default_rng(0).normal(25, 12, 872), 3, 66).astype(int).tolist(),
+    "uniform": np.random.default_rng(1).integers(1, 129, 300).tolist(),
+    "halves and a bit": [65] * 20 + [63] * 20,
+    "full": [128] * 7,
+    "single tokens": [1] * 1000,
+    "one": [5],
+}
+"""In rows of 128. The first are as SST-2's dev sentences: 25 tokens on average, 3 to 66."""
+
+
+@pytest.mark.parametrize("name", LENGTHS)
+def test_pack_uses_as_few_rows_as_best_fit_decreasing_can(name):
+    """Which takes at most 11/9 of the fewest and one more (Johnson 1974)."""
+    lengths = LENGTHS[name]
+    tokens, _ = pack(random_encodings(lengths), row_length=128)
+    fewest = -(-sum(lengths) // 128)
+    assert fewest <= len(tokens.input_ids) <= 11 / 9 * fewest + 1
+    free: list[int] = []
+    for length in sorted(lengths, reverse=True):
+        fits = [row for row in range(len(free)) if free[row] >= length]
+        if not fits:
+            free.append(128)
+            fits = [len(free) - 1]
+        free[min(fits, key=free.__getitem__)] -= length
+    assert len(tokens.input_ids) == len(free)
+    assert sorted(128 - tokens.attention_mask.sum(axis=-1)) == sorted(free)
+
+
+def test_packed_rows_of_sentences_hold_97_percent_real_tokens():
+    encodings = random_encodings(LENGTHS["sentences"])
+    tokens, _ = pack(encodings, row_length=128)
+    assert tokens.attention_mask.mean() >= 0.97
+    assert pad(encodings).attention_mask.mean() < 0.5, "what padding would hold"
+
+
+@pytest.mark.parametrize("max_segments", [1, 2, 5])
+def test_max_segments_bounds_the_texts_of_a_row_and_costs_no_row_that_it_need_not(max_segments):
+    tokens, _ = pack(random_encodings([1] * 10), row_length=128, max_segments=max_segments)
+    assert tokens.segment_ids.max() == max_segments
+    assert len(tokens.input_ids) == 10 / max_segments
+
+
+def test_no_texts_give_no_rows():
+    assert pad(Encodings([], [], 0)).input_ids.shape == (0, 1)
+    assert pad(Encodings([], [], 0), length=8).input_ids.shape == (0, 8)
+    tokens, placement = pack(Encodings([], [], 0), row_length=8)
+    assert tokens.input_ids.shape == (0, 8)
+    assert unpack(np.zeros((0, 1, 3), np.float32), placement).shape == (0, 3)
+
+
+def test_select_keeps_the_order_asked_for():
+    encodings = random_encodings([1, 2, 3])
+    chosen = select(encodings, [2, 0, 2])
+    assert chosen.input_ids == [encodings.input_ids[index] for index in (2, 0, 2)]
+    assert chosen.token_type_ids == [encodings.token_type_ids[index] for index in (2, 0, 2)]
+
+
+def test_texts_that_do_not_fit_are_refused():
+    encodings = random_encodings([5])
+    with pytest.raises(ValueError, match="length=4 is less than the 5 tokens"):
+        pad(encodings, length=4)
+    with pytest.raises(ValueError, match="row_length=4 is less than the 5 tokens"):
+        pack(encodings, row_length=4)
