@@ -251,7 +251,10 @@ def random_checkpoint(folder: Path, family: str, *, seed: int = 0, **changes: An
     raw |= CONFIGS[family] | changes
     (folder / "config.json").write_text(json.dumps(raw))
     config = read_config(json.dumps(raw))
-    letter_tokenizer(config.vocab_size, pad_token_id=config.pad_token_id).save(str(folder / "tokenizer.json"))
+    tokenizer = letter_tokenizer(config.vocab_size, pad_token_id=config.pad_token_id)
+    tokenizer.save(str(folder / "tokenizer.json"))
+    pieces = sorted(tokenizer.get_vocab().items(), key=lambda piece: piece[1])
+    (folder / "vocab.txt").write_text("".join(f"{piece}\n" for piece, _ in pieces))
     # 1e30 is how transformers says that it knows of no limit.
     settings = {"model_max_length": 10**30, "tokenizer_class": "PreTrainedTokenizerFast", "pad_token": "[PAD]"}
     (folder / "tokenizer_config.json").write_text(json.dumps(settings))

@@ -75,7 +75,7 @@ def test_native_equals_pytorch_at_every_stage(tiny_folder, family, texts):
     assert ours.keys() == theirs.keys()
     for stage, state in ours.items():
         assert largest_difference(state, theirs[stage], tokens, stage) <= TOLERANCE, stage
-    assert 1 < np.abs(theirs["logits"]).max() < 20, "a random model of another size than trained ones"
+    assert 0.5 < np.abs(theirs["logits"]).max() < 20, "a random model of another size than trained ones"
 
 
 @pytest.mark.flax_auto
