@@ -15,7 +15,7 @@ from jaxtyping import Array, Float, Key
 from flaxsent import checkpoint, encoders, flax_auto
 from flaxsent.config import ModelConfig, read_config, to_json
 from flaxsent.packing import pad, select
-from flaxsent.postprocess import decode, postprocess
+from flaxsent.postprocess import check_top_k, decode, postprocess
 from flaxsent.tokenization import TOKENIZER_FILES, Tokenizer, read_tokenizer
 from flaxsent.types import Backend, Model, Params, Prediction, Texts, Tokens
 
@@ -130,10 +130,12 @@ def classify(texts: Texts, classifier: Classifier | None = None, *, top_k: int |
     >>> classify(["I hate this so much!"])[0].label
     'NEGATIVE'
     """
+    check_top_k(top_k)
     classifier = _embedded() if classifier is None else classifier
     encodings = classifier.tokenizer.encode(texts)
-    probs = np.zeros((len(texts), classifier.config.num_labels), np.float32)
-    order = sorted(range(len(texts)), key=lambda index: len(encodings.input_ids[index]))
+    num_texts = len(encodings.input_ids)
+    probs = np.zeros((num_texts, classifier.config.num_labels), np.float32)
+    order = sorted(range(num_texts), key=lambda index: len(encodings.input_ids[index]))
     for start in range(0, len(order), _BATCH_SIZE):
         batch = order[start : start + _BATCH_SIZE]
         num_rows = _round_up(len(batch), 1)

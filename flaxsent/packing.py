@@ -67,12 +67,14 @@ def pack(
     `max_segments` bounds the number of texts in a row.
 
     Raises:
-        ValueError: a text is longer than a row.
+        ValueError: a text is longer than a row, or `max_segments` is less than 1.
 
     >>> tokens, placement = pack(Encodings([[7], [8, 9], [5]], [[0], [0, 0], [0]], 0), row_length=4)
     >>> tokens.input_ids.tolist(), tokens.segment_ids.tolist(), placement.segment.tolist()
     ([[8, 9, 7, 5]], [[1, 1, 2, 3]], [1, 0, 2])
     """
+    if max_segments is not None and max_segments < 1:
+        raise ValueError(f"max_segments={max_segments} leaves no room for a text; pass 1 or more.")
     lengths = [len(ids) for ids in encodings.input_ids]
     if max(lengths, default=0) > row_length:
         raise ValueError(f"row_length={row_length} is less than the {max(lengths)} tokens of a text; use longer rows.")

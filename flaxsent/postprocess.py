@@ -32,11 +32,16 @@ def decode(probs: Float[AnyArray, "B C"], *, labels: Sequence[str], top_k: int |
     >>> decode(np.array([[0.25, 0.75]]), labels=("NEGATIVE", "POSITIVE"))
     [Prediction(labels=('POSITIVE',), scores=(0.75,))]
     """
-    if top_k is not None and top_k < 1:
-        raise ValueError(f"top_k={top_k} is less than 1; pass a positive number, or None for all labels.")
+    check_top_k(top_k)
     host_probs = np.asarray(probs)
     order = np.argsort(-host_probs, axis=-1, kind="stable")[:, :top_k]
     return [
         Prediction(tuple([labels[int(c)] for c in best]), tuple(row[best].tolist()))
         for best, row in zip(order, host_probs, strict=True)
     ]
+
+
+def check_top_k(top_k: int | None) -> None:
+    """Raises ValueError for what is no number of labels."""
+    if top_k is not None and (type(top_k) is not int or top_k < 1):
+        raise ValueError(f"top_k={top_k!r} is no number of labels; pass 1 or more, or None for all.")

@@ -56,12 +56,13 @@ class Tokenizer:
             ValueError: `max_length` is beyond the checkpoint's limit, or a text is not valid Unicode.
         """
         limit = self._limit(max_length)
-        encodings = self.backend.encode_batch([_checked(text, index) for index, text in enumerate(_as_batch(texts))])
+        batch = [_checked(text, index) for index, text in enumerate(_as_batch(texts))]
+        encodings = self.backend.encode_batch(batch)
         too_long = [index for index, encoding in enumerate(encodings) if len(encoding) > limit]
         for index in too_long:
-            encodings[index] = _encode_cut(self.backend, texts[index], limit)
+            encodings[index] = _encode_cut(self.backend, batch[index], limit)
         if too_long:
-            logger.warning("%d of %d texts were truncated to %d tokens", len(too_long), len(texts), limit)
+            logger.warning("%d of %d texts were truncated to %d tokens", len(too_long), len(batch), limit)
         return Encodings(
             input_ids=[encoding.ids for encoding in encodings],
             token_type_ids=[
@@ -74,9 +75,9 @@ class Tokenizer:
         if max_length is None:
             return self.max_length
         special = self.backend.num_special_tokens_to_add(True)
-        if not special < max_length <= self.max_length:
+        if type(max_length) is not int or not special < max_length <= self.max_length:
             raise ValueError(
-                f"a length of {max_length} tokens was asked for; this checkpoint takes {special + 1} to "
+                f"a length of {max_length!r} tokens was asked for; this checkpoint takes {special + 1} to "
                 f"{self.max_length}: pass one of these."
             )
         return max_length

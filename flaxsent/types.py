@@ -6,7 +6,7 @@ Dimension key, the same letters in einsum, in jaxtyping axes and in name suffixe
     N heads · H head size · F feed-forward · V vocabulary · P positions · C labels
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, Literal, NamedTuple
 
 import jax
@@ -22,7 +22,8 @@ Params = Mapping[str, Any]
 Text = str | tuple[str, str]
 """A text, or a `(first, second)` pair of texts."""
 
-Texts = Sequence[Text]
+Texts = Iterable[Text]
+"""A list, a column of a table, a generator: read once, in order."""
 
 ProblemType = Literal["single_label_classification", "multi_label_classification", "regression"]
 

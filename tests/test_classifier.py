@@ -299,7 +299,7 @@ def test_decode_of_many_equals_names_the_first():
 
 def test_classify_keeps_the_order_and_no_text_depends_on_the_others(classifier):
     texts = [*TEXTS, *AWKWARD_TEXTS, *TEXTS[::-1]]
-    together = flaxsent.classify(texts, classifier, top_k=None)
+    together = flaxsent.classify((text for text in texts), classifier, top_k=None)
     assert len({prediction.labels for prediction in together}) > 1
     for text, prediction in list(zip(texts, together, strict=True))[::2]:
         (alone,) = flaxsent.classify([text], classifier, top_k=None)
@@ -312,7 +312,7 @@ def test_classify_of_nothing_and_what_it_refuses(classifier):
     with pytest.raises(TypeError, match="got one str: 'a bare text'; pass a list"):
         flaxsent.classify("a bare text", classifier)
     for top_k in (0, -1):
-        with pytest.raises(ValueError, match=f"top_k={top_k} is less than 1"):
+        with pytest.raises(ValueError, match=f"top_k={top_k} is no number of labels"):
             flaxsent.classify(["a"], classifier, top_k=top_k)
 
 

@@ -108,29 +108,6 @@ def test_flax_distilbert_refuses_float16(tiny_folder):
         flaxsent.load(tiny_folder("distilbert"), backend="flax", dtype=jnp.float16)
 
 
-@pytest.mark.flax_auto
-@pytest.mark.parametrize("backend", ["flax", "native"])
-def test_dropout_follows_the_key(tiny_folder, backend):
-    classifier = flaxsent.load(tiny_folder("bert"), backend=backend)
-    tokens = classifier.tokenize(["so good", "i hate this"])
-    first, same, other = (classifier.forward(classifier.params, tokens, jax.random.key(seed)) for seed in (1, 1, 2))
-    np.testing.assert_array_equal(first, same)
-    assert np.abs(first - other).max() > 0.01
-    assert np.abs(first - classifier.forward(classifier.params, tokens)).max() > 0.01
-
-
-@pytest.mark.skipif(flax_auto.is_installed(), reason="transformers 4 with Flax is here")
-def test_without_transformers_4_native_is_chosen_and_flax_says_what_to_install(tiny_folder):
-    assert flaxsent.load(tiny_folder("bert")).backend == "native"
-    with pytest.raises(ImportError, match=r'pip install "flaxsent\[flax-auto\]"'):
-        flaxsent.load(tiny_folder("bert"), backend="flax")
-
-
-@pytest.mark.flax_auto
-def test_default_backend_is_flax_where_it_is_installed(tiny_folder):
-    assert flaxsent.load(tiny_folder("bert")).backend == "flax"
-
-
 def test_roberta_positions_start_behind_the_padding_index(tiny_folder):
     classifier = flaxsent.load(tiny_folder("roberta"), backend="native")
     assert classifier.tokenize(["good"]).position_ids.tolist() == [[2, 3, 4]]

@@ -154,3 +154,5 @@ def test_texts_that_do_not_fit_are_refused():
         pad(encodings, length=4)
     with pytest.raises(ValueError, match="row_length=4 is less than the 5 tokens"):
         pack(encodings, row_length=4)
+    with pytest.raises(ValueError, match="max_segments=0 leaves no room"):
+        pack(random_encodings([5]), row_length=8, max_segments=0)
