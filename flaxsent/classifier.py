@@ -32,6 +32,9 @@ class Classifier:
     """`pad(encodings, length=None)`: what `tokenize` does after `tokenizer.encode`."""
     forward: Forward
     """`forward(params, tokens, key=None)`: logits f32 `[B, C]`; a `key` switches dropout on, for training."""
+    forward_packed: Callable[[Params, Tokens, int], Float[Array, "R S C"]]
+    """`forward_packed(params, tokens, num_segments)`: logits of rows that hold up to `num_segments` texts each
+    (`packing.pack`). NotImplementedError with the flax backend, whose modules read one text a row."""
     hidden_states: Callable[[Params, Tokens], Float[Array, "B L D"]]
     """AutoModel's `last_hidden_state`; what stands on padding has no meaning."""
     postprocess: Callable[[Float[Array, "B C"]], Float[Array, "B C"]]
@@ -104,6 +107,10 @@ def load(
         with jax.default_matmul_precision(matmul_precision):
             return model.forward(params, tokens, key)
 
+    def forward_packed(params: Params, tokens: Tokens, num_segments: int) -> Float[Array, "R S C"]:
+        with jax.default_matmul_precision(matmul_precision):
+            return model.forward_packed(params, tokens, num_segments)
+
     def hidden_states(params: Params, tokens: Tokens) -> Float[Array, "B L D"]:
         _check_padded(tokens)
         with jax.default_matmul_precision(matmul_precision):
@@ -113,6 +120,7 @@ def load(
         tokenize=tokenize,
         pad=pad_rows,
         forward=forward,
+        forward_packed=forward_packed,
         hidden_states=hidden_states,
         postprocess=functools.partial(postprocess, problem_type=config.problem_type),
         params=params,
@@ -222,11 +230,21 @@ def _native(config: ModelConfig, dtype: jnp.dtype) -> Model:
         keys = jax.random.split(key, tokens.input_ids.shape[0])
         return jax.vmap(lambda tokens_T, row_key: row(params, tokens_T, key=row_key))(tokens, keys)[:, 0]
 
+    def forward_packed(params: Params, tokens: Tokens, num_segments: int) -> Float[Array, "R S C"]:
+        row = functools.partial(encoders.forward, params, config=config, num_segments=num_segments)
+        return jax.vmap(row)(tokens)
+
     def hidden_states(params: Params, tokens: Tokens) -> Float[Array, "B L D"]:
         return jax.vmap(lambda tokens_T: encoders.hidden_states(params, tokens_T, config=config))(tokens)
 
     shapes = encoders.shapes(config)
-    return Model(forward=forward, hidden_states=hidden_states, shapes=shapes, base=next(iter(shapes)))
+    return Model(
+        forward=forward,
+        forward_packed=forward_packed,
+        hidden_states=hidden_states,
+        shapes=shapes,
+        base=next(iter(shapes)),
+    )
 
 
 def _draw_head(model: Model, config: ModelConfig, seed: int) -> Params:
@@ -241,6 +259,6 @@ def _check_padded(tokens: Tokens) -> None:
     """Refuses packed rows, of which only the first text would count, where they can be seen: on the host."""
     if isinstance(tokens.segment_ids, np.ndarray) and tokens.segment_ids.max(initial=0) > 1:
         raise ValueError(
-            "these rows hold more than one text; Classifier.forward takes padded ones: pass packed rows to "
-            "flaxsent.encoders.forward with num_segments."
+            "these rows hold more than one text; this function takes padded ones: pass packed rows to "
+            "Classifier.forward_packed with num_segments."
         )

@@ -6,7 +6,7 @@ Comes after `types.py`; every model function reads its sizes from here. Nothing 
 
 import dataclasses
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from flaxsent.types import ProblemType
@@ -77,6 +77,16 @@ _KEYS = {
     "distilbert": _DISTILBERT_KEYS,
     "electra": _BERT_KEYS,
     "mbart": _BART_KEYS,
+    "modernbert": _BERT_KEYS
+    | {
+        "activation": ("hidden_activation", "gelu"),
+        "layer_norm_eps": ("norm_eps", 1e-5),
+        "type_vocab_size": ("type_vocab_size", 0),
+        "pad_token_id": ("pad_token_id", 50283),
+        "hidden_dropout": ("embedding_dropout", 0.0),
+        "attention_dropout": ("attention_dropout", 0.0),
+        "classifier_dropout": ("classifier_dropout", 0.0),
+    },
     "roberta": _ROBERTA_KEYS,
     "roberta-prelayernorm": _ROBERTA_KEYS,
     "roformer": _BERT_KEYS,
@@ -92,6 +102,7 @@ _CLASS_NAMES = {
     "distilbert": "DistilBert",
     "electra": "Electra",
     "mbart": "MBart",
+    "modernbert": "ModernBert",
     "roberta": "Roberta",
     "roberta-prelayernorm": "RobertaPreLayerNorm",
     "roformer": "RoFormer",
@@ -121,6 +132,8 @@ _NUMBER_KEYS = {
     "quantization_config": (None,),
     "position_embedding_type": (None, "absolute"),
 }
+# Families that do not read one of these keys: mmBERT's and Ettin's configs say "sans_pos" there, and are right.
+_NOT_READ = {("modernbert", "position_embedding_type")}
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -181,6 +194,13 @@ class ModelConfig:
             raise ValueError(f"config.json has {key}={value!r}; expected true or false.")
         return value
 
+    def get_choice(self, key: str, default: str, choices: Iterable[str]) -> str:
+        """A key that only one family has, refused by name if it is none of `choices`."""
+        value = self.get(key, default)
+        if not isinstance(value, str) or value not in choices:
+            raise ValueError(f"config.json has {key}={value!r}; expected one of {', '.join(choices)}.")
+        return value
+
     @property
     def max_length(self) -> int:
         """The longest text in tokens, special tokens included, that the position table can take."""
@@ -207,7 +227,7 @@ def read_config(text: str, *, labels: tuple[str, ...] | None = None) -> ModelCon
                 "remove the key if the weights are those of a plain checkpoint."
             )
     for key, allowed in _NUMBER_KEYS.items():
-        if raw.get(key) not in allowed:
+        if raw.get(key) not in allowed and (family, key) not in _NOT_READ:
             raise ValueError(f"config.json has {key}={raw[key]!r}, which is not implemented; expected {allowed[-1]!r}.")
     if labels is not None:
         raw["id2label"] = dict(enumerate(labels))
@@ -266,14 +286,15 @@ def _value(raw: Mapping[str, Any], key: str, default: Any) -> Any:
         value, key = raw.get(default, 0.1), default  # transformers: classifier_dropout=None means hidden_dropout_prob
     elif value is None:
         value = default
-    if key in ("hidden_act", "activation", "activation_function"):
+    if key in ("hidden_act", "hidden_activation", "activation", "activation_function"):
         expected, is_good = "the name of an activation", isinstance(value, str)
     elif key in _RATES:
         expected, is_good = "a rate in [0, 1)", isinstance(value, int | float) and 0 <= value < 1
-    elif key in ("layer_norm_eps", "initializer_range", "init_std"):
+    elif key in ("layer_norm_eps", "norm_eps", "initializer_range", "init_std"):
         expected, is_good = "a number in (0, 1)", isinstance(value, int | float) and 0 < value < 1
     else:
-        least = 0 if key in ("type_vocab_size", "pad_token_id") else 1
+        # A family that has token types by default adds their embeddings always.
+        least = 0 if key == "pad_token_id" or (key == "type_vocab_size" and default == 0) else 1
         most = MOST_LAYERS if key in ("num_hidden_layers", "n_layers", "encoder_layers") else _LARGEST
         expected, is_good = f"an integer from {least} to {most}", type(value) is int and least <= value <= most
     if not is_good:
@@ -292,6 +313,7 @@ _RATES = (
     "classifier_dropout_prob",
     "cls_dropout",
     "dropout",
+    "embedding_dropout",
     "hidden_dropout_prob",
     "seq_classif_dropout",
 )

@@ -115,10 +115,15 @@ def build(config: ModelConfig, dtype: jnp.dtype) -> Model:
     method = logits_at_last_eos if config.family in _ENCODER_DECODERS else logits
     return Model(
         forward=lambda params, tokens, key: apply(method, params, tokens, key).astype(jnp.float32),
+        forward_packed=_refuse_packed,
         hidden_states=lambda params, tokens: apply(last_hidden_state, params, tokens, None),
         shapes=shapes,
         base=base,
     )
+
+
+def _refuse_packed(params: Params, tokens: Tokens, num_segments: int) -> Float[Array, "R S C"]:
+    raise NotImplementedError("a Flax module reads one text a row; load with backend='native' to pass packed rows.")
 
 
 _ENCODER_DECODERS = ("bart", "mbart")

@@ -1,10 +1,11 @@
 """Ragged ids ↔ rows of arrays, on the host (NumPy only): comes after `tokenization.py`, before `encoders/`.
 
 Two layouts of the same `Tokens`: `pad` puts one text in a row, `pack` puts as many as fit. Nothing to the right of this
-file knows which was used.
+file knows which was used. `pack_steps` packs for the engine, into batches of a few fixed shapes.
 """
 
 import bisect
+import itertools
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -20,6 +21,26 @@ class Placement(NamedTuple):
     row: Int[np.ndarray, " B"]
     segment: Int[np.ndarray, " B"]
     """Index of the text within its row, from 0: its `segment_ids` less one."""
+
+
+class StepShape(NamedTuple):
+    """The fixed shape of a batch of rows: what compiles once."""
+
+    num_rows: int
+    row_length: int
+    """In tokens."""
+    num_segments: int
+    """Most texts in a row."""
+
+
+class Step(NamedTuple):
+    """A batch of rows of a fixed shape, and which texts lie where in it."""
+
+    shape: StepShape
+    tokens: Tokens
+    texts: Int[np.ndarray, " B"]
+    """Index of each text among those that were packed."""
+    placement: Placement
 
 
 def pad(encodings: Encodings, *, length: int | None = None, first_position: int = 0, pad_token_id: int = 0) -> Tokens:
@@ -78,22 +99,52 @@ def pack(
     lengths = [len(ids) for ids in encodings.input_ids]
     if max(lengths, default=0) > row_length:
         raise ValueError(f"row_length={row_length} is less than the {max(lengths)} tokens of a text; use longer rows.")
-    placement = Placement(np.zeros(len(lengths), np.int64), np.zeros(len(lengths), np.int64))
-    num_rows = 0
-    open_rows: list[tuple[int, int, int]] = []  # (free tokens, row, texts so far), sorted
-    for text in sorted(range(len(lengths)), key=lambda index: -lengths[index]):
-        best = bisect.bisect_left(open_rows, (lengths[text],))
-        if best < len(open_rows):
-            free, row, segment = open_rows.pop(best)
-        else:
-            free, row, segment = row_length, num_rows, 0
-            num_rows += 1
-        placement.row[text], placement.segment[text] = row, segment
-        if max_segments is None or segment + 1 < max_segments:
-            bisect.insort(open_rows, (free - lengths[text], row, segment + 1))
-    shape = (num_rows, row_length)
-    tokens = _lay_out(encodings, placement, shape=shape, first_position=first_position, pad_token_id=pad_token_id)
+    shape = StepShape(0, row_length, len(lengths) if max_segments is None else max_segments)
+    rows = _best_fit(sorted(range(len(lengths)), key=lambda text: -lengths[text]), lengths, shape)
+    texts, placement = _place(rows)
+    placement = Placement(*(array[np.argsort(texts)] for array in placement))
+    tokens = _lay_out(
+        encodings, placement, shape=(len(rows), row_length), first_position=first_position, pad_token_id=pad_token_id
+    )
     return tokens, placement
+
+
+def pack_steps(
+    encodings: Encodings, shapes: Sequence[StepShape], *, first_position: int = 0, pad_token_id: int = 0
+) -> list[Step]:
+    """Packs texts into steps of the given shapes, the shortest rows last.
+
+    Texts that need long rows open them; shorter texts fill what is left of these rows and of their last step. So rows
+    that are not full stand in the last step of the shortest shape at most, unless short texts run out.
+
+    Raises:
+        ValueError: a text is longer than the longest row.
+    """
+    lengths = [len(ids) for ids in encodings.input_ids]
+    shapes = sorted(shapes, key=lambda shape: shape.row_length)
+    if max(lengths, default=0) > shapes[-1].row_length:
+        raise ValueError(f"a text of {max(lengths)} tokens is longer than the rows of {shapes[-1].row_length}.")
+    left = sorted(range(len(lengths)), key=lengths.__getitem__)
+    steps = []
+    for index, shape in reversed([*enumerate(shapes)]):
+        shorter = shapes[index - 1].row_length if index else -1
+        first = bisect.bisect_right(left, shorter, key=lengths.__getitem__)
+        rows = _best_fit(left[first:][::-1], lengths, shape)
+        left = left[:first]
+        rows += [[] for _ in range(-len(rows) % shape.num_rows)]
+        _fill(rows, left, lengths, shape)
+        for start in range(0, len(rows), shape.num_rows):
+            texts, placement = _place(rows[start : start + shape.num_rows])
+            if len(texts):
+                tokens = _lay_out(
+                    select(encodings, texts.tolist()),
+                    placement,
+                    shape=shape[:2],
+                    first_position=first_position,
+                    pad_token_id=pad_token_id,
+                )
+                steps.append(Step(shape, tokens, texts, placement))
+    return steps
 
 
 def unpack(values_RSC: Float[np.ndarray, "R S C"], placement: Placement) -> Float[np.ndarray, "B C"]:
@@ -101,22 +152,76 @@ def unpack(values_RSC: Float[np.ndarray, "R S C"], placement: Placement) -> Floa
     return values_RSC[placement.row, placement.segment]
 
 
+def _best_fit(texts: Sequence[int], lengths: Sequence[int], shape: StepShape) -> list[list[int]]:
+    """Rows of texts: each text, the longest coming first, goes into the fullest row that has room."""
+    rows: list[list[int]] = []
+    open_rows: list[tuple[int, int]] = []  # (free tokens, row), sorted
+    for text in texts:
+        best = bisect.bisect_left(open_rows, (lengths[text],))
+        if best < len(open_rows):
+            free, row = open_rows.pop(best)
+        else:
+            free, row = shape.row_length, len(rows)
+            rows.append([])
+        rows[row].append(text)
+        if len(rows[row]) < shape.num_segments:
+            bisect.insort(open_rows, (free - lengths[text], row))
+    return rows
+
+
+def _fill(rows: list[list[int]], left: list[int], lengths: Sequence[int], shape: StepShape) -> None:
+    """Moves texts from `left`, which is sorted, to rows that have room: the longest that fits, again and again."""
+    for row in rows:
+        free = shape.row_length - sum(lengths[text] for text in row)
+        while len(row) < shape.num_segments:
+            fitting = bisect.bisect_right(left, free, key=lengths.__getitem__)
+            if not fitting:
+                break
+            row.append(left.pop(fitting - 1))
+            free -= lengths[row[-1]]
+
+
+def _place(rows: Sequence[Sequence[int]]) -> tuple[Int[np.ndarray, " B"], Placement]:
+    """The texts of the rows, row by row, and where each stands."""
+    counts = np.array([len(row) for row in rows], np.int64)
+    texts = np.array([*itertools.chain.from_iterable(rows)], np.int64)
+    return texts, Placement(np.repeat(np.arange(len(rows)), counts), _within(counts))
+
+
+def _within(counts: Int[np.ndarray, " N"]) -> Int[np.ndarray, " M"]:
+    """0 to one less than each count, end to end.
+
+    >>> _within(np.array([2, 0, 3])).tolist()
+    [0, 1, 0, 1, 2]
+    """
+    return np.arange(counts.sum()) - np.repeat(np.cumsum(counts) - counts, counts)
+
+
 def _lay_out(
     encodings: Encodings, placement: Placement, *, shape: tuple[int, int], first_position: int, pad_token_id: int
 ) -> Tokens:
-    tokens = Tokens(
-        input_ids=np.full(shape, pad_token_id, np.int32),
-        token_type_ids=np.zeros(shape, np.int32),
-        position_ids=np.zeros(shape, np.int32),
-        segment_ids=np.zeros(shape, np.int32),
+    lengths = np.array([len(ids) for ids in encodings.input_ids], np.int64)
+    # A text begins where the texts before it in its row end.
+    order = np.lexsort((placement.segment, placement.row))
+    ends = np.cumsum(lengths[order])
+    row_starts = np.concatenate([[0], ends])[np.searchsorted(placement.row[order], np.arange(shape[0]))]
+    starts = np.zeros_like(lengths)
+    starts[order] = ends - lengths[order] - row_starts[placement.row[order]]
+    position = _within(lengths)
+    cells = np.repeat(placement.row * shape[1] + starts, lengths) + position
+
+    def rows(fill: int, values: Int[np.ndarray, " M"]) -> Int[np.ndarray, "R T"]:
+        array = np.full(shape[0] * shape[1], fill, np.int32)
+        array[cells] = values
+        return array.reshape(shape)
+
+    return Tokens(
+        input_ids=rows(pad_token_id, _flat(encodings.input_ids)),
+        token_type_ids=rows(0, _flat(encodings.token_type_ids)),
+        position_ids=rows(0, position + first_position),
+        segment_ids=rows(0, np.repeat(placement.segment + 1, lengths)),
     )
-    filled = [0] * shape[0]
-    for text in np.argsort(placement.segment, kind="stable").tolist():
-        ids, row = encodings.input_ids[text], int(placement.row[text])
-        cells = (row, slice(filled[row], filled[row] + len(ids)))
-        tokens.input_ids[cells] = ids
-        tokens.token_type_ids[cells] = encodings.token_type_ids[text]
-        tokens.position_ids[cells] = np.arange(first_position, first_position + len(ids))
-        tokens.segment_ids[cells] = placement.segment[text] + 1
-        filled[row] += len(ids)
-    return tokens
+
+
+def _flat(ids: Sequence[Sequence[int]]) -> Int[np.ndarray, " M"]:
+    return np.fromiter(itertools.chain.from_iterable(ids), np.int32)

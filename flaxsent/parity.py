@@ -4,7 +4,6 @@ Without names, every family is checked on a tiny random model (`random_checkpoin
 trained ones, since freshly initialised weights give logits near 0, which hide errors. Needs PyTorch.
 """
 
-import functools
 import inspect
 import json
 from collections.abc import Callable, Iterator, Sequence
@@ -138,11 +137,8 @@ def _packed(classifier: Classifier, encodings: Encodings) -> Float[np.ndarray, "
         first_position=config.first_position,
         pad_token_id=config.pad_token_id,
     )
-    row = functools.partial(
-        encoders.forward, classifier.params, config=config, num_segments=int(placement.segment.max()) + 1
-    )
-    with jax.default_matmul_precision("highest"):
-        return unpack(np.asarray(jax.jit(jax.vmap(row))(tokens)), placement)
+    forward = jax.jit(classifier.forward_packed, static_argnums=2)
+    return unpack(np.asarray(forward(classifier.params, tokens, int(placement.segment.max()) + 1)), placement)
 
 
 _MODES: dict[str, Callable[[Classifier, Encodings], Any]] = {"eager": _eager, "jit": _jit, "packed": _packed}
@@ -233,6 +229,16 @@ CONFIGS: dict[str, dict[str, Any]] = {
     },
     "electra": _BERT | {"embedding_size": 20},
     "mbart": _BART | {"scale_embedding": True},
+    "modernbert": {
+        "vocab_size": 61,
+        "hidden_size": 36,
+        "num_hidden_layers": 4,  # global, local, local, global
+        "num_attention_heads": 3,
+        "intermediate_size": 50,
+        "max_position_embeddings": 40,
+        "local_attention": 8,
+        "pad_token_id": 0,
+    },
     "roberta": _ROBERTA,
     "roberta-prelayernorm": _ROBERTA,
     "roformer": _BERT | {"embedding_size": 36},

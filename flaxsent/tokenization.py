@@ -56,7 +56,7 @@ class Tokenizer:
             ValueError: `max_length` is beyond the checkpoint's limit, or a text is not valid Unicode.
         """
         limit = self._limit(max_length)
-        batch = [_checked(text, index) for index, text in enumerate(_as_batch(texts))]
+        batch = [*checked(texts)]
         encodings = self.backend.encode_batch(batch)
         too_long = [index for index, encoding in enumerate(encodings) if len(encoding) > limit]
         for index in too_long:
@@ -177,20 +177,23 @@ def _quietly() -> Iterator[None]:
 _NAMES_CODE_OR_FILE = re.compile(r"_.*|auto_map|trust_remote_code|name_or_path|vocab|merges|.*_(files?|spm)")
 
 
-def _as_batch(texts: Texts) -> Texts:
+def checked(texts: Texts) -> Iterator[Text]:
+    """The texts one by one.
+
+    Raises:
+        TypeError: a bare str, or an element that is neither a str nor a pair of them.
+        ValueError: a text is not valid Unicode.
+    """
     if isinstance(texts, str):
         raise TypeError(f"expected a sequence of texts, got one str: {texts[:40]!r}; pass a list, [text].")
-    return texts
-
-
-def _checked(text: Text, index: int) -> Text:
-    parts = text if isinstance(text, tuple) else (text,)
-    if not all(isinstance(part, str) for part in parts) or (isinstance(text, tuple) and len(text) != 2):
-        raise TypeError(f"text {index} is {_describe(text)}; expected a str or a (first, second) tuple of two.")
-    for part in parts:
-        if not part.isascii():
-            _check_unicode(part, index)
-    return text
+    for index, text in enumerate(texts):
+        parts = text if isinstance(text, tuple) else (text,)
+        if not all(isinstance(part, str) for part in parts) or (isinstance(text, tuple) and len(text) != 2):
+            raise TypeError(f"text {index} is {_describe(text)}; expected a str or a (first, second) tuple of two.")
+        for part in parts:
+            if not part.isascii():
+                _check_unicode(part, index)
+        yield text
 
 
 def _check_unicode(part: str, index: int) -> None:

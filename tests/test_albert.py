@@ -130,7 +130,7 @@ def test_each_dropout_acts_by_itself_from_its_place_on(tiny_folder, rate):
     @jax.jit
     def stages(key):
         states = albert.all_hidden_states(classifier.params, row, config=classifier.config, key=key)
-        logits = albert.logits(classifier.params, states[-1], row, config=classifier.config, num_segments=1, key=key)
+        logits = albert.forward(classifier.params, row, config=classifier.config, num_segments=1, key=key)
         return [*states, logits]
 
     exact, first, again, other = (stages(key) for key in (None, *map(jax.random.key, (0, 0, 1))))

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 import flaxsent
-from flaxsent import encoders, flax_auto
+from flaxsent import flax_auto
 from flaxsent.packing import pack, select, unpack
 from flaxsent.postprocess import decode, postprocess
 from flaxsent.types import Encodings, Tokens
@@ -75,8 +75,8 @@ def packed_logits(classifier, encodings, *, row_length):
     )
     num_segments = int(placement.segment.max()) + 1
     assert num_segments > 1
-    row = functools.partial(encoders.forward, classifier.params, config=config, num_segments=num_segments)
-    return unpack(np.asarray(jit(jax.vmap(row))(tokens)), placement)
+    forward = jax.jit(classifier.forward_packed, static_argnums=2, compiler_options=FAST_COMPILE)
+    return unpack(np.asarray(forward(classifier.params, tokens, num_segments)), placement)
 
 
 # layouts
@@ -154,7 +154,7 @@ def test_a_text_of_the_limit_is_whole_and_a_longer_one_loses_its_end(classifier)
 def test_packed_rows_are_refused_where_they_can_be_seen(classifier):
     tokens, _ = pack(Encodings([[5], [6]], [[0], [0]], 0), row_length=8)
     for function in (classifier.forward, classifier.hidden_states):
-        with pytest.raises(ValueError, match=r"more than one text.*flaxsent\.encoders\.forward with num_segments"):
+        with pytest.raises(ValueError, match=r"more than one text.*Classifier\.forward_packed with num_segments"):
             function(classifier.params, tokens)
 
 

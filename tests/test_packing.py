@@ -1,9 +1,11 @@
 """Rows of arrays against a slow, obvious version that places one token after another."""
 
+import itertools
+
 import numpy as np
 import pytest
 
-from flaxsent.packing import Placement, pack, pad, select, unpack
+from flaxsent.packing import Placement, StepShape, pack, pack_steps, pad, select, unpack
 from flaxsent.types import Encodings
 
 
@@ -156,3 +158,32 @@ def test_texts_that_do_not_fit_are_refused():
         pack(encodings, row_length=4)
     with pytest.raises(ValueError, match="max_segments=0 leaves no room"):
         pack(random_encodings([5]), row_length=8, max_segments=0)
+
+
+SHAPES = [StepShape(8, 16, 4), StepShape(4, 32, 8), StepShape(2, 64, 16)]
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_steps_hold_every_text_once_where_they_say(seed):
+    rng = np.random.default_rng(seed)
+    encodings = random_encodings(np.minimum(rng.geometric(0.06, 300), 64), seed)
+    steps = pack_steps(encodings, SHAPES, first_position=2, pad_token_id=1)
+    assert sorted(itertools.chain.from_iterable(step.texts.tolist() for step in steps)) == list(range(300))
+    for step in steps:
+        shape = (step.shape.num_rows, step.shape.row_length)
+        expected = obvious(select(encodings, step.texts.tolist()), step.placement, shape, 2, 1)
+        assert [array.tolist() for array in step.tokens] == [
+            expected[name] for name in ("ids", "types", "positions", "segments")
+        ]
+        assert step.tokens.segment_ids.max() <= step.shape.num_segments
+    real = sum(map(len, encodings.input_ids)) / sum(step.tokens.input_ids.size for step in steps)
+    assert real > 0.9, "three thousand tokens in steps of 128"
+
+
+def test_texts_go_to_the_shortest_rows_that_take_them_and_fill_longer_ones():
+    encodings = random_encodings([33, 17, *[16] * 12])
+    steps = pack_steps(encodings, SHAPES)
+    assert [(step.shape.row_length, len(step.texts)) for step in steps] == [(64, 6), (16, 8)]
+    assert pack_steps(random_encodings([]), SHAPES) == []
+    with pytest.raises(ValueError, match="a text of 65 tokens is longer than the rows of 64"):
+        pack_steps(random_encodings([65]), SHAPES)

@@ -43,12 +43,16 @@ def pytorch_stages(folder, tokens):
     batches = [slice(None)]
     if model.config.is_encoder_decoder:
         batches = [slice(row, row + 1) for row in range(len(tokens.input_ids))]
+    last = []
+    model.base_model.register_forward_hook(lambda module, inputs, out: last.append(out[0]))
     with torch.no_grad():
         outs = [
             model(**{name: torch.tensor(value[batch]) for name, value in inputs.items()}, output_hidden_states=True)
             for batch in batches
         ]
     states = [getattr(out, "decoder_hidden_states", None) or out.hidden_states for out in outs]
+    # AutoModel's last_hidden_state: ModernBERT's list ends before the final norm in transformers 4, after it in 5.
+    states = [(*state[:-1], hidden) for state, hidden in zip(states, last, strict=True)]
     stages = {f"layer {index}": np.concatenate(state) for index, state in enumerate(zip(*states, strict=True))}
     return stages | {"logits": np.concatenate([out.logits for out in outs])}
 

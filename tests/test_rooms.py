@@ -15,7 +15,7 @@ FLOORS = [
     {"config", "records"},
     {"tokenization", "packing", "encoders", "flax_auto", "postprocess", "checkpoint"},
     {"classifier"},
-    {"train", "parity"},
+    {"engine", "train", "parity"},
     {"cli"},
 ]
 """From the ground up, as design has it."""

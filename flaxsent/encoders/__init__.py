@@ -1,7 +1,7 @@
 """The native forward: each family in plain JAX, one row of tokens in, one logit vector per text of the row out.
 
 `layers.py` holds what the families share; then one file an architecture. A family's module has `shapes`,
-`all_hidden_states` and `logits`; to add one, write these three, name it in `FAMILIES` and give its config keys in
+`all_hidden_states` and `forward`; to add one, write these three, name it in `FAMILIES` and give its config keys in
 `flaxsent/config.py`.
 """
 
@@ -11,7 +11,7 @@ from typing import Any
 from jaxtyping import Array, Float, Key
 
 from flaxsent.config import ModelConfig
-from flaxsent.encoders import albert, bart, bert, deberta, distilbert, layers
+from flaxsent.encoders import albert, bart, bert, deberta, distilbert, layers, modernbert
 from flaxsent.types import Params, Tokens
 
 FAMILIES: dict[str, ModuleType] = {
@@ -23,10 +23,11 @@ FAMILIES: dict[str, ModuleType] = {
     "distilbert": distilbert,
     "electra": bert,
     "mbart": bart,
+    "modernbert": modernbert,
     "roberta": bert,
     "xlm-roberta": bert,
 }
-"""`model_type` of config.json -> the module that has its `shapes`, `all_hidden_states` and `logits`."""
+"""`model_type` of config.json -> the module that has its `shapes`, `all_hidden_states` and `forward`."""
 
 
 def forward(
@@ -36,10 +37,7 @@ def forward(
 
     `jax.vmap(partial(forward, params, config=config, num_segments=1))(tokens)[:, 0]` is the padded batch.
     """
-    hidden_key, logits_key = layers.split_key(key, 2)
-    family = FAMILIES[config.family]
-    hidden_TD = family.all_hidden_states(params, tokens, config=config, key=hidden_key)[-1]
-    return family.logits(params, hidden_TD, tokens, config=config, num_segments=num_segments, key=logits_key)
+    return FAMILIES[config.family].forward(params, tokens, config=config, num_segments=num_segments, key=key)
 
 
 def hidden_states(params: Params, tokens: Tokens, *, config: ModelConfig) -> Float[Array, "T D"]:

@@ -7,7 +7,7 @@ Reference: `AlbertForSequenceClassification` of transformers' models/albert/mode
 from typing import Any
 
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float
+from jaxtyping import Array, Bool, Float, Int
 
 from flaxsent.config import MOST_LAYERS, ModelConfig
 from flaxsent.encoders.layers import (
@@ -24,6 +24,7 @@ from flaxsent.encoders.layers import (
     layer_norm,
     layer_norm_shapes,
     split_key,
+    take,
 )
 from flaxsent.types import Params, Tokens
 
@@ -64,9 +65,17 @@ def shapes(config: ModelConfig) -> dict[str, Any]:
 
 
 def all_hidden_states(
-    params: Params, tokens: Tokens, *, config: ModelConfig, key: OptionalKey = None
-) -> list[Float[Array, "T D"]]:
-    """The embeddings and the output of every layer, inner ones not counted: transformers 4's `output_hidden_states`."""
+    params: Params,
+    tokens: Tokens,
+    *,
+    config: ModelConfig,
+    key: OptionalKey = None,
+    last_at_Q: Int[Array, " Q"] | None = None,
+) -> list[Float[Array, "_ D"]]:
+    """The embeddings and the output of every layer, inner ones not counted: transformers 4's `output_hidden_states`.
+
+    With `last_at_Q` the last layer is computed at those tokens only.
+    """
     embeddings_key, *layer_keys = split_key(key, config.num_layers + 1)
     mask_TT = attention_mask(jnp.asarray(tokens.segment_ids))
     embeddings, encoder = params["albert"]["embeddings"], params["albert"]["encoder"]
@@ -79,14 +88,14 @@ def all_hidden_states(
         group = groups[str(int(index / (config.num_layers / len(groups))))]["albert_layers"]
         x_TD = states[-1]
         for inner, inner_key in enumerate(split_key(layer_key, len(group))):
-            x_TD = _layer(group[str(inner)], x_TD, mask_TT, config=config, key=inner_key)
+            at_Q = last_at_Q if (index, inner) == (config.num_layers - 1, len(group) - 1) else None
+            x_TD = _layer(group[str(inner)], x_TD, mask_TT, at_Q, config=config, key=inner_key)
         states.append(x_TD)
     return states
 
 
-def logits(
+def forward(
     params: Params,
-    hidden_TD: Float[Array, "T D"],
     tokens: Tokens,
     *,
     config: ModelConfig,
@@ -94,27 +103,39 @@ def logits(
     key: OptionalKey = None,
 ) -> Float[Array, "S C"]:
     """The head on each text's [CLS]: the pooler, dropout, the classifier."""
-    cls_SD = first_tokens(hidden_TD, jnp.asarray(tokens.segment_ids), num_segments=num_segments)
+    states_key, pooled_key = split_key(key, 2)
+    cls_S = first_tokens(tokens, num_segments=num_segments)
+    cls_SD = all_hidden_states(params, tokens, config=config, key=states_key, last_at_Q=cls_S)[-1].astype(jnp.float32)
     pooled_SD = jnp.tanh(dense(in_float32(params["albert"]["pooler"]), cls_SD))
-    return dense(in_float32(params["classifier"]), dropout(pooled_SD, config.classifier_dropout, key))
+    return dense(in_float32(params["classifier"]), dropout(pooled_SD, config.classifier_dropout, pooled_key))
 
 
 def _layer(
     params: Params,
     x_TD: Float[Array, "T D"],
     mask_TT: Bool[Array, "T T"],
+    at_Q: Int[Array, " Q"] | None,
     *,
     config: ModelConfig,
     key: OptionalKey,
-) -> Float[Array, "T D"]:
+) -> Float[Array, "Q D"]:
+    """The layer's output at `at_Q`, which attend to all tokens."""
     # No dropout on the feed-forward output: PyTorch's AlbertLayer makes one and does not use it.
     probs_key, output_key = split_key(key, 2)
     attention, eps = params["attention"], config.layer_norm_eps
-    q_TD, k_TD, v_TD = (dense(attention[name], x_TD) for name in ("query", "key", "value"))
-    y_TD = attend(
-        q_TD, k_TD, v_TD, mask_TT, num_heads=config.num_heads, dropout_rate=config.attention_dropout, key=probs_key
+    x_QD = take(x_TD, at_Q)
+    q_QD = dense(attention["query"], x_QD)
+    k_TD, v_TD = (dense(attention[name], x_TD) for name in ("key", "value"))
+    y_QD = attend(
+        q_QD,
+        k_TD,
+        v_TD,
+        take(mask_TT, at_Q),
+        num_heads=config.num_heads,
+        dropout_rate=config.attention_dropout,
+        key=probs_key,
     )
-    y_TD = dropout(dense(attention["dense"], y_TD), config.hidden_dropout, output_key)
-    x_TD = layer_norm(attention["LayerNorm"], x_TD + y_TD, eps=eps)
-    y_TF = ACTIVATIONS[config.activation](dense(params["ffn"], x_TD))
-    return layer_norm(params["full_layer_layer_norm"], x_TD + dense(params["ffn_output"], y_TF), eps=eps)
+    y_QD = dropout(dense(attention["dense"], y_QD), config.hidden_dropout, output_key)
+    x_QD = layer_norm(attention["LayerNorm"], x_QD + y_QD, eps=eps)
+    y_QF = ACTIVATIONS[config.activation](dense(params["ffn"], x_QD))
+    return layer_norm(params["full_layer_layer_norm"], x_QD + dense(params["ffn_output"], y_QF), eps=eps)

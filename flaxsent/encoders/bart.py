@@ -149,9 +149,8 @@ def all_hidden_states(
     )
 
 
-def logits(
+def forward(
     params: Params,
-    hidden_TD: Float[Array, "T D"],
     tokens: Tokens,
     *,
     config: ModelConfig,
@@ -159,9 +158,11 @@ def logits(
     key: OptionalKey = None,
 ) -> Float[Array, "S C"]:
     """The head: dropout, a tanh layer, dropout, the classifier, on each text's last end-of-sequence token."""
-    head, (input_key, pooled_key) = in_float32(params["classification_head"]), split_key(key, 2)
+    states_key, input_key, pooled_key = split_key(key, 3)
+    hidden_TD = all_hidden_states(params, tokens, config=config, key=states_key)[-1]
     eos_S = _last_eos(tokens, num_segments=num_segments, eos_token_id=_options(config).eos_token_id)
     eos_SD = dropout(hidden_TD[eos_S].astype(jnp.float32), config.classifier_dropout, input_key)
+    head = in_float32(params["classification_head"])
     pooled_SD = jnp.tanh(dense(head["dense"], eos_SD))
     return dense(head["out_proj"], dropout(pooled_SD, config.classifier_dropout, pooled_key))
 

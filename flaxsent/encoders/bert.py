@@ -8,7 +8,7 @@ Reference: `*ForSequenceClassification` of transformers' modeling_{bert,roberta,
 from typing import Any
 
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float
+from jaxtyping import Array, Bool, Float, Int
 
 from flaxsent.config import ModelConfig
 from flaxsent.encoders.layers import (
@@ -25,6 +25,7 @@ from flaxsent.encoders.layers import (
     layer_norm,
     layer_norm_shapes,
     split_key,
+    take,
 )
 from flaxsent.types import Params, Tokens
 
@@ -73,9 +74,17 @@ def _embedding_size(config: ModelConfig) -> int:
 
 
 def all_hidden_states(
-    params: Params, tokens: Tokens, *, config: ModelConfig, key: OptionalKey = None
-) -> list[Float[Array, "T D"]]:
-    """The embeddings and the output of every layer: transformers' `output_hidden_states=True`."""
+    params: Params,
+    tokens: Tokens,
+    *,
+    config: ModelConfig,
+    key: OptionalKey = None,
+    last_at_Q: Int[Array, " Q"] | None = None,
+) -> list[Float[Array, "_ D"]]:
+    """The embeddings and the output of every layer: transformers' `output_hidden_states=True`.
+
+    With `last_at_Q` the last layer is computed at those tokens only.
+    """
     embeddings_key, *layer_keys = split_key(key, config.num_layers + 1)
     mask_TT = attention_mask(jnp.asarray(tokens.segment_ids))
     encoder = params[_base(config)]
@@ -84,13 +93,13 @@ def all_hidden_states(
     states = [dense(encoder["embeddings_project"], x_TE) if "embeddings_project" in encoder else x_TE]
     for index, layer_key in enumerate(layer_keys):
         layer = encoder["encoder"]["layer"][str(index)]
-        states.append(_layer(layer, states[-1], mask_TT, config=config, key=layer_key))
+        at_Q = last_at_Q if index == config.num_layers - 1 else None
+        states.append(_layer(layer, states[-1], mask_TT, at_Q, config=config, key=layer_key))
     return states
 
 
-def logits(
+def forward(
     params: Params,
-    hidden_TD: Float[Array, "T D"],
     tokens: Tokens,
     *,
     config: ModelConfig,
@@ -98,8 +107,9 @@ def logits(
     key: OptionalKey = None,
 ) -> Float[Array, "S C"]:
     """The head on each text's [CLS]: BERT's pooler and a classifier, or the two layers of its kin."""
-    cls_SD = first_tokens(hidden_TD, jnp.asarray(tokens.segment_ids), num_segments=num_segments)
-    input_key, pooled_key = split_key(key, 2)
+    states_key, input_key, pooled_key = split_key(key, 3)
+    cls_S = first_tokens(tokens, num_segments=num_segments)
+    cls_SD = all_hidden_states(params, tokens, config=config, key=states_key, last_at_Q=cls_S)[-1].astype(jnp.float32)
     if config.family == "bert":
         pooled_SD = jnp.tanh(dense(in_float32(params["bert"]["pooler"]["dense"]), cls_SD))
         classifier = params["classifier"]
@@ -115,18 +125,28 @@ def _layer(
     params: Params,
     x_TD: Float[Array, "T D"],
     mask_TT: Bool[Array, "T T"],
+    at_Q: Int[Array, " Q"] | None,
     *,
     config: ModelConfig,
     key: OptionalKey,
-) -> Float[Array, "T D"]:
+) -> Float[Array, "Q D"]:
+    """The layer's output at `at_Q`, which attend to all tokens."""
     probs_key, attention_key, output_key = split_key(key, 3)
     attention, rate, eps = params["attention"], config.hidden_dropout, config.layer_norm_eps
-    q_TD, k_TD, v_TD = (dense(attention["self"][name], x_TD) for name in ("query", "key", "value"))
-    y_TD = attend(
-        q_TD, k_TD, v_TD, mask_TT, num_heads=config.num_heads, dropout_rate=config.attention_dropout, key=probs_key
+    x_QD = take(x_TD, at_Q)
+    q_QD = dense(attention["self"]["query"], x_QD)
+    k_TD, v_TD = (dense(attention["self"][name], x_TD) for name in ("key", "value"))
+    y_QD = attend(
+        q_QD,
+        k_TD,
+        v_TD,
+        take(mask_TT, at_Q),
+        num_heads=config.num_heads,
+        dropout_rate=config.attention_dropout,
+        key=probs_key,
     )
-    y_TD = dropout(dense(attention["output"]["dense"], y_TD), rate, attention_key)
-    x_TD = layer_norm(attention["output"]["LayerNorm"], x_TD + y_TD, eps=eps)
-    y_TF = ACTIVATIONS[config.activation](dense(params["intermediate"]["dense"], x_TD))
-    y_TD = dropout(dense(params["output"]["dense"], y_TF), rate, output_key)
-    return layer_norm(params["output"]["LayerNorm"], x_TD + y_TD, eps=eps)
+    y_QD = dropout(dense(attention["output"]["dense"], y_QD), rate, attention_key)
+    x_QD = layer_norm(attention["output"]["LayerNorm"], x_QD + y_QD, eps=eps)
+    y_QF = ACTIVATIONS[config.activation](dense(params["intermediate"]["dense"], x_QD))
+    y_QD = dropout(dense(params["output"]["dense"], y_QF), rate, output_key)
+    return layer_norm(params["output"]["LayerNorm"], x_QD + y_QD, eps=eps)

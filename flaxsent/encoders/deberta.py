@@ -7,7 +7,6 @@ Reference: `DebertaV2ForSequenceClassification` of transformers' models/deberta_
 
 import functools
 import math
-from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax.numpy as jnp
@@ -29,6 +28,7 @@ from flaxsent.encoders.layers import (
     layer_norm,
     layer_norm_shapes,
     split_key,
+    take,
 )
 from flaxsent.types import Params, Tokens
 
@@ -108,14 +108,14 @@ class _Options(NamedTuple):
 
 @functools.lru_cache
 def _options(config: ModelConfig) -> _Options:
-    D = config.hidden_size
+    D, H = config.hidden_size, config.hidden_size // config.num_heads
     # PyTorch has these two sizes apart, but adds and multiplies what must be of the hidden size.
-    _size(config, "pooler_hidden_size", D, least=D, most=D)
-    _size(config, "attention_head_size", D // config.num_heads, least=D // config.num_heads, most=D // config.num_heads)
-    is_relative = _flag(config, "relative_attention", False)
-    max_distance = _size(config, "max_relative_positions", -1, least=-1)
+    config.get_size("pooler_hidden_size", D, least=D, most=D)
+    config.get_size("attention_head_size", H, least=H, most=H)
+    is_relative = config.get_flag("relative_attention", False)
+    max_distance = config.get_size("max_relative_positions", -1, least=-1)
     max_distance = max_distance if max_distance > 0 else config.num_positions
-    num_buckets = max(_size(config, "position_buckets", -1, least=-1), 0)
+    num_buckets = max(config.get_size("position_buckets", -1, least=-1), 0)
     middle = num_buckets // 2
     needs_far_buckets = num_buckets > 0 and middle < config.num_positions - 1
     if is_relative and (num_buckets == 1 or (needs_far_buckets and middle >= max_distance - 1)):
@@ -123,59 +123,27 @@ def _options(config: ModelConfig) -> _Options:
             f"config.json has position_buckets={num_buckets} for distances below {max_distance}; expected -1 (none), "
             "or at least 2, half of which must end before the last distance."
         )
-    conv_size = _size(config, "conv_kernel_size", 0, least=0)
+    conv_size = config.get_size("conv_kernel_size", 0, least=0)
     if conv_size and conv_size % 2 == 0:
         raise ValueError(f"config.json has conv_kernel_size={conv_size}; expected an odd number, or 0 for none.")
-    conv_groups = _size(config, "conv_groups", 1, least=1)
+    conv_groups = config.get_size("conv_groups", 1, least=1)
     if conv_size and D % conv_groups:
         raise ValueError(f"config.json has conv_groups={conv_groups}, which do not divide the hidden size {D}.")
     return _Options(
-        embedding_size=_size(config, "embedding_size", D, least=1),
-        has_positions=_flag(config, "position_biased_input", True),
+        embedding_size=config.get_size("embedding_size", D, least=1),
+        has_positions=config.get_flag("position_biased_input", True),
         is_relative=is_relative,
         terms=_names(config, "pos_att_type", ("c2p", "p2c")),
-        shares_projections=_flag(config, "share_att_key", False),
+        shares_projections=config.get_flag("share_att_key", False),
         reach=num_buckets or max_distance,
         num_buckets=num_buckets,
         max_distance=max_distance,
         normalizes_distances=bool(_names(config, "norm_rel_ebd", ("layer_norm",))),
         conv_size=conv_size,
         conv_groups=conv_groups,
-        conv_activation=_activation(config, "conv_act", "tanh"),
-        pooler_activation=_activation(config, "pooler_hidden_act", "gelu"),
-        pooler_dropout=_rate(config, "pooler_dropout", 0.0),
-    )
-
-
-def _checked(config: ModelConfig, key: str, default: Any, is_good: Callable[[Any], bool], *, expected: str) -> Any:
-    value = config.get(key, default)
-    if not is_good(value):
-        raise ValueError(f"config.json has {key}={value!r}; expected {expected}.")
-    return value
-
-
-def _flag(config: ModelConfig, key: str, default: bool) -> bool:
-    return _checked(config, key, default, lambda value: type(value) is bool, expected="true or false")
-
-
-def _size(config: ModelConfig, key: str, default: int, *, least: int, most: int = 10_000_000) -> int:
-    expected = f"{least}" if least == most else f"an integer from {least} to {most}"
-    return _checked(
-        config, key, default, lambda value: type(value) is int and least <= value <= most, expected=expected
-    )
-
-
-def _rate(config: ModelConfig, key: str, default: float) -> float:
-    expected = "a rate in [0, 1)"
-    return float(
-        _checked(config, key, default, lambda value: type(value) in (int, float) and 0 <= value < 1, expected=expected)
-    )
-
-
-def _activation(config: ModelConfig, key: str, default: str) -> str:
-    expected = f"one of {', '.join(ACTIVATIONS)}"
-    return _checked(
-        config, key, default, lambda value: isinstance(value, str) and value in ACTIVATIONS, expected=expected
+        conv_activation=config.get_choice("conv_act", "tanh", ACTIVATIONS),
+        pooler_activation=config.get_choice("pooler_hidden_act", "gelu", ACTIVATIONS),
+        pooler_dropout=config.get_rate("pooler_dropout", 0.0),
     )
 
 
@@ -186,15 +154,24 @@ def _names(config: ModelConfig, key: str, known: tuple[str, ...]) -> tuple[str, 
         names = [name.strip() for name in value.lower().split("|")] if isinstance(value, str) else value
         return [name for name in names if name not in ("", "none")] if isinstance(names, list) else [names]
 
-    expected = f"none, or some of {', '.join(known)}"
-    given = _checked(config, key, [], lambda value: all(name in known for name in split(value)), expected=expected)
-    return tuple(name for name in known if name in split(given))
+    given = split(config.get(key, []))
+    if not all(name in known for name in given):
+        raise ValueError(f"config.json has {key}={given!r}; expected none, or some of {', '.join(known)}.")
+    return tuple(name for name in known if name in given)
 
 
 def all_hidden_states(
-    params: Params, tokens: Tokens, *, config: ModelConfig, key: OptionalKey = None
-) -> list[Float[Array, "T D"]]:
-    """The embeddings and the output of every layer: transformers' `output_hidden_states=True`."""
+    params: Params,
+    tokens: Tokens,
+    *,
+    config: ModelConfig,
+    key: OptionalKey = None,
+    last_at_Q: Int[Array, " Q"] | None = None,
+) -> list[Float[Array, "_ D"]]:
+    """The embeddings and the output of every layer: transformers' `output_hidden_states=True`.
+
+    With `last_at_Q` the last layer is computed at those tokens only.
+    """
     options = _options(config)
     embeddings_key, conv_key, *layer_keys = split_key(key, config.num_layers + 2)
     mask_TT = attention_mask(jnp.asarray(tokens.segment_ids))
@@ -202,18 +179,19 @@ def all_hidden_states(
     distances = _distances(encoder, jnp.asarray(tokens.position_ids), config=config) if options.is_relative else None
     states = [_embeddings(params["deberta"]["embeddings"], tokens, config=config, key=embeddings_key)]
     for index, layer_key in enumerate(layer_keys):
-        x_TD = _layer(encoder["layer"][str(index)], states[-1], mask_TT, distances, config=config, key=layer_key)
+        at_Q = last_at_Q if index == config.num_layers - 1 else None
+        layer = encoder["layer"][str(index)]
+        x_QD = _layer(layer, states[-1], mask_TT, distances, at_Q, config=config, key=layer_key)
         if index == 0 and options.conv_size:
             y_TD = _convolve(encoder["conv"]["conv"], states[0], mask_TT, groups=options.conv_groups)
             y_TD = ACTIVATIONS[options.conv_activation](dropout(y_TD, config.hidden_dropout, conv_key))
-            x_TD = layer_norm(encoder["conv"]["LayerNorm"], x_TD + y_TD, eps=config.layer_norm_eps)
-        states.append(x_TD)
+            x_QD = layer_norm(encoder["conv"]["LayerNorm"], x_QD + take(y_TD, at_Q), eps=config.layer_norm_eps)
+        states.append(x_QD)
     return states
 
 
-def logits(
+def forward(
     params: Params,
-    hidden_TD: Float[Array, "T D"],
     tokens: Tokens,
     *,
     config: ModelConfig,
@@ -222,8 +200,9 @@ def logits(
 ) -> Float[Array, "S C"]:
     """The head: a layer with an activation, dropout, classifier, on each text's [CLS]."""
     options = _options(config)
-    cls_SD = first_tokens(hidden_TD, jnp.asarray(tokens.segment_ids), num_segments=num_segments)
-    cls_key, pooled_key = split_key(key, 2)
+    states_key, cls_key, pooled_key = split_key(key, 3)
+    cls_S = first_tokens(tokens, num_segments=num_segments)
+    cls_SD = all_hidden_states(params, tokens, config=config, key=states_key, last_at_Q=cls_S)[-1].astype(jnp.float32)
     cls_SD = dropout(cls_SD, options.pooler_dropout, cls_key)
     pooled_SD = ACTIVATIONS[options.pooler_activation](dense(in_float32(params["pooler"]["dense"]), cls_SD))
     return dense(in_float32(params["classifier"]), dropout(pooled_SD, config.classifier_dropout, pooled_key))
@@ -243,7 +222,7 @@ class _Distances(NamedTuple):
     """The learnt distances, and which of them lies between each query and key."""
 
     embeddings: Float[Array, "P D"]
-    rows: Int[Array, "T T"]
+    rows: Int[Array, "Q T"]
     """From 0 (the key comes long after the query) to P - 1 (long before it)."""
 
 
@@ -282,44 +261,48 @@ def _layer(
     x_TD: Float[Array, "T D"],
     mask_TT: Bool[Array, "T T"],
     distances: _Distances | None,
+    at_Q: Int[Array, " Q"] | None,
     *,
     config: ModelConfig,
     key: OptionalKey,
-) -> Float[Array, "T D"]:
+) -> Float[Array, "Q D"]:
+    """The layer's output at `at_Q`, which attend to all tokens."""
     probs_key, distances_key, attention_key, output_key = split_key(key, 4)
     attention, rate, eps = params["attention"], config.hidden_dropout, config.layer_norm_eps
-    q_TD, k_TD, v_TD = (dense(attention["self"][name], x_TD) for name in ("query_proj", "key_proj", "value_proj"))
+    x_QD = take(x_TD, at_Q)
+    q_QD = dense(attention["self"]["query_proj"], x_QD)
+    k_TD, v_TD = (dense(attention["self"][name], x_TD) for name in ("key_proj", "value_proj"))
     scale = 1 / math.sqrt(config.hidden_size // config.num_heads * (1 + len(_options(config).terms)))
-    bias_NTT = None
+    bias_NQT = None
     if distances is not None:
-        distances = distances._replace(embeddings=dropout(distances.embeddings, rate, distances_key))
-        bias_NTT = scale * _bias(attention["self"], q_TD, k_TD, distances, config=config)
-    y_TD = attend(
-        q_TD,
+        distances = _Distances(dropout(distances.embeddings, rate, distances_key), take(distances.rows, at_Q))
+        bias_NQT = scale * _bias(attention["self"], q_QD, k_TD, distances, config=config)
+    y_QD = attend(
+        q_QD,
         k_TD,
         v_TD,
-        mask_TT,
+        take(mask_TT, at_Q),
         num_heads=config.num_heads,
         scale=scale,
-        bias_NTT=bias_NTT,
+        bias_NQT=bias_NQT,
         dropout_rate=config.attention_dropout,
         key=probs_key,
     )
-    y_TD = dropout(dense(attention["output"]["dense"], y_TD), rate, attention_key)
-    x_TD = layer_norm(attention["output"]["LayerNorm"], x_TD + y_TD, eps=eps)
-    y_TF = ACTIVATIONS[config.activation](dense(params["intermediate"]["dense"], x_TD))
-    y_TD = dropout(dense(params["output"]["dense"], y_TF), rate, output_key)
-    return layer_norm(params["output"]["LayerNorm"], x_TD + y_TD, eps=eps)
+    y_QD = dropout(dense(attention["output"]["dense"], y_QD), rate, attention_key)
+    x_QD = layer_norm(attention["output"]["LayerNorm"], x_QD + y_QD, eps=eps)
+    y_QF = ACTIVATIONS[config.activation](dense(params["intermediate"]["dense"], x_QD))
+    y_QD = dropout(dense(params["output"]["dense"], y_QF), rate, output_key)
+    return layer_norm(params["output"]["LayerNorm"], x_QD + y_QD, eps=eps)
 
 
 def _bias(
     params: Params,
-    q_TD: Float[Array, "T D"],
+    q_QD: Float[Array, "Q D"],
     k_TD: Float[Array, "T D"],
     distances: _Distances,
     *,
     config: ModelConfig,
-) -> Float[Array, "N T T"]:
+) -> Float[Array, "N Q T"]:
     """What the distances add to q·k: `disentangled_attention_bias`, before it is scaled."""
     options = _options(config)
     names = _SHARED_PROJECTIONS if options.shares_projections else _OWN_PROJECTIONS
@@ -329,12 +312,12 @@ def _bias(
         x_TNH, distance_PNH = (y.reshape(y.shape[0], config.num_heads, -1) for y in (x_TD, distance_PD))
         return jnp.einsum("TNH,PNH->NTP", x_TNH, distance_PNH, preferred_element_type=jnp.float32)
 
-    bias_NTT = jnp.zeros((config.num_heads, *distances.rows.shape), jnp.float32)
+    bias_NQT = jnp.zeros((config.num_heads, *distances.rows.shape), jnp.float32)
     if "c2p" in options.terms:
-        bias_NTT += jnp.take_along_axis(products(q_TD, "c2p"), distances.rows[None], axis=-1)
+        bias_NQT += jnp.take_along_axis(products(q_QD, "c2p"), distances.rows[None], axis=-1)
     if "p2c" in options.terms:
-        bias_NTT += jnp.take_along_axis(products(k_TD, "p2c"), distances.rows.T[None], axis=-1).mT
-    return bias_NTT
+        bias_NQT += jnp.take_along_axis(products(k_TD, "p2c"), distances.rows.T[None], axis=-1).mT
+    return bias_NQT
 
 
 def _convolve(

@@ -7,7 +7,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float
+from jaxtyping import Array, Bool, Float, Int
 
 from flaxsent.config import ModelConfig
 from flaxsent.encoders.layers import (
@@ -24,6 +24,7 @@ from flaxsent.encoders.layers import (
     layer_norm,
     layer_norm_shapes,
     split_key,
+    take,
 )
 from flaxsent.types import Params, Tokens
 
@@ -53,21 +54,29 @@ def shapes(config: ModelConfig) -> dict[str, Any]:
 
 
 def all_hidden_states(
-    params: Params, tokens: Tokens, *, config: ModelConfig, key: OptionalKey = None
-) -> list[Float[Array, "T D"]]:
-    """The embeddings and the output of every layer: transformers' `output_hidden_states=True`."""
+    params: Params,
+    tokens: Tokens,
+    *,
+    config: ModelConfig,
+    key: OptionalKey = None,
+    last_at_Q: Int[Array, " Q"] | None = None,
+) -> list[Float[Array, "_ D"]]:
+    """The embeddings and the output of every layer: transformers' `output_hidden_states=True`.
+
+    With `last_at_Q` the last layer is computed at those tokens only.
+    """
     embeddings_key, *layer_keys = split_key(key, config.num_layers + 1)
     mask_TT = attention_mask(jnp.asarray(tokens.segment_ids))
     states = [_embeddings(params["distilbert"]["embeddings"], tokens, config=config, key=embeddings_key)]
     for index, layer_key in enumerate(layer_keys):
         layer = params["distilbert"]["transformer"]["layer"][str(index)]
-        states.append(_layer(layer, states[-1], mask_TT, config=config, key=layer_key))
+        at_Q = last_at_Q if index == config.num_layers - 1 else None
+        states.append(_layer(layer, states[-1], mask_TT, at_Q, config=config, key=layer_key))
     return states
 
 
-def logits(
+def forward(
     params: Params,
-    hidden_TD: Float[Array, "T D"],
     tokens: Tokens,
     *,
     config: ModelConfig,
@@ -75,9 +84,11 @@ def logits(
     key: OptionalKey = None,
 ) -> Float[Array, "S C"]:
     """The head: a relu layer, dropout, classifier, on each text's [CLS]."""
-    cls_SD = first_tokens(hidden_TD, jnp.asarray(tokens.segment_ids), num_segments=num_segments)
+    states_key, pooled_key = split_key(key, 2)
+    cls_S = first_tokens(tokens, num_segments=num_segments)
+    cls_SD = all_hidden_states(params, tokens, config=config, key=states_key, last_at_Q=cls_S)[-1].astype(jnp.float32)
     pooled_SD = jax.nn.relu(dense(in_float32(params["pre_classifier"]), cls_SD))
-    return dense(in_float32(params["classifier"]), dropout(pooled_SD, config.classifier_dropout, key))
+    return dense(in_float32(params["classifier"]), dropout(pooled_SD, config.classifier_dropout, pooled_key))
 
 
 def _embeddings(params: Params, tokens: Tokens, *, config: ModelConfig, key: OptionalKey) -> Float[Array, "T D"]:
@@ -90,18 +101,28 @@ def _layer(
     params: Params,
     x_TD: Float[Array, "T D"],
     mask_TT: Bool[Array, "T T"],
+    at_Q: Int[Array, " Q"] | None,
     *,
     config: ModelConfig,
     key: OptionalKey,
-) -> Float[Array, "T D"]:
+) -> Float[Array, "Q D"]:
+    """The layer's output at `at_Q`, which attend to all tokens."""
     # No dropout on the attention's output: PyTorch's TransformerBlock has it on the probabilities and on the ffn only.
     probs_key, output_key = split_key(key, 2)
     attention, eps = params["attention"], config.layer_norm_eps
-    q_TD, k_TD, v_TD = (dense(attention[name], x_TD) for name in ("q_lin", "k_lin", "v_lin"))
-    y_TD = attend(
-        q_TD, k_TD, v_TD, mask_TT, num_heads=config.num_heads, dropout_rate=config.attention_dropout, key=probs_key
+    x_QD = take(x_TD, at_Q)
+    q_QD = dense(attention["q_lin"], x_QD)
+    k_TD, v_TD = (dense(attention[name], x_TD) for name in ("k_lin", "v_lin"))
+    y_QD = attend(
+        q_QD,
+        k_TD,
+        v_TD,
+        take(mask_TT, at_Q),
+        num_heads=config.num_heads,
+        dropout_rate=config.attention_dropout,
+        key=probs_key,
     )
-    x_TD = layer_norm(params["sa_layer_norm"], x_TD + dense(attention["out_lin"], y_TD), eps=eps)
-    y_TF = ACTIVATIONS[config.activation](dense(params["ffn"]["lin1"], x_TD))
-    y_TD = dropout(dense(params["ffn"]["lin2"], y_TF), config.hidden_dropout, output_key)
-    return layer_norm(params["output_layer_norm"], x_TD + y_TD, eps=eps)
+    x_QD = layer_norm(params["sa_layer_norm"], x_QD + dense(attention["out_lin"], y_QD), eps=eps)
+    y_QF = ACTIVATIONS[config.activation](dense(params["ffn"]["lin1"], x_QD))
+    y_QD = dropout(dense(params["ffn"]["lin2"], y_QF), config.hidden_dropout, output_key)
+    return layer_norm(params["output_layer_norm"], x_QD + y_QD, eps=eps)

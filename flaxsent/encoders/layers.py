@@ -9,7 +9,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float, Int, Key, PyTree
+from jaxtyping import Array, Bool, Float, Int, Key, PyTree, Shaped
 
 from flaxsent.types import Params, Tokens
 
@@ -43,12 +43,14 @@ def dense(params: Params, x: Float[Array, "*rows inp"]) -> Float[Array, "*rows o
 
 
 def layer_norm(params: Params, x: Float[Array, "*rows D"], *, eps: float) -> Float[Array, "*rows D"]:
-    """LayerNorm (Ba et al. 2016) by two passes: E[x²] − E[x]² loses 1.5e-3 at a row mean of 30."""
+    """LayerNorm (Ba et al. 2016) by two passes: E[x²] − E[x]² loses 1.5e-3 at a row mean of 30; it may have no bias."""
     x_f32 = x.astype(jnp.float32)
     centred = x_f32 - jnp.mean(x_f32, axis=-1, keepdims=True)
     variance = jnp.mean(jnp.square(centred), axis=-1, keepdims=True)
     y = centred * jax.lax.rsqrt(variance + eps)
-    y = y * _along_last_axis(params["scale"], y.ndim) + _along_last_axis(params["bias"], y.ndim)
+    y = y * _along_last_axis(params["scale"], y.ndim)
+    if "bias" in params:
+        y = y + _along_last_axis(params["bias"], y.ndim)
     return y.astype(x.dtype)
 
 
@@ -79,30 +81,30 @@ def attention_mask(segment_ids_T: Int[Array, " T"]) -> Bool[Array, "T T"]:
 
 
 def attend(
-    q_TD: Float[Array, "T D"],
+    q_QD: Float[Array, "Q D"],
     k_TD: Float[Array, "T D"],
     v_TD: Float[Array, "T D"],
-    mask_TT: Bool[Array, "T T"],
+    mask_QT: Bool[Array, "Q T"],
     *,
     num_heads: int,
     dropout_rate: float,
     key: OptionalKey,
     scale: float | None = None,
-    bias_NTT: Float[Array, "N T T"] | None = None,
-) -> Float[Array, "T D"]:
+    bias_NQT: Float[Array, "N Q T"] | None = None,
+) -> Float[Array, "Q D"]:
     """Scaled dot-product attention in `num_heads` heads (Vaswani et al. 2017); dropout on the probabilities.
 
-    `scale` is 1/√H if not given; `bias_NTT` is added to the scores after scaling.
+    `scale` is 1/√H if not given; `bias_NQT` is added to the scores after scaling. Q is T, or fewer queries.
     """
-    q_TNH, k_TNH, v_TNH = (x.reshape(x.shape[0], num_heads, -1) for x in (q_TD, k_TD, v_TD))
-    scores_NTT = jnp.einsum("TNH,tNH->NTt", q_TNH, k_TNH, preferred_element_type=jnp.float32)
-    scores_NTT = scores_NTT * (q_TNH.shape[-1] ** -0.5 if scale is None else scale)
-    if bias_NTT is not None:
-        scores_NTT = scores_NTT + bias_NTT
-    scores_NTT = jnp.where(mask_TT[None], scores_NTT, jnp.finfo(jnp.float32).min)
-    probs_NTT = dropout(jax.nn.softmax(scores_NTT, axis=-1), dropout_rate, key).astype(v_TNH.dtype)
-    y_TNH = jnp.einsum("NTt,tNH->TNH", probs_NTT, v_TNH, preferred_element_type=jnp.float32)
-    return y_TNH.reshape(q_TD.shape).astype(q_TD.dtype)
+    q_QNH, k_TNH, v_TNH = (x.reshape(x.shape[0], num_heads, -1) for x in (q_QD, k_TD, v_TD))
+    scores_NQT = jnp.einsum("QNH,TNH->NQT", q_QNH, k_TNH, preferred_element_type=jnp.float32)
+    scores_NQT = scores_NQT * (q_QNH.shape[-1] ** -0.5 if scale is None else scale)
+    if bias_NQT is not None:
+        scores_NQT = scores_NQT + bias_NQT
+    scores_NQT = jnp.where(mask_QT[None], scores_NQT, jnp.finfo(jnp.float32).min)
+    probs_NQT = dropout(jax.nn.softmax(scores_NQT, axis=-1), dropout_rate, key).astype(v_TNH.dtype)
+    y_QNH = jnp.einsum("NQT,TNH->QNH", probs_NQT, v_TNH, preferred_element_type=jnp.float32)
+    return y_QNH.reshape(q_QD.shape).astype(q_QD.dtype)
 
 
 def dropout(x: Float[Array, "*shape"], rate: float, key: OptionalKey) -> Float[Array, "*shape"]:
@@ -118,15 +120,18 @@ def split_key(key: OptionalKey, num: int) -> Sequence[OptionalKey]:
     return [None] * num if key is None else list(jax.random.split(key, num))
 
 
-def first_tokens(
-    hidden_TD: Float[Array, "T D"], segment_ids_T: Int[Array, " T"], *, num_segments: int
-) -> Float[Array, "S D"]:
-    """The hidden state of each text's first token ([CLS]), in float32 for the head.
+def first_tokens(tokens: Tokens, *, num_segments: int) -> Int[Array, " S"]:
+    """Where each text of a row begins ([CLS]).
 
-    A row with fewer texts than `num_segments` has meaningless values at the end; `unpack` never reads them.
+    A row with fewer texts than `num_segments` has meaningless places at the end; `unpack` never reads their values.
     """
-    starts_S = jnp.argmax(segment_ids_T[None, :] == jnp.arange(1, num_segments + 1)[:, None], axis=-1)
-    return hidden_TD[starts_S].astype(jnp.float32)
+    segments_S1 = jnp.arange(1, num_segments + 1)[:, None]
+    return jnp.argmax(jnp.asarray(tokens.segment_ids)[None, :] == segments_S1, axis=-1)
+
+
+def take(x_TA: Shaped[Array, "T A"], at_Q: Int[Array, " Q"] | None) -> Shaped[Array, "Q A"]:
+    """Some tokens of a row; all of them if `at_Q` is None."""
+    return x_TA if at_Q is None else x_TA[at_Q]
 
 
 def in_float32(params: Params) -> PyTree[Float[Array, "..."]]:
@@ -134,12 +139,12 @@ def in_float32(params: Params) -> PyTree[Float[Array, "..."]]:
     return jax.tree.map(lambda leaf: leaf.astype(jnp.float32), params)
 
 
-def dense_shapes(inputs: int, outputs: int) -> dict[str, tuple[int, ...]]:
-    return {"kernel": (inputs, outputs), "bias": (outputs,)}
+def dense_shapes(inputs: int, outputs: int, *, has_bias: bool = True) -> dict[str, tuple[int, ...]]:
+    return {"kernel": (inputs, outputs)} | ({"bias": (outputs,)} if has_bias else {})
 
 
-def layer_norm_shapes(size: int) -> dict[str, tuple[int, ...]]:
-    return {"scale": (size,), "bias": (size,)}
+def layer_norm_shapes(size: int, *, has_bias: bool = True) -> dict[str, tuple[int, ...]]:
+    return {"scale": (size,)} | ({"bias": (size,)} if has_bias else {})
 
 
 def init_params(key: Key[Array, ""], shapes: Mapping[str, Any], *, stddev: float) -> dict[str, Any]:

@@ -1,0 +1,224 @@
+"""The engine against the classifier text by text, and what it promises: order, bounds, compilations, devices."""
+
+import itertools
+import json
+import subprocess
+import sys
+import threading
+import time
+
+import jax
+import numpy as np
+import pytest
+
+import flaxsent
+from flaxsent.engine import Engine
+from tests.conftest import AWKWARD_TEXTS, texts_of_lengths
+
+# The same sums in another order: scores of size 1.
+TOLERANCE = 2e-6
+
+SHAPES = {"row_lengths": [64, 128], "tokens_per_step": 256, "steps_per_window": 4}
+
+
+@pytest.fixture(scope="module")
+def classifier(tiny_folder):
+    return flaxsent.load(tiny_folder("bert"), backend="native")
+
+
+@pytest.fixture(scope="module")
+def engine(classifier):
+    with Engine(classifier, **SHAPES) as engine:
+        yield engine
+
+
+def obvious(classifier, texts):
+    """One text at a time."""
+    predict = jax.jit(lambda tokens: classifier.postprocess(classifier.forward(classifier.params, tokens)))
+    return np.concatenate([predict(classifier.tokenize([text], length=classifier.config.max_length)) for text in texts])
+
+
+def mixed_texts(number, seed=0):
+    rng = np.random.default_rng(seed)
+    return texts_of_lengths(np.minimum(rng.geometric(0.07, number), 38).tolist(), seed)
+
+
+@pytest.mark.parametrize(
+    ("family", "backend", "options"),
+    [
+        ("bert", "native", SHAPES),
+        ("bert", "native", {"row_lengths": [40], "tokens_per_step": 1}),
+        ("bart", "native", SHAPES),
+        ("deberta-v2", "native", SHAPES),
+        ("roberta", "native", SHAPES),
+        pytest.param("distilbert", "flax", {"tokens_per_step": 256}, marks=pytest.mark.flax_auto),
+    ],
+)
+def test_scores_are_those_of_each_text_alone(tiny_folder, family, backend, options):
+    classifier = flaxsent.load(tiny_folder(family), backend=backend)
+    texts = [*AWKWARD_TEXTS, ("so", "good " * 50), *mixed_texts(50), ("bad", "")]
+    with Engine(classifier, **options) as engine:
+        ours = engine(texts)
+    assert ours.dtype == np.float32
+    assert np.abs(ours - obvious(classifier, texts)).max() <= TOLERANCE
+
+
+@pytest.mark.parametrize("problem_type", ["multi_label_classification", "regression"])
+def test_other_problems_than_one_label(tiny_folder, problem_type):
+    classifier = flaxsent.load(tiny_folder("bert", problem_type=problem_type), backend="native")
+    texts = mixed_texts(9)
+    with Engine(classifier, **SHAPES) as engine:
+        assert np.abs(engine(texts) - obvious(classifier, texts)).max() <= 1e-5  # values of size 1 to 10
+
+
+def test_stream_keeps_the_order_of_an_endless_iterable_and_reads_only_some_windows_ahead(classifier, engine):
+    texts, taken = mixed_texts(40), []
+
+    def endless():
+        for text in itertools.cycle(texts):
+            taken.append(text)
+            yield text
+
+    expected = obvious(classifier, texts)
+    stream = engine.stream(endless())
+    for index, scores in enumerate(itertools.islice(stream, 2000)):
+        assert np.abs(scores - expected[index % 40]).max() <= TOLERANCE
+    stream.close()
+    at_close = len(taken)
+    time.sleep(0.3)
+    assert len(taken) == at_close, "the thread that reads ends with the stream"
+    window = max(len(window) for window in itertools.islice(engine._windows(itertools.cycle(texts)), 50))
+    assert at_close <= 2000 + 6 * window
+
+
+def test_batches_are_computed_by_themselves(classifier, engine):
+    lists = [mixed_texts(30), [], ["so good"], mixed_texts(7, seed=1)]
+    batches = [*engine.batches(iter(lists))]
+    assert [len(batch) for batch in batches] == [30, 0, 1, 7]
+    for batch, texts in zip(batches, lists, strict=True):
+        np.testing.assert_array_equal(batch, engine(texts))
+    assert engine([]).shape == (0, 3)
+
+
+def test_a_text_that_is_in_the_window_is_computed_once(classifier):
+    stats = []
+    texts = mixed_texts(20)
+    with Engine(classifier, **SHAPES | {"steps_per_window": 64}, on_window=stats.append) as engine:
+        once, often = engine(texts), engine(texts * 5)
+    np.testing.assert_array_equal(np.tile(once, (5, 1)), often)
+    assert [stat.num_tokens for stat in stats] == [stats[0].num_tokens] * 2
+    assert [stat.num_texts for stat in stats] == [20, 100]
+
+
+def test_nothing_compiles_after_warmup(classifier):
+    with Engine(classifier, **SHAPES) as engine:
+        engine.warmup()
+        compilations = []
+        jax.monitoring.register_event_duration_secs_listener(
+            lambda event, seconds, **_: compilations.append(event) if "backend_compile" in event else None
+        )
+        try:
+            jax.jit(lambda x: x * 3)(np.ones(3))
+            assert len(compilations) == 1, "the listener hears compilations"
+            compilations.clear()
+            engine(mixed_texts(5000, seed=3) + AWKWARD_TEXTS)
+        finally:
+            jax.monitoring.clear_event_listeners()
+        assert compilations == []
+
+
+def test_threads_share_an_engine(classifier, engine):
+    lists = [mixed_texts(60, seed) for seed in range(6)]
+    expected, found = [engine(texts) for texts in lists], {}
+    threads = [
+        threading.Thread(target=lambda index=index: found.update({index: engine(lists[index])})) for index in range(6)
+    ]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    for index in range(6):
+        np.testing.assert_array_equal(found[index], expected[index])
+
+
+@pytest.mark.parametrize(
+    ("texts", "error", "message"),
+    [
+        ("a bare text", TypeError, "got one str"),
+        ([*["fine"] * 500, 3], TypeError, "text 500 is of type int"),
+        (["a", "\ud800"], ValueError, "text 1 has a lone surrogate"),
+    ],
+)
+def test_bad_texts_are_refused_by_their_place(engine, texts, error, message):
+    with pytest.raises(error, match=message):
+        engine(texts)
+
+
+def test_an_iterable_that_fails_tells_its_own_error(engine):
+    def broken():
+        yield "so good"
+        raise OSError("the disk is gone")
+
+    with pytest.raises(OSError, match="the disk is gone"):
+        list(engine.stream(broken()))
+
+
+def test_a_closed_engine_says_so(classifier):
+    engine = Engine(classifier, **SHAPES)
+    engine.close()
+    with pytest.raises(RuntimeError, match="engine is closed"):
+        engine(["so good"])
+
+
+@pytest.mark.parametrize("row_lengths", [[], [0, 64], [39]])
+def test_rows_too_short_for_the_checkpoint_are_refused(classifier, row_lengths):
+    with pytest.raises(ValueError, match="expected numbers of which one is at least 40"):
+        Engine(classifier, row_lengths=row_lengths)
+
+
+def in_new_process(code, *arguments, env=None):
+    command = [sys.executable, "-c", code, *arguments]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, env=env)
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout)
+
+
+EIGHT_DEVICES = """
+import json, sys, jax, numpy as np
+jax.config.update("jax_num_cpu_devices", 8)
+import flaxsent
+from flaxsent.engine import Engine
+texts = [("good " * (i % 37)).strip() + " bad" * (i % 2) for i in range(300)]
+classifier = flaxsent.load(sys.argv[1], backend="native")
+options = dict(row_lengths=[64], tokens_per_step=128)
+with Engine(classifier, **options) as eight, Engine(classifier, devices=jax.local_devices()[:1], **options) as one:
+    used = len(eight._start(eight._prepare(texts).steps[0]).sharding.device_set)
+    print(json.dumps([used, float(np.abs(eight(texts) - one(texts)).max())]))
+"""
+
+
+def test_eight_devices_give_what_one_gives(tiny_folder):
+    num_devices, difference = in_new_process(EIGHT_DEVICES, str(tiny_folder("bert")))
+    assert num_devices == 8
+    assert difference <= TOLERANCE
+
+
+@pytest.mark.parametrize("platform", ["tpu", "cuda"])
+@pytest.mark.parametrize("family", ["bert", "deberta-v2", "modernbert", "bart"])
+def test_a_step_lowers_for_accelerators(tiny_folder, family, platform):
+    classifier = flaxsent.load(tiny_folder(family), backend="native")
+    tokens = flaxsent.Tokens(*[np.zeros((4, 128), np.int32)] * 4)
+    step = jax.jit(lambda params, tokens: classifier.postprocess(classifier.forward_packed(params, tokens, 16)))
+    exported = jax.export.export(step, platforms=[platform])(classifier.params, tokens)
+    assert exported.out_avals[0].shape == (4, 16, 3)
+
+
+def test_tweets_and_reviews_fill_97_percent_of_the_rows(embedded):
+    """Lengths as those of tweets (about 20 tokens) and of full reviews (about 230, up to the limit)."""
+    rng = np.random.default_rng(0)
+    lengths = np.concatenate([rng.poisson(18, 3000), rng.lognormal(5.3, 0.55, 400).astype(int)])
+    texts = texts_of_lengths(np.clip(rng.permutation(lengths), 1, 600).tolist())
+    engine = Engine(embedded)
+    stats = [engine._prepare(window).stats for window in engine._windows(texts)]
+    assert sum(stat.num_tokens for stat in stats) >= 0.97 * sum(stat.num_places for stat in stats)
+    assert sum(stat.num_truncated for stat in stats) > 0
