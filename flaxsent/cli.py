@@ -11,6 +11,8 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+import jax
+
 import flaxsent
 from flaxsent.classifier import Classifier, classify, load, save
 from flaxsent.types import Prediction
@@ -22,6 +24,8 @@ _CHUNK = 1024
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs a command; the exit code is 0, 1 for a parity that fails, 2 for a mistake of the user's, 130 for Ctrl-C."""
     options = _parser().parse_args(arguments)
+    if arguments is None and options.keeps_compiled:  # else the process, and its settings, are another's
+        _keep_compiled()
     code = 0
     try:
         code = options.run(options) or 0
@@ -37,25 +41,46 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return code
 
 
+def _keep_compiled() -> None:
+    """Switches JAX's compilation cache on, unless it is on: what was compiled once is read at the next start.
+
+    It lies in `FLAXSENT_CACHE` (empty: no cache) or in the user's cache folder; where that cannot be written, nowhere.
+    """
+    folder = os.environ.get("FLAXSENT_CACHE")
+    if folder is None:
+        folder = os.path.join(os.environ.get("XDG_CACHE_HOME") or "~/.cache", "flaxsent", "jax")
+    folder = os.path.expanduser(folder)
+    if not folder or "JAX_COMPILATION_CACHE_DIR" in os.environ:
+        return
+    try:
+        os.makedirs(folder, mode=0o700, exist_ok=True)
+    except OSError:
+        return
+    if os.access(folder, os.W_OK | os.X_OK):
+        jax.config.update("jax_compilation_cache_dir", folder)
+        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
+        jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
+
+
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="flaxsent", description="Text classification in JAX as pure functions.")
+    parser.set_defaults(keeps_compiled=False)
     parser.add_argument("--version", action="version", version=f"flaxsent {flaxsent.__version__}")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
 
-    command = commands.add_parser("classify", help="label texts")
+    command = commands.add_parser("classify", help="label texts, or files of them", description=_CLASSIFY)
     command.add_argument(
-        "texts", nargs="+", metavar="TEXT", help="a text; - alone reads standard input, one text a line"
+        "texts", nargs="*", metavar="TEXT", help="a text; - alone reads standard input, one text a line"
     )
     _add_model(command)
-    command.add_argument(
-        "--top-k", type=int, default=1, metavar="K", help="labels for each text, best first (default 1)"
-    )
+    command.add_argument("--top-k", type=int, metavar="K", help="labels for each text, best first (default 1)")
     command.add_argument("--format", choices=_FORMATS, help="default: table on a terminal, tsv elsewhere")
-    command.set_defaults(run=_classify)
+    _add_files(command)
+    command.set_defaults(run=_classify, keeps_compiled=True)
 
     command = commands.add_parser("info", help="tell what a checkpoint is and what it runs on")
     command.add_argument("model", nargs="?", metavar="MODEL", help="Hub id or folder; the embedded model by default")
-    command.set_defaults(run=_info)
+    command.set_defaults(run=_info, keeps_compiled=True)
 
     command = commands.add_parser("train", help="fine-tune an encoder or a classifier")
     _add_model(command)
@@ -73,7 +98,7 @@ def _parser() -> argparse.ArgumentParser:
     command = commands.add_parser("evaluate", help="tell the accuracy on a labelled file")
     _add_model(command)
     command.add_argument("--data", required=True, metavar="FILE", help="TSV or CSV with the columns text and label")
-    command.set_defaults(run=_evaluate)
+    command.set_defaults(run=_evaluate, keeps_compiled=True)
 
     command = commands.add_parser("parity", help="compare the logits with PyTorch's")
     command.add_argument(
@@ -81,6 +106,20 @@ def _parser() -> argparse.ArgumentParser:
     )
     command.add_argument("--json", action="store_true", help="one JSON object for each comparison, one a line")
     command.set_defaults(run=_parity)
+
+    command = commands.add_parser("bench", help="compare the speed with that of other libraries")
+    command.add_argument(
+        "--model", metavar="ID_OR_FOLDER", help="by default one of DistilBERT's size with random weights"
+    )
+    command.add_argument(
+        "--texts", metavar="FILE", help="one text a line; by default made-up ones, as long as SST-2's and IMDb's"
+    )
+    command.add_argument("--num-texts", type=int, metavar="N", help="of IMDb's length a seventh (default 160 on a CPU)")
+    command.add_argument("--peers", metavar="A,B,...", help="names out of the table; all by default")
+    command.add_argument("--rounds", type=int, default=3, metavar="N", help="default 3; medians are told")
+    command.add_argument("--json", action="store_true", help="one JSON object with every figure")
+    command.add_argument("--plot", metavar="FILE", help="write a bar chart, such as bench.png")
+    command.set_defaults(run=_bench)
     return parser
 
 
@@ -91,12 +130,48 @@ def _add_model(command: argparse.ArgumentParser) -> None:
     command.add_argument("--model", metavar="ID_OR_FOLDER", help="Hub id or folder; the embedded model by default")
 
 
+_CLASSIFY = """Labels texts, or files of them. The format of a file is what its name ends in: .txt (one text a line),
+.csv, .tsv, .jsonl or .parquet. Outputs have all columns of their inputs, a label and its score, and appear only when
+they are complete. A job that was killed goes on with --resume, and its outputs are what they would have been, to the
+byte."""
+
+
+def _add_files(command: argparse.ArgumentParser) -> None:
+    files = command.add_argument_group("files")
+    files.add_argument(
+        "--input", nargs="+", metavar="FILE", help="files, folders, patterns such as 'data/*.csv', or - for lines"
+    )
+    files.add_argument(
+        "--output", metavar="FILE", help="in the format of its name; a folder for files named as the inputs are"
+    )
+    files.add_argument("--text-column", metavar="NAME", help="default text; what lines are named in the output")
+    files.add_argument("--second-column", metavar="NAME", help="of the second texts, for pairs")
+    files.add_argument("--all-scores", action="store_true", help="add the score of each label, in a column of its name")
+    files.add_argument("--prefix", metavar="TEXT", help="to put before the names of the columns that are added")
+    files.add_argument(
+        "--bad-rows",
+        metavar="FILE",
+        help="set rows aside here (JSONL) that are broken or have no text; by default the first of them ends the job",
+    )
+    files.add_argument(
+        "--resume", action="store_true", help="go on with the job if it was begun, with the same inputs and options"
+    )
+    files.add_argument("--overwrite", action="store_true", help="replace outputs that are there already")
+
+
+_OF_FILES = ("output", "text_column", "second_column", "all_scores", "prefix", "bad_rows", "resume", "overwrite")
+
+
 def _classify(options: argparse.Namespace) -> None:
-    if options.top_k < 1:
-        raise ValueError(f"--top-k {options.top_k} is less than 1; expected a positive number.")
+    _check_form(options)
+    if options.input is not None:
+        return _classify_files(options)
+    top_k = 1 if options.top_k is None else options.top_k
+    if top_k < 1:
+        raise ValueError(f"--top-k {top_k} is less than 1; expected a positive number.")
     form = options.format or ("table" if sys.stdout.isatty() else "tsv")
     classifier = _load(options.model)
-    num_labels = min(options.top_k, classifier.config.num_labels)
+    num_labels = min(top_k, classifier.config.num_labels)
     if form == "tsv":
         columns = [
             f"{name}{'' if rank == 1 else f'_{rank}'}"
@@ -109,6 +184,51 @@ def _classify(options: argparse.Namespace) -> None:
         for text, prediction in zip(chunk, classify(chunk, classifier, top_k=num_labels), strict=True):
             print(_WRITERS[form](text, prediction))
         sys.stdout.flush()
+
+
+def _check_form(options: argparse.Namespace) -> None:
+    """Refuses a mixture of what is for texts and what is for files."""
+    is_files = options.input is not None
+    for name in ("texts", "top_k", "format") if is_files else _OF_FILES:
+        value = getattr(options, name)
+        if value is not None and value is not False and value != []:
+            told = "TEXT" if name == "texts" else f"--{name.replace('_', '-')}"
+            raise ValueError(f"{told} does not go with --input." if is_files else f"{told} needs --input FILE.")
+    if not is_files and not options.texts:
+        raise ValueError("nothing to classify; give texts, or --input FILE --output FILE.")
+    if is_files and options.output is None:
+        raise ValueError("--input needs --output, a file or a folder.")
+
+
+def _classify_files(options: argparse.Namespace) -> None:
+    from flaxsent import jobs
+    from flaxsent.engine import Engine
+
+    columns = (options.text_column or "text", options.second_column)
+    job_options = jobs.JobOptions(
+        text_columns=tuple(column for column in columns if column is not None),
+        all_scores=options.all_scores,
+        prefix=options.prefix or "",
+        bad_rows=options.bad_rows,
+        resume=options.resume,
+        overwrite=options.overwrite,
+    )
+    job = jobs.plan(options.input, options.output, job_options)
+    if not job.files:
+        return print(f"flaxsent: {options.output} is there already; nothing to resume", file=sys.stderr)
+    classifier = _load(options.model)
+    try:
+        with jobs.Progress(job) as progress, Engine(classifier, on_window=progress.add) as engine:
+            num_bad = jobs.run(job, engine, model=options.model, progress=progress)
+    except KeyboardInterrupt:
+        if job.folder.exists():
+            print("flaxsent: stopped; --resume goes on with what is done", file=sys.stderr)
+        raise
+    if progress.num_truncated:
+        limit = classifier.tokenizer.max_length
+        print(f"flaxsent: {progress.num_truncated:,} texts were truncated to {limit} tokens", file=sys.stderr)
+    if num_bad:
+        print(f"flaxsent: {num_bad:,} rows were set aside in {options.bad_rows}", file=sys.stderr)
 
 
 def _load(model: str | None, **arguments: Any) -> Classifier:
@@ -177,7 +297,6 @@ _WRITERS = {"table": _table_row, "jsonl": _jsonl_row, "tsv": _tsv_row}
 
 
 def _info(options: argparse.Namespace) -> None:
-    import jax
     import jax.numpy as jnp
 
     classifier = load(options.model)
@@ -257,3 +376,21 @@ def _parity(options: argparse.Namespace) -> int:
     if not options.json:
         print(parity.table(cells))
     return 0 if all(cell.passes for cell in cells) else 1
+
+
+def _bench(options: argparse.Namespace) -> None:
+    from flaxsent import bench
+
+    if options.plot is not None:
+        bench.check_plot()
+    report = bench.run(
+        options.model,
+        peers=None if options.peers is None else options.peers.split(","),
+        texts=options.texts,
+        num_texts=options.num_texts,
+        rounds=options.rounds,
+        report=lambda line: print(line, file=sys.stderr, flush=True),
+    )
+    print(json.dumps(bench.to_json(report)) if options.json else bench.table(report))
+    if options.plot is not None:
+        bench.plot(report, options.plot)

@@ -87,6 +87,11 @@ _KEYS = {
         "attention_dropout": ("attention_dropout", 0.0),
         "classifier_dropout": ("classifier_dropout", 0.0),
     },
+    "mpnet": _ROBERTA_KEYS
+    | {
+        "type_vocab_size": ("type_vocab_size", 0),
+        "classifier_dropout": ("hidden_dropout_prob", 0.1),
+    },
     "roberta": _ROBERTA_KEYS,
     "roberta-prelayernorm": _ROBERTA_KEYS,
     "roformer": _BERT_KEYS,
@@ -103,13 +108,14 @@ _CLASS_NAMES = {
     "electra": "Electra",
     "mbart": "MBart",
     "modernbert": "ModernBert",
+    "mpnet": "MPNet",
     "roberta": "Roberta",
     "roberta-prelayernorm": "RobertaPreLayerNorm",
     "roformer": "RoFormer",
     "xlm-roberta": "XLMRoberta",
 }
 # Their position table starts at padding_idx + 1 (transformers' create_position_ids_from_input_ids).
-_POSITIONS_AFTER_PADDING = ("camembert", "roberta", "roberta-prelayernorm", "xlm-roberta")
+_POSITIONS_AFTER_PADDING = ("camembert", "mpnet", "roberta", "roberta-prelayernorm", "xlm-roberta")
 
 # Families whose LayerNorms do not ask the config.
 _FIXED_EPS = {"bart": 1e-5, "distilbert": 1e-12, "mbart": 1e-5}

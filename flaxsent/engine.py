@@ -78,7 +78,7 @@ class Engine:
         Raises:
             ValueError: the row lengths do not fit the checkpoint or the step.
         """
-        self._classifier = classifier
+        self.classifier = classifier
         self._on_window = on_window
         mesh = Mesh(np.asarray(jax.local_devices() if devices is None else devices), ("rows",))
         self._by_row, replicated = NamedSharding(mesh, PartitionSpec("rows")), NamedSharding(mesh, PartitionSpec())
@@ -91,7 +91,8 @@ class Engine:
             tokens_per_step=tokens_per_step or _TOKENS_PER_STEP.get(platform, _TOKENS_ON_ACCELERATOR),
             num_devices=mesh.size,
         )
-        self._tokens_per_window = steps_per_window * max(shape.num_rows * shape.row_length for shape in self.shapes)
+        largest_step = max(shape.num_rows * shape.row_length for shape in self.shapes)
+        self.characters_per_window = steps_per_window * largest_step * _CHARACTERS_PER_TOKEN
         self._shardings = {"in_shardings": (replicated, self._by_row), "out_shardings": self._by_row}
         self._compiled: dict[StepShape, Any] = {}
         self._compiling = threading.Lock()
@@ -103,7 +104,7 @@ class Engine:
             TypeError, ValueError: as `Tokenizer.encode` does.
             RuntimeError: the engine is closed.
         """
-        empty = np.zeros((0, self._classifier.config.num_labels), np.float32)
+        empty = np.zeros((0, self.classifier.config.num_labels), np.float32)
         return np.concatenate([empty, *self.batches(self._windows(texts))])
 
     def stream(self, texts: Texts) -> Iterator[Float[np.ndarray, " C"]]:
@@ -114,7 +115,7 @@ class Engine:
         for scores_BC in self.batches(self._windows(texts)):
             yield from scores_BC
 
-    def batches(self, batches: Iterable[Texts]) -> Iterator[Float[np.ndarray, "B C"]]:
+    def batches(self, batches: Iterable[Texts]) -> Generator[Float[np.ndarray, "B C"], None, None]:
         """The scores of each list of texts, in order; each list is a window, computed by itself.
 
         Raises: as `__call__`, when it comes to it.
@@ -145,11 +146,11 @@ class Engine:
         self.close()
 
     def _scores(self, params: Params, tokens: Tokens, *, num_segments: int) -> Float[Array, "R S C"]:
-        if self._classifier.backend == "native":
-            logits_RSC = self._classifier.forward_packed(params, tokens, num_segments)
+        if self.classifier.backend == "native":
+            logits_RSC = self.classifier.forward_packed(params, tokens, num_segments)
         else:
-            logits_RSC = self._classifier.forward(params, tokens)[:, None]
-        return self._classifier.postprocess(logits_RSC)
+            logits_RSC = self.classifier.forward(params, tokens)[:, None]
+        return self.classifier.postprocess(logits_RSC)
 
     def _executable(self, shape: StepShape) -> Any:
         with self._compiling:
@@ -168,7 +169,7 @@ class Engine:
         for text in checked(texts):
             window.append(text)
             size += max(sum(map(len, text)) if isinstance(text, tuple) else len(text), _CHARACTERS_PER_TOKEN)
-            if size >= self._tokens_per_window * _CHARACTERS_PER_TOKEN:
+            if size >= self.characters_per_window:
                 yield window
                 window, size = [], 0
         if window:
@@ -177,8 +178,8 @@ class Engine:
     def _prepare(self, texts: Texts) -> _Window:
         batch = [*checked(texts)]
         unique = {text: index for index, text in enumerate(dict.fromkeys(batch))}
-        encodings = self._classifier.tokenizer.encode(unique)
-        config = self._classifier.config
+        encodings = self.classifier.tokenizer.encode(unique)
+        config = self.classifier.config
         steps = pack_steps(
             encodings, self.shapes, first_position=config.first_position, pad_token_id=config.pad_token_id
         )
@@ -198,8 +199,8 @@ class Engine:
         tokens = jax.device_put(step.tokens, self._by_row)
         return self._executable(step.shape)(self._params, tokens)
 
-    def _finish(self, window: _Window, scores: Sequence[Float[Array, "R S C"]]) -> Float[np.ndarray, "B C"]:
-        unique_UC = np.zeros((window.num_unique, self._classifier.config.num_labels), np.float32)
+    def _finish(self, window: _Window, scores: Sequence[Float[Array, "_ _ C"]]) -> Float[np.ndarray, "B C"]:
+        unique_UC = np.zeros((window.num_unique, self.classifier.config.num_labels), np.float32)
         for step, scores_RSC in zip(window.steps, scores, strict=True):
             unique_UC[step.texts] = unpack(np.asarray(scores_RSC), step.placement)
         if self._on_window is not None:
@@ -255,7 +256,8 @@ def _ahead(items: Iterator[_T], *, depth: int = 2) -> Generator[_T, None, None]:
             put("error", err)
 
     # A daemon: Ctrl-C must not wait for an iterable that is waiting for its own input.
-    threading.Thread(target=make, name="flaxsent-prepare", daemon=True).start()
+    thread = threading.Thread(target=make, name="flaxsent-prepare", daemon=True)
+    thread.start()
     try:
         while True:
             kind, value = made.get()
@@ -266,3 +268,4 @@ def _ahead(items: Iterator[_T], *, depth: int = 2) -> Generator[_T, None, None]:
             yield value
     finally:
         is_over.set()
+        thread.join(2)  # Python's end aborts the process if the thread is in the tokenizer then

@@ -239,6 +239,7 @@ CONFIGS: dict[str, dict[str, Any]] = {
         "local_attention": 8,
         "pad_token_id": 0,
     },
+    "mpnet": {key: value for key, value in _ROBERTA.items() if key != "type_vocab_size"},
     "roberta": _ROBERTA,
     "roberta-prelayernorm": _ROBERTA,
     "roformer": _BERT | {"embedding_size": 36},

@@ -103,6 +103,7 @@ def read_tokenizer(folder: Path, *, family: str, max_positions: int, type_vocab_
     backend.no_truncation()
     backend.no_padding()
     backend.encode_special_tokens = True
+    _split_spelt(backend)
     model_max_length = settings.get("model_max_length")
     max_length = min(max_positions, model_max_length) if type(model_max_length) is int else max_positions
     if max_length <= (special := backend.num_special_tokens_to_add(True)):
@@ -116,6 +117,32 @@ def read_tokenizer(folder: Path, *, family: str, max_positions: int, type_vocab_
         has_token_types=type_vocab_size > 1,
         files={name: files[name] for name in _SAVED_FILES if name in files},
     )
+
+
+def _split_spelt(backend: tokenizers.Tokenizer) -> None:
+    """Has a special token that a text spells cut after its first character, if the model would read it as one.
+
+    `encode_special_tokens` only stops the library from looking for them itself. Unigram's pieces have "<s>" among them,
+    as the likeliest of all; SentencePiece, which trained them, never reads a control symbol out of a text.
+    """
+    spelt = [
+        token.content
+        for index, token in backend.get_added_tokens_decoder().items()
+        if token.special and len(token.content) > 1 and _reads(backend, token.content, index)
+    ]
+    if not spelt:
+        return
+    pattern = "|".join(f"{re.escape(token[0])}(?={re.escape(token[1:])})" for token in spelt)
+    split = tokenizers.pre_tokenizers.Split(tokenizers.Regex(pattern), "merged_with_previous")
+    before = [] if backend.pre_tokenizer is None else [backend.pre_tokenizer]
+    backend.pre_tokenizer = tokenizers.pre_tokenizers.Sequence([*before, split])
+
+
+def _reads(backend: tokenizers.Tokenizer, token: str, index: int) -> bool:
+    try:
+        return index in backend.encode(token, add_special_tokens=False).ids
+    except Exception:  # plain, from the library: letters that the model does not have, and no token for unknown ones
+        return False
 
 
 # All that a fast tokenizer is opened from; vocabularies besides would say the same twice.

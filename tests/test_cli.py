@@ -2,6 +2,7 @@
 
 import io
 import json
+import os
 import subprocess
 import sys
 from importlib.metadata import version
@@ -148,3 +149,25 @@ def test_a_reader_that_goes_away_is_no_error():
     done = subprocess.run(f"yes good | head -3000 | {command} | head -1", shell=True, capture_output=True, text=True)
     assert done.stdout == "label\tscore\ttext\n"
     assert done.stderr == ""
+
+
+def test_a_second_start_compiles_nothing(tmp_path):
+    command = [
+        sys.executable,
+        "-c",
+        "import sys; from flaxsent.cli import main; sys.exit(main())",
+        "classify",
+        "so good",
+    ]
+
+    def kept(folder):
+        environment = os.environ | {"FLAXSENT_CACHE": str(folder)}
+        done = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
+        assert (done.returncode, done.stderr) == (0, ""), done.stderr
+        return sorted(file.name for file in folder.iterdir()) if folder.is_dir() else None
+
+    first = kept(tmp_path / "cache")
+    assert first
+    assert kept(tmp_path / "cache") == first
+    (tmp_path / "file").touch()
+    assert kept(tmp_path / "file" / "cache") is None, "a folder that cannot be made is done without"

@@ -11,7 +11,7 @@ from typing import Any
 from jaxtyping import Array, Float, Key
 
 from flaxsent.config import ModelConfig
-from flaxsent.encoders import albert, bart, bert, deberta, distilbert, layers, modernbert
+from flaxsent.encoders import albert, bart, bert, deberta, distilbert, layers, modernbert, mpnet
 from flaxsent.types import Params, Tokens
 
 FAMILIES: dict[str, ModuleType] = {
@@ -24,6 +24,7 @@ FAMILIES: dict[str, ModuleType] = {
     "electra": bert,
     "mbart": bart,
     "modernbert": modernbert,
+    "mpnet": mpnet,
     "roberta": bert,
     "xlm-roberta": bert,
 }
