@@ -11,6 +11,7 @@ import importlib.util
 import inspect
 import json
 import logging
+import math
 import os
 import platform
 import shutil
@@ -130,7 +131,7 @@ def run(
     peers: Sequence[str] | None = None,
     texts: str | os.PathLike | None = None,
     num_texts: int | None = None,
-    rounds: int = 3,
+    rounds: int | None = None,
     report: Callable[[str], None] = lambda line: None,
 ) -> Report:
     """Measures flaxsent and its peers.
@@ -140,7 +141,7 @@ def run(
         peers: names out of `PEERS`, all of them by default. One that is not installed, or fails, is skipped.
         texts: a file with a text on each line; None is made-up texts as long as those of SST-2 and of IMDb.
         num_texts: how many texts; of those as long as IMDb's, a seventh.
-        rounds: how often each is timed.
+        rounds: how often each is timed; None is three times, or less where that would take more than ten minutes.
         report: called with a line on what goes on.
 
     Raises:
@@ -150,9 +151,10 @@ def run(
     names = [*PEERS] if peers is None else [*peers]
     if unknown := [name for name in names if name not in PEERS]:
         raise ValueError(f"there is no peer {', '.join(unknown)}; expected some of {', '.join(PEERS)}.")
-    if rounds < 1:
+    if rounds is not None and rounds < 1:
         raise ValueError(f"rounds={rounds}: expected a positive number.")
-    workloads, skipped, tell = _workloads(texts, num_texts), {}, _with_seconds(report)
+    begin = time.perf_counter()
+    workloads, skipped, tell = _workloads(texts, num_texts), {}, _with_seconds(report, begin)
     with TemporaryDirectory() as scratch, _quietly():
         tell("opening the model")
         source = _open(model, Path(scratch))
@@ -163,12 +165,15 @@ def run(
             with _or_skipped(name, skipped, tell):
                 predictors[name] = _make(PEERS[name], source)
         peak, results = dict.fromkeys(OURS.values(), 0.0), []
-        for workload in workloads:
+        for number, workload in enumerate(workloads, start=1):
+            until = begin + _SECONDS * number / len(workloads) if rounds is None else math.inf
             for windows in stats.values():
                 windows.clear()
             encodings = source.classifier.tokenizer.encode(workload.texts)
             lengths = [len(ids) for ids in encodings.input_ids]
-            timings = _measure(workload, predictors, rounds=rounds, skipped=skipped, report=tell)
+            timings = _measure(
+                workload, predictors, rounds=rounds or _ROUNDS, until=until, skipped=skipped, report=tell
+            )
             efficiencies = {
                 name: _efficiency(timings[name], stats[name], lengths, source.classifier.config) for name in OURS
             }
@@ -194,9 +199,12 @@ def run(
     )
 
 
-def _with_seconds(report: Callable[[str], None]) -> Callable[[str], None]:
-    """Puts the seconds since now before each line."""
-    begin = time.perf_counter()
+_ROUNDS, _SECONDS = 3, 540
+"""Without a number of rounds, the last ends before so many seconds, if each workload has had one."""
+
+
+def _with_seconds(report: Callable[[str], None], begin: float) -> Callable[[str], None]:
+    """Puts the seconds since `begin` before each line."""
     return lambda line: report(f"{time.perf_counter() - begin:4.0f} s  {line}")
 
 
@@ -311,7 +319,7 @@ def _like_imdb(rng: np.random.Generator, num_texts: int) -> Float[np.ndarray, " 
 _MADE_UP = (("sst2-like", _like_sst2, 1), ("imdb-like", _like_imdb, 7))
 """Name, lengths, and by what `num_texts` is divided: long texts take as long as so many short ones."""
 _NUM_TEXTS, _NUM_TEXTS_ON_ACCELERATOR = 160, 16384
-"""For less than ten minutes on two cores."""
+"""On two cores, three rounds of so many take less than ten minutes."""
 
 
 def make_texts(draw: Draw, num_texts: int) -> list[str]:
@@ -607,10 +615,14 @@ def _measure(
     predictors: dict[str, Predict],
     *,
     rounds: int,
+    until: float,
     skipped: dict[str, str],
     report: Callable[[str], None],
 ) -> dict[str, Timing]:
-    """Looks for the best batch size of each, has it see every text once, then times the rounds."""
+    """Looks for the best batch size of each, has it see every text once, then times the rounds.
+
+    After the first, a round that would not end before `until` is left out.
+    """
     ready: dict[str, Callable[[], Any]] = {}
     sizes: dict[str, int | None] = {}
     labels: dict[str, Int[np.ndarray, " B"]] = {}
@@ -623,6 +635,8 @@ def _measure(
             ready[name], sizes[name] = call, size
     seconds: dict[str, list[float]] = {name: [] for name in ready}
     for number in range(1, rounds + 1):
+        if number > 1 and time.perf_counter() + sum(taken[-1] for taken in seconds.values()) > until:
+            break
         report(f"{workload.name}: round {number} of {rounds}")
         for name, call in ready.items():
             seconds[name].append(_seconds(call))
@@ -638,7 +652,7 @@ def _best_batch_size(predict: Predict, texts: Sequence[str], compiles: bool) -> 
         if compiles:
             predict(sample, size)
         found[size] = _seconds(lambda size=size: predict(sample, size))
-        if found[size] > _NO_BETTER * min(found.values()):
+        if size >= len(sample) or found[size] > _NO_BETTER * min(found.values()):
             break
     return min(found, key=found.__getitem__)
 
@@ -749,8 +763,9 @@ def table(report: Report) -> str:
 
 def _result_lines(result: Result) -> Iterator[str]:
     mean = result.num_tokens / result.num_texts
-    cut = f", {result.num_truncated:,} of them cut" if result.num_truncated else ""
-    yield f"{result.workload}: {result.num_texts:,} texts of {mean:.1f} tokens on average{cut}"
+    cut = f" ({result.num_truncated:,} cut)" if result.num_truncated else ""
+    rounds = f"medians of {len(next(iter(result.timings.values())).seconds)} rounds"
+    yield f"{result.workload}: {result.num_texts:,} texts of {mean:.1f} tokens on average{cut}, {rounds}"
     beside = "".join(f"{f'{name} is':>18}" for name in OURS)
     yield f"{'':20}{'texts/s':>10}{'spread':>8}{'batch':>7}{'same labels':>13}{beside}"
     ascending = sorted(result.timings, key=lambda name: texts_per_second(result, name))

@@ -116,7 +116,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     command.add_argument("--num-texts", type=int, metavar="N", help="of IMDb's length a seventh (default 160 on a CPU)")
     command.add_argument("--peers", metavar="A,B,...", help="names out of the table; all by default")
-    command.add_argument("--rounds", type=int, default=3, metavar="N", help="default 3; medians are told")
+    command.add_argument("--rounds", type=int, metavar="N", help="default 3, or less where they take too long")
     command.add_argument("--json", action="store_true", help="one JSON object with every figure")
     command.add_argument("--plot", metavar="FILE", help="write a bar chart, such as bench.png")
     command.set_defaults(run=_bench)

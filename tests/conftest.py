@@ -18,6 +18,7 @@ jax.config.update("jax_default_matmul_precision", "highest")
 
 with install_import_hook("flaxsent", "beartype.beartype"):
     import flaxsent
+    import flaxsent.bench
     import flaxsent.cli
     import flaxsent.parity
     import flaxsent.train

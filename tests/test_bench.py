@@ -83,7 +83,7 @@ def test_medians_and_ratios():
 def test_the_table_says_what_is_no_peer_and_what_is_skipped():
     lines = bench.table(REPORT).splitlines()
     row = {line.split()[0]: line.split() for line in lines if line}
-    assert "like: 100 texts of 25.0 tokens on average, 3 of them cut" in lines
+    assert "like: 100 texts of 25.0 tokens on average (3 cut), medians of 3 rounds" in lines
     assert row["a"] == ["a", "16.7", "67%", "16", "95.0%", "3.00", "×", "8.00", "×"]
     assert " ".join(row["b"]) == "b 1,000.0 0% 8 50.0% no peer: computes something else"
     assert "flaxsent-bf16 is 8.00 × as fast as a, the fastest peer" in lines
@@ -147,7 +147,9 @@ def test_a_peer_that_is_missing_fails_or_computes_something_else_does_not_end_th
     fakes = {"breaks": breaks, "breaks-late": breaks_late, "guesses": guesses}
     monkeypatch.setattr(bench, "PEERS", bench.PEERS | {name: bench.Peer(make) for name, make in fakes.items()})
     monkeypatch.setitem(sys.modules, "onnxruntime", None)
-    report = bench.run(folder, peers=["onnx-int8", *fakes], num_texts=30, rounds=1)
+    monkeypatch.setattr(bench, "_SECONDS", 0)
+    report = bench.run(folder, peers=["onnx-int8", *fakes], num_texts=30)
+    assert [len(result.timings["guesses"].seconds) for result in report.results] == [1, 1], "no time for another round"
     assert report.skipped.keys() == {"onnx-int8", "breaks", "breaks-late"}
     assert "onnxruntime" in report.skipped["onnx-int8"]
     assert bench.INSTALL in report.skipped["onnx-int8"]
