@@ -9,7 +9,7 @@ import dataclasses
 import json
 import logging
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -91,6 +91,7 @@ def read_tokenizer(folder: Path, *, family: str, max_positions: int, type_vocab_
 
     Raises:
         ValueError: there are none, or they cannot be read.
+        ImportError: only SentencePiece's file is there, and what converts it is not installed.
     """
     files = {name: (folder / name).read_bytes() for name in TOKENIZER_FILES if (folder / name).is_file()}
     settings = _settings(files.get("tokenizer_config.json"))
@@ -171,6 +172,8 @@ def _convert(folder: Path, files: Mapping[str, bytes], settings: Mapping[str, ob
         raise ValueError(
             f"{folder} has no tokenizer; expected tokenizer.json, or one of {', '.join(TOKENIZER_FILES[4:])}."
         )
+    if not vocabularies.keys() & {"vocab.txt", "vocab.json"}:
+        _check_sentencepiece(folder, vocabularies)
     plain = {name: value for name, value in settings.items() if not _NAMES_CODE_OR_FILE.fullmatch(name)}
     with _quietly():
         from transformers import AutoTokenizer
@@ -179,14 +182,42 @@ def _convert(folder: Path, files: Mapping[str, bytes], settings: Mapping[str, ob
         for name, content in vocabularies.items():
             (Path(copy) / name).write_bytes(content)
         (Path(copy) / "tokenizer_config.json").write_text(json.dumps(plain))
-        (Path(copy) / "config.json").write_text(json.dumps({"model_type": family}))
+        (Path(copy) / "config.json").write_text(json.dumps({"model_type": family} | _tokenizer_class(folder)))
         try:
             tokenizer = AutoTokenizer.from_pretrained(
                 copy, use_fast=True, local_files_only=True, trust_remote_code=False
             )
+            converted = tokenizer.backend_tokenizer.to_str()
         except Exception as err:
             raise ValueError(f"the vocabulary in {folder} could not be converted: {err}".splitlines()[0]) from err
-    return tokenizer.backend_tokenizer.to_str().encode()
+    # Without them, transformers 5 gives a vocabulary of the special tokens only.
+    expected = [name for kind, name in tokenizer.vocab_files_names.items() if kind != "tokenizer_file"]
+    if missing := [name for name in expected if name not in vocabularies]:
+        raise ValueError(
+            f"{folder} has no {' and no '.join(missing)}, which {type(tokenizer).__name__} is read from; fetch it."
+        )
+    return converted.encode()
+
+
+def _check_sentencepiece(folder: Path, vocabularies: Iterable[str]) -> None:
+    """Without them transformers fails on an attribute of None, or asks for tiktoken."""
+    for name in vocabularies:
+        if name.endswith(".model"):
+            try:
+                import google.protobuf  # noqa: F401
+                import sentencepiece  # noqa: F401
+            except ImportError as err:
+                raise ImportError(f"{folder / name} needs to be converted: pip install sentencepiece protobuf") from err
+
+
+def _tokenizer_class(folder: Path) -> dict[str, object]:
+    """Where tokenizer_config.json names no class, `AutoTokenizer` takes the one that config.json names, if any."""
+    try:
+        config = json.loads((folder / "config.json").read_bytes())
+    except (OSError, ValueError, RecursionError):
+        return {}
+    name = config.get("tokenizer_class") if isinstance(config, dict) else None
+    return {"tokenizer_class": name} if isinstance(name, str) else {}
 
 
 @contextlib.contextmanager
