@@ -10,15 +10,12 @@ import importlib.metadata
 import importlib.util
 import inspect
 import json
-import logging
 import math
 import os
 import platform
 import shutil
 import statistics
-import sys
 import time
-import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -36,7 +33,7 @@ from flaxsent.classifier import Classifier, load
 from flaxsent.config import ModelConfig, read_config
 from flaxsent.engine import Engine, Stats
 from flaxsent.packing import select
-from flaxsent.parity import backends_of, random_params
+from flaxsent.parity import backends_of, pytorch_model, quietly, random_params
 from flaxsent.tokenization import TOKENIZER_FILES
 from flaxsent.types import Tokens
 
@@ -155,7 +152,7 @@ def run(
         raise ValueError(f"rounds={rounds}: expected a positive number.")
     begin = time.perf_counter()
     workloads, skipped, tell = _workloads(texts, num_texts), {}, _with_seconds(report, begin)
-    with TemporaryDirectory() as scratch, _quietly():
+    with TemporaryDirectory() as scratch, quietly():
         tell("opening the model")
         source = _open(model, Path(scratch))
         stats: dict[str, list[Stats]] = {name: [] for name in OURS}
@@ -206,18 +203,6 @@ _ROUNDS, _SECONDS = 3, 540
 def _with_seconds(report: Callable[[str], None], begin: float) -> Callable[[str], None]:
     """Puts the seconds since `begin` before each line."""
     return lambda line: report(f"{time.perf_counter() - begin:4.0f} s  {line}")
-
-
-@contextlib.contextmanager
-def _quietly() -> Iterator[None]:
-    """Other libraries warn, log and print; the tokenizer logs at each call that texts were cut, which is told once."""
-    disabled = logging.root.manager.disable
-    logging.disable(logging.WARNING)
-    try:
-        with warnings.catch_warnings(action="ignore"), contextlib.redirect_stdout(sys.stderr):
-            yield
-    finally:
-        logging.disable(disabled)
 
 
 def texts_per_second(result: Result, name: str) -> float:
@@ -378,7 +363,7 @@ def _pipeline(source: Source, *, sort: bool) -> Predict:
     tokenizer = AutoTokenizer.from_pretrained(source.folder, local_files_only=True, trust_remote_code=False)
     classify = pipeline(
         "text-classification",
-        model=_pytorch_model(source.folder, "float32"),
+        model=pytorch_model(source.folder, dtype="float32"),
         tokenizer=tokenizer,
         device=torch.device(_pytorch_device()),
     )
@@ -402,7 +387,7 @@ def _pytorch(source: Source, *, dtype: str, compiled: bool = False) -> Predict:
         raise RuntimeError("PyTorch is slower in bfloat16 than in float32 on this processor")
     if device == "cpu" and compiled and shutil.which(os.environ.get("CXX", "g++")) is None:
         raise RuntimeError("torch.compile needs a C++ compiler")
-    model = _pytorch_model(source.folder, dtype).to(device)
+    model = pytorch_model(source.folder, dtype=dtype).to(device)
     names = _input_names(model)
     if compiled:
         model = torch.compile(model, dynamic=True)
@@ -426,16 +411,6 @@ def _pytorch_device() -> str:
     if not torch.cuda.is_available():
         raise RuntimeError("this PyTorch does not see the accelerator")
     return "cuda"
-
-
-def _pytorch_model(folder: Path, dtype: str) -> Any:
-    """With PyTorch's own attention, where the family has it; flaxsent has refused configs that name code."""
-    import torch
-    from transformers import AutoModelForSequenceClassification
-
-    return AutoModelForSequenceClassification.from_pretrained(
-        folder, dtype=getattr(torch, dtype), local_files_only=True, trust_remote_code=False
-    ).eval()
 
 
 def _input_names(model: Any) -> list[str]:
@@ -519,7 +494,7 @@ def _onnx_file(source: Source) -> Path:
     if not file.exists():
         import torch
 
-        model = _pytorch_model(source.folder, "float32")
+        model = pytorch_model(source.folder, dtype="float32")
         names = _input_names(model)
         # Sizes that are neither 1 nor alike, which would count as fixed.
         example = {name: torch.ones((2, 8), dtype=torch.int64) for name in names}

@@ -375,6 +375,8 @@ def _parity(options: argparse.Namespace) -> int:
             print(json.dumps(cell._asdict() | {"passes": cell.passes}), flush=True)
     if not options.json:
         print(parity.table(cells))
+    if left_out := [] if options.models else sorted({*parity.CONFIGS} - {*parity.families()}):
+        print(f"flaxsent: not compared, for want of Flax: {', '.join(left_out)}", file=sys.stderr)
     return 0 if all(cell.passes for cell in cells) else 1
 
 

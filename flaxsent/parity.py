@@ -4,8 +4,12 @@ Without names, every family is checked on a tiny random model (`random_checkpoin
 trained ones, since freshly initialised weights give logits near 0, which hide errors. Needs PyTorch.
 """
 
+import contextlib
 import inspect
 import json
+import logging
+import sys
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -41,6 +45,8 @@ class Cell(NamedTuple):
     """eager, jit or packed."""
     texts: str
     """single or pair."""
+    size: float
+    """Largest |logit|."""
     difference: float
     """Largest |logit difference|."""
     same_labels: bool
@@ -69,15 +75,21 @@ def run(models: Sequence[str] = ()) -> Iterator[Cell]:
     for model in models:
         yield from check(checkpoint.find(model, tokenizer_files=TOKENIZER_FILES), name=model)
     if not models:
-        for family in CONFIGS:
+        for family in families():
             with TemporaryDirectory() as folder:
                 random_checkpoint(Path(folder), family)
                 yield from check(Path(folder), name=family)
 
 
+def families() -> list[str]:
+    """Those that can run here: some are in transformers 4's Flax classes only."""
+    return [family for family in CONFIGS if family in encoders.FAMILIES or flax_auto.is_installed()]
+
+
 def check(folder: Path, *, name: str, backends: Sequence[Backend] | None = None) -> Iterator[Cell]:
     """Compares a checkpoint folder with PyTorch: backends × float32, bfloat16 × eager, jit, packed × single, pair."""
-    theirs = {kind: _pytorch_logits(folder, texts) for kind, texts in _TEXTS.items()}
+    with quietly():
+        theirs = {kind: _pytorch_logits(folder, texts) for kind, texts in _TEXTS.items()}
     for backend in backends or backends_of(folder):
         for dtype in TOLERANCES:
             classifier = load(folder, backend=backend, dtype=dtype)
@@ -85,13 +97,15 @@ def check(folder: Path, *, name: str, backends: Sequence[Backend] | None = None)
                 if mode == "packed" and backend == "flax":
                     continue  # a Flax module reads one text a row
                 for kind, texts in _TEXTS.items():
-                    ours = np.asarray(logits(classifier, classifier.tokenizer.encode(texts)))
+                    with quietly():
+                        ours = np.asarray(logits(classifier, classifier.tokenizer.encode(texts)))
                     yield Cell(
                         model=name,
                         backend=backend,
                         dtype=dtype,
                         mode=mode,
                         texts=kind,
+                        size=float(np.abs(theirs[kind]).max()),
                         difference=float(np.abs(ours - theirs[kind]).max()),
                         same_labels=bool((ours.argmax(-1) == theirs[kind].argmax(-1)).all()),
                     )
@@ -110,15 +124,32 @@ def backends_of(folder: Path) -> list[Backend]:
 def table(cells: Sequence[Cell]) -> str:
     """One line for each model, backend and dtype, one column for each mode and kind of texts."""
     columns = [(mode, kind) for mode in _MODES for kind in _TEXTS]
-    lines = [f"{'largest |logit difference|':36}" + "".join(f"{f'{mode} {kind}':>16}" for mode, kind in columns)]
+    head = f"{'largest |logit difference|':36}{'|logit|':>8}"
+    lines = [head + "".join(f"{f'{mode} {kind}':>16}" for mode, kind in columns)]
     rows: dict[tuple[str, str, str], dict[tuple[str, str], Cell]] = {}
     for cell in cells:
         rows.setdefault((cell.model, cell.backend, cell.dtype), {})[cell.mode, cell.texts] = cell
     for (model, backend, dtype), row in rows.items():
         marks = [row.get(column) for column in columns]
         texts = ["–" if cell is None else f"{cell.difference:.1e} {'ok' if cell.passes else 'FAIL'}" for cell in marks]
-        lines.append(f"{model:20} {backend:6} {dtype:8}" + "".join(f"{text:>16}" for text in texts))
+        size = max(cell.size for cell in row.values())
+        lines.append(f"{model:20} {backend:6} {dtype:8}{size:8.1f}" + "".join(f"{text:>16}" for text in texts))
+    failed = sum(not cell.passes for cell in cells)
+    limits = ", ".join(f"{dtype} within {tolerance:.0e}" for dtype, tolerance in TOLERANCES.items())
+    lines.append(f"{len(cells) - failed} of {len(cells)} comparisons pass: {limits}, and the same labels")
     return "\n".join(lines)
+
+
+@contextlib.contextmanager
+def quietly() -> Iterator[None]:
+    """Other libraries warn, log and print; the tokenizer logs at each call that texts were cut."""
+    disabled = logging.root.manager.disable
+    logging.disable(logging.WARNING)
+    try:
+        with warnings.catch_warnings(action="ignore"), contextlib.redirect_stdout(sys.stderr):
+            yield
+    finally:
+        logging.disable(disabled)
 
 
 def _eager(classifier: Classifier, encodings: Encodings) -> Float[Array, "B C"]:
@@ -163,12 +194,9 @@ _TEXTS: dict[str, list[Text]] = {
 def _pytorch_logits(folder: Path, texts: Sequence[Text]) -> Float[np.ndarray, "B C"]:
     """Row by row, unpadded: the plainest use of PyTorch that there is."""
     import torch
-    from transformers import AutoModelForSequenceClassification
 
     classifier = load(folder)  # refuses what could run code, before transformers reads the config
-    model = AutoModelForSequenceClassification.from_pretrained(
-        folder, dtype=torch.float32, attn_implementation="eager", local_files_only=True, trust_remote_code=False
-    ).eval()
+    model = pytorch_model(folder, dtype="float32", attention="eager")
     rows = []
     for ids, type_ids in zip(*classifier.tokenizer.encode(texts)[:2], strict=True):
         inputs = {"input_ids": torch.tensor([ids])}
@@ -177,6 +205,27 @@ def _pytorch_logits(folder: Path, texts: Sequence[Text]) -> Float[np.ndarray, "B
         with torch.no_grad():
             rows.append(model(**inputs).logits[0].numpy())
     return np.stack(rows)
+
+
+def pytorch_model(folder: Path, *, dtype: str, attention: str | None = None) -> Any:
+    """PyTorch's model of a folder whose config `load` did not refuse; `attention` is transformers' choice if None."""
+    import torch
+    from transformers import AutoModelForSequenceClassification
+    from transformers.utils import logging as transformers_logging
+
+    shows_progress = transformers_logging.is_progress_bar_enabled()
+    transformers_logging.disable_progress_bar()
+    try:
+        return AutoModelForSequenceClassification.from_pretrained(
+            folder,
+            dtype=getattr(torch, dtype),
+            attn_implementation=attention,
+            local_files_only=True,
+            trust_remote_code=False,
+        ).eval()
+    finally:
+        if shows_progress:
+            transformers_logging.enable_progress_bar()
 
 
 _BERT = {
@@ -276,11 +325,12 @@ def random_checkpoint(folder: Path, family: str, *, seed: int = 0, **changes: An
 def random_params(shapes: Params, *, seed: int = 0) -> dict[str, Any]:
     """Parameters of the given shapes, as large as trained ones."""
     rng = np.random.default_rng(seed)
+    last_size = 1 if "head" in shapes else 2  # ModernBERT normalises what its last layer reads
 
     def draw(path: tuple[Any, ...], shape: tuple[int, ...]) -> Float[Array, "..."]:
         match path[-1].key:
             case "kernel":
-                size = 2 if path[0].key in ("classifier", "classification_head") else 1
+                size = last_size if (path[0].key, path[-2].key) in _LAST_LAYERS else 1
                 drawn = size / np.sqrt(np.prod(shape[:-1])) * rng.standard_normal(shape)
             case "scale":
                 drawn = 1 + 0.3 * rng.standard_normal(shape)
@@ -291,6 +341,9 @@ def random_params(shapes: Params, *, seed: int = 0) -> dict[str, Any]:
         return jnp.asarray(drawn, jnp.float32)
 
     return jax.tree_util.tree_map_with_path(draw, shapes, is_leaf=lambda node: isinstance(node, tuple))
+
+
+_LAST_LAYERS = {("classifier",) * 2, ("classifier", "out_proj"), ("classification_head", "out_proj")}
 
 
 def letter_tokenizer(vocab_size: int, *, pad_token_id: int) -> tokenizers.Tokenizer:

@@ -1,14 +1,17 @@
 """Every family of FlaxAuto against PyTorch, its known faults among them; and what is said where transformers is 5."""
 
 import inspect
+import shutil
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import safetensors.numpy
 
 import flaxsent
 from flaxsent import flax_auto
+from flaxsent.checkpoint import SAFETENSORS
 from flaxsent.config import read_config
 from tests.conftest import texts_of_lengths
 
@@ -106,6 +109,26 @@ def test_big_bird_refuses_the_lengths_at_which_pytorch_attends_in_random_blocks(
 def test_flax_distilbert_refuses_float16(tiny_folder):
     with pytest.raises(ValueError, match="NaN in float16"):
         flaxsent.load(tiny_folder("distilbert"), backend="flax", dtype=jnp.float16)
+
+
+@pytest.mark.torch
+@pytest.mark.flax_auto
+@pytest.mark.filterwarnings("ignore::UserWarning", "ignore::DeprecationWarning", "ignore::FutureWarning")
+def test_rows_far_from_zero_are_normalized_as_in_pytorch(tiny_folder, tmp_path):
+    """The embeddings of a checkpoint, moved by 64: LayerNorm takes the mean away, if it does not lose it first."""
+    shutil.copytree(tiny_folder("bert"), tmp_path, dirs_exist_ok=True)
+    tensors = safetensors.numpy.load_file(tmp_path / SAFETENSORS)
+    tensors["bert.embeddings.word_embeddings.weight"] += np.float32(64)
+    safetensors.numpy.save_file(tensors, tmp_path / SAFETENSORS, metadata={"format": "pt"})
+    model = pytorch(tmp_path)
+    classifier = flaxsent.load(tmp_path, backend="flax")
+    tokens = classifier.tokenize(SINGLES)
+    theirs, _ = pytorch_outputs(model, tokens)
+    assert np.abs(classifier.forward(classifier.params, tokens) - theirs).max() <= TOLERANCE
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(flax_auto, "_centre_layer_norms", lambda call, args, kwargs, context: call(*args, **kwargs))
+        uncentred = classifier.forward(classifier.params, tokens)
+    assert np.abs(uncentred - theirs).max() > 2 * TOLERANCE, "the fault is there to be worked around"
 
 
 def test_roberta_positions_start_behind_the_padding_index(tiny_folder):

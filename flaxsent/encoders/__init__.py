@@ -8,6 +8,7 @@
 from types import ModuleType
 from typing import Any
 
+import jax
 from jaxtyping import Array, Float, Key
 
 from flaxsent.config import ModelConfig
@@ -42,8 +43,9 @@ def forward(
 
 
 def hidden_states(params: Params, tokens: Tokens, *, config: ModelConfig) -> Float[Array, "T D"]:
-    """AutoModel's `last_hidden_state` of one row; what stands on padding has no meaning."""
-    return FAMILIES[config.family].all_hidden_states(params, tokens, config=config)[-1]
+    """AutoModel's `last_hidden_state` of one row, in the parameters' dtype; what stands on padding has no meaning."""
+    last_TD = FAMILIES[config.family].all_hidden_states(params, tokens, config=config)[-1]
+    return last_TD.astype(jax.tree.leaves(params)[0].dtype)
 
 
 def shapes(config: ModelConfig) -> dict[str, Any]:

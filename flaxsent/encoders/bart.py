@@ -211,6 +211,8 @@ def _states(
     embeddings_key, *layer_keys = split_key(key, stack.num_layers + 1)
     x_TD = embed(shared, ids_T) * _options(config).embedding_scale
     x_TD = x_TD + embed(params["embed_positions"], position_ids + _FIRST_POSITION)
+    if _normalizes_first(config):
+        x_TD = x_TD.astype(jnp.float32)  # nothing normalises the sum of the sublayers on its way up
     x_TD = layer_norm(params["layernorm_embedding"], x_TD, eps=config.layer_norm_eps)
     states = [dropout(x_TD, config.hidden_dropout, embeddings_key)]
     for index, layer_key in enumerate(layer_keys):
@@ -266,10 +268,8 @@ def _residual(
     """Adds a sublayer, normalised before or after."""
     if not _normalizes_first(config):
         return layer_norm(norm, x_TD + dropout(sublayer(x_TD), config.hidden_dropout, key), eps=config.layer_norm_eps)
-    y_TD = sublayer(layer_norm(norm, x_TD, eps=config.layer_norm_eps))
-    # Nothing normalises this sum on its way up: float16, which ends at 65504, is clamped (PyTorch: in the encoder).
-    limit = jnp.finfo(x_TD.dtype).max
-    return jnp.clip(x_TD + dropout(y_TD, config.hidden_dropout, key), -limit, limit)
+    y_TD = sublayer(layer_norm(norm, x_TD, eps=config.layer_norm_eps)).astype(jnp.float32)
+    return x_TD + dropout(y_TD, config.hidden_dropout, key)
 
 
 def _attention(

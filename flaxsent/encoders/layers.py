@@ -35,11 +35,12 @@ ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
 
 
 def dense(params: Params, x: Float[Array, "*rows inp"]) -> Float[Array, "*rows out"]:
-    """`x @ kernel + bias`, accumulated in float32, in the dtype of `x`; a layer may have no bias."""
-    y = jnp.einsum("...d,df->...f", x, params["kernel"], preferred_element_type=jnp.float32)
+    """`x @ kernel + bias` in the dtype of the kernel, accumulated in float32; a layer may have no bias."""
+    kernel = params["kernel"]
+    y = jnp.einsum("...d,df->...f", x.astype(kernel.dtype), kernel, preferred_element_type=jnp.float32)
     if "bias" in params:
         y = y + _along_last_axis(params["bias"], y.ndim)
-    return y.astype(x.dtype)
+    return y.astype(kernel.dtype)
 
 
 def layer_norm(params: Params, x: Float[Array, "*rows D"], *, eps: float) -> Float[Array, "*rows D"]:

@@ -175,7 +175,8 @@ def all_hidden_states(
     """
     options, model, eps = _options(config), params["model"], config.layer_norm_eps
     embeddings_key, *layer_keys = split_key(key, config.num_layers + 1)
-    x_TD = embed(model["embeddings"]["tok_embeddings"], jnp.asarray(tokens.input_ids))
+    # Nothing normalises the sum of the layers on its way up: it is float32, whatever the dtype of the parameters.
+    x_TD = embed(model["embeddings"]["tok_embeddings"], jnp.asarray(tokens.input_ids)).astype(jnp.float32)
     x_TD = layer_norm(model["embeddings"]["norm"], x_TD, eps=eps)
     states = [dropout(x_TD, config.hidden_dropout, embeddings_key)]
     views = {is_global: _view(tokens, config=config, is_global=is_global) for is_global in set(options.is_global)}
@@ -262,10 +263,10 @@ def _layer(
         dropout_rate=rate,
         key=probs_key,
     )
-    x_QD = take(x_TD, at_Q) + dropout(dense(attention["Wo"], y_QD), rate, attention_key)
+    x_QD = take(x_TD, at_Q) + dropout(dense(attention["Wo"], y_QD).astype(jnp.float32), rate, attention_key)
     y_QF, gate_QF = jnp.split(dense(mlp["Wi"], layer_norm(params["mlp_norm"], x_QD, eps=eps)), 2, axis=-1)
     y_QF = dropout(ACTIVATIONS[config.activation](y_QF) * gate_QF, _options(config).mlp_dropout, mlp_key)
-    return x_QD + dense(mlp["Wo"], y_QF)
+    return x_QD + dense(mlp["Wo"], y_QF).astype(jnp.float32)
 
 
 def _turn(x_TD: Float[Array, "T D"], view: _View) -> Float[Array, "T D"]:
