@@ -13,10 +13,10 @@ PACKAGE = Path(flaxsent.__file__).parent
 FLOORS = [
     {"types"},
     {"config", "records"},
-    {"tokenization", "packing", "encoders", "flax_auto", "postprocess", "checkpoint"},
+    {"tokenization", "packing", "encoders", "flax_auto", "postprocess", "checkpoint", "metrics"},
     {"classifier"},
     {"engine", "train", "parity"},
-    {"bench", "jobs"},
+    {"bench", "evaluate", "jobs"},
     {"cli"},
 ]
 """From the ground up, as design has it."""
