@@ -38,7 +38,7 @@ class Classifier:
     hidden_states: Callable[[Params, Tokens], Float[Array, "B L D"]]
     """AutoModel's `last_hidden_state`; what stands on padding has no meaning."""
     postprocess: Callable[[Float[Array, "B C"]], Float[Array, "B C"]]
-    """Softmax, sigmoid or nothing, by `config.problem_type`; float32."""
+    """Softmax, sigmoid or nothing, by `config.problem_type`, at `config.temperature`; float32."""
     params: Params
     config: ModelConfig
     tokenizer: Tokenizer
@@ -122,7 +122,7 @@ def load(
         forward=forward,
         forward_packed=forward_packed,
         hidden_states=hidden_states,
-        postprocess=functools.partial(postprocess, problem_type=config.problem_type),
+        postprocess=functools.partial(postprocess, problem_type=config.problem_type, temperature=config.temperature),
         params=params,
         config=config,
         tokenizer=tokenizer,

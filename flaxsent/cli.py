@@ -1,6 +1,7 @@
 """The command line: parse, call one function, print. A user's mistake is one line on standard error and exit code 2."""
 
 import argparse
+import dataclasses
 import importlib.metadata
 import itertools
 import json
@@ -12,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import jax
+from tqdm import tqdm
 
 import flaxsent
 from flaxsent.classifier import Classifier, classify, load, save
@@ -95,9 +97,28 @@ def _parser() -> argparse.ArgumentParser:
     command.add_argument("--save-dtype", choices=("float32", "bfloat16", "float16"), default="float32")
     command.set_defaults(run=_train)
 
-    command = commands.add_parser("evaluate", help="tell the accuracy on a labelled file")
+    command = commands.add_parser("evaluate", help="tell how good a model is on a labelled file", description=_EVALUATE)
     _add_model(command)
-    command.add_argument("--data", required=True, metavar="FILE", help="TSV or CSV with the columns text and label")
+    command.add_argument("--data", required=True, metavar="FILE", help="CSV, TSV, JSONL or Parquet")
+    command.add_argument("--text-column", default="text", metavar="NAME", help="default text")
+    command.add_argument("--second-column", metavar="NAME", help="of the second texts, for pairs")
+    command.add_argument(
+        "--label-column",
+        default="label",
+        metavar="NAME",
+        help="default label; of names, indices or values",
+    )
+    command.add_argument(
+        "--label-separator", metavar="TEXT", help="between several labels of a text; by default they are a JSON list"
+    )
+    command.add_argument("--by-length", action="store_true", help="add the figures of texts of like length, in tokens")
+    command.add_argument("--plot", metavar="FILE", help="draw a reliability diagram, such as reliability.png")
+    command.add_argument(
+        "--calibrate",
+        action="store_true",
+        help="fit a temperature and store it in the folder's config.json: scores are divided by it from then on",
+    )
+    command.add_argument("--json", action="store_true", help="one JSON object with every figure")
     command.set_defaults(run=_evaluate, keeps_compiled=True)
 
     command = commands.add_parser("parity", help="compare the logits with PyTorch's")
@@ -134,6 +155,11 @@ _CLASSIFY = """Labels texts, or files of them. The format of a file is what its 
 .csv, .tsv, .jsonl or .parquet. Outputs have all columns of their inputs, a label and its score, and appear only when
 they are complete. A job that was killed goes on with --resume, and its outputs are what they would have been, to the
 byte."""
+
+
+_EVALUATE = """Tells accuracy, F1, Matthews correlation, log loss, calibration error and the confusion matrix; for
+several labels at once micro and macro F1 and average precision; for regression Pearson and Spearman correlation. All
+are as scikit-learn and SciPy define them; the calibration error is that of 15 bins of equal width."""
 
 
 def _add_files(command: argparse.ArgumentParser) -> None:
@@ -356,12 +382,42 @@ def _train(options: argparse.Namespace) -> None:
 
 
 def _evaluate(options: argparse.Namespace) -> None:
-    from flaxsent.records import read_labelled
-    from flaxsent.train import accuracy
+    from flaxsent import evaluate
 
+    if options.calibrate:
+        evaluate.check_writable(options.model)
     classifier = _load(options.model)
-    data = read_labelled(options.data, label2id={label: index for index, label in enumerate(classifier.config.labels)})
-    print(f"accuracy {accuracy(classifier, data):.4f} on {len(data.texts)} texts of {options.data}")
+    config = classifier.config
+    if options.calibrate:
+        evaluate.check_calibrates(config.problem_type)
+    if options.plot is not None:
+        evaluate.check_plot(options.plot, config)
+    columns = (options.text_column, options.second_column)
+    data = evaluate.read_data(
+        options.data,
+        config,
+        text_columns=[column for column in columns if column is not None],
+        label_column=options.label_column,
+        label_separator=options.label_separator,
+    )
+    with tqdm(total=len(data.texts), disable=None, unit=" texts", file=sys.stderr) as bar:
+        logits = evaluate.logits_of(classifier, data.texts, on_scored=bar.update)
+    lengths = evaluate.lengths_of(classifier, data.texts) if options.by_length else None
+    reports = [evaluate.measure(logits, data.targets, config, lengths=lengths)]
+    if options.calibrate:
+        temperature = evaluate.fit_temperature(logits, data.targets, config.problem_type)
+        calibrated = dataclasses.replace(config, temperature=temperature)
+        reports.append(evaluate.measure(logits, data.targets, calibrated, lengths=lengths))
+        evaluate.store_temperature(options.model, temperature)
+    if options.json:
+        before = {"before": evaluate.to_json(reports[0])} if options.calibrate else {}
+        print(json.dumps(evaluate.to_json(reports[-1]) | before))
+    else:
+        if options.calibrate:
+            print(f"{evaluate.changes(*reports)}; stored in {Path(options.model, 'config.json')}\n")
+        print(evaluate.table(reports[-1]))
+    if options.plot is not None:
+        evaluate.plot(reports, options.plot)
 
 
 def _parity(options: argparse.Namespace) -> int:

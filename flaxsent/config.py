@@ -142,6 +142,12 @@ _NUMBER_KEYS = {
 _NOT_READ = {("modernbert", "position_embedding_type")}
 
 
+TEMPERATURE_KEY = "flaxsent_temperature"
+"""The one key of config.json that is flaxsent's own; transformers keeps it and does nothing with it."""
+TEMPERATURES = (0.001, 1000.0)
+"""The least and the most: beyond them, logits of a usual size leave float32 or become all the same."""
+
+
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ModelConfig:
     """What `forward`, `tokenize` and `postprocess` need to know of a checkpoint; hashable, so static under `jit`."""
@@ -167,6 +173,8 @@ class ModelConfig:
     """Standard deviation of newly drawn parameters."""
     labels: tuple[str, ...]
     problem_type: ProblemType
+    temperature: float = 1.0
+    """What `postprocess` divides the logits by; `flaxsent evaluate --calibrate` fits it."""
     json: str
     """The config.json that was read, for `save` and for the keys that only one family has."""
 
@@ -240,6 +248,7 @@ def read_config(text: str, *, labels: tuple[str, ...] | None = None) -> ModelCon
         raw["label2id"] = {label: index for index, label in enumerate(labels)}
         raw.pop("problem_type", None)
         raw.pop("num_labels", None)
+        raw.pop(TEMPERATURE_KEY, None)
     fields = {field: _value(raw, key, default) for field, (key, default) in _KEYS[family].items()}
     if fields["hidden_size"] % fields["num_heads"]:
         raise ValueError(
@@ -257,7 +266,8 @@ def read_config(text: str, *, labels: tuple[str, ...] | None = None) -> ModelCon
         **fields,
         first_position=first_position,
         labels=(names := _labels(raw)),
-        problem_type=_problem_type(raw, len(names)),
+        problem_type=(problem_type := _problem_type(raw, len(names))),
+        temperature=_temperature(raw, problem_type),
         json=json.dumps(raw),
     )
 
@@ -270,9 +280,27 @@ def to_json(config: ModelConfig, *, dtype: str) -> str:
     raw["label2id"] = {label: index for index, label in enumerate(config.labels)}
     raw["problem_type"] = config.problem_type
     raw["torch_dtype"] = dtype
-    for key in ("num_labels", "dtype", "_name_or_path"):
+    for key in ("num_labels", "dtype", "_name_or_path", TEMPERATURE_KEY):
         raw.pop(key, None)
-    return json.dumps(raw, indent=2, sort_keys=True) + "\n"
+    return json.dumps(raw | _temperature_key(config.temperature), indent=2, sort_keys=True) + "\n"
+
+
+def set_temperature(text: str, temperature: float) -> str:
+    """A config.json with another temperature, and what else stands there as it is.
+
+    Raises:
+        ValueError: it is no config.json, or the temperature is none.
+    """
+    raw = _parse(text)
+    raw.pop(TEMPERATURE_KEY, None)
+    edited = json.dumps(raw | _temperature_key(temperature), indent=2) + "\n"
+    read_config(edited)
+    return edited
+
+
+def _temperature_key(temperature: float) -> dict[str, float]:
+    """Nothing where it is 1: such folders hold nothing that is flaxsent's own."""
+    return {} if temperature == 1 else {TEMPERATURE_KEY: temperature}
 
 
 def _parse(text: str) -> dict[str, Any]:
@@ -352,3 +380,16 @@ def _problem_type(raw: Mapping[str, Any], num_labels: int) -> ProblemType:
     if problem_type not in _PROBLEM_TYPES:
         raise ValueError(f"config.json has problem_type={problem_type!r}; expected one of {', '.join(_PROBLEM_TYPES)}.")
     return problem_type
+
+
+def _temperature(raw: Mapping[str, Any], problem_type: ProblemType) -> float:
+    value, (least, most) = raw.get(TEMPERATURE_KEY), TEMPERATURES
+    if value is None:
+        return 1.0
+    if type(value) not in (int, float) or not least <= value <= most:  # NaN is between none
+        raise ValueError(f"config.json has {TEMPERATURE_KEY}={value!r}; expected a number from {least} to {most}.")
+    if problem_type == "regression" and value != 1:
+        raise ValueError(
+            f"config.json has {TEMPERATURE_KEY}={value!r}; regression has no probabilities to scale: remove the key."
+        )
+    return float(value)

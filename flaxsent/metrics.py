@@ -23,7 +23,7 @@ class LabelSums:
     0.5
     """
 
-    confusion_CC: Int[np.ndarray, "C C"]
+    confusion: Int[np.ndarray, "C C"]
     """How many texts have the label of the row, and the best score for the label of the column."""
     loss: float
     """The sum of −log of the score of each text's label."""
@@ -40,39 +40,39 @@ class LabelSums:
 
     @property
     def num_texts(self) -> int:
-        return int(self.confusion_CC.sum())
+        return int(self.confusion.sum())
 
     @property
     def accuracy(self) -> float:
-        return float(np.trace(self.confusion_CC) / self.num_texts)
+        return float(np.trace(self.confusion) / self.num_texts)
 
     @property
-    def support_C(self) -> Int[np.ndarray, " C"]:
+    def support(self) -> Int[np.ndarray, " C"]:
         """How many texts have each label."""
-        return self.confusion_CC.sum(axis=1)
+        return self.confusion.sum(axis=1)
 
     @property
-    def precision_C(self) -> Float[np.ndarray, " C"]:
-        return _ratio(np.diag(self.confusion_CC), self.confusion_CC.sum(axis=0))
+    def precision(self) -> Float[np.ndarray, " C"]:
+        return _ratio(np.diag(self.confusion), self.confusion.sum(axis=0))
 
     @property
-    def recall_C(self) -> Float[np.ndarray, " C"]:
-        return _ratio(np.diag(self.confusion_CC), self.support_C)
+    def recall(self) -> Float[np.ndarray, " C"]:
+        return _ratio(np.diag(self.confusion), self.support)
 
     @property
-    def f1_C(self) -> Float[np.ndarray, " C"]:
-        return _ratio(2 * np.diag(self.confusion_CC), self.confusion_CC.sum(axis=0) + self.support_C)
+    def f1(self) -> Float[np.ndarray, " C"]:
+        return _ratio(2 * np.diag(self.confusion), self.confusion.sum(axis=0) + self.support)
 
     @property
     def macro_f1(self) -> float:
         """The mean over the labels that a text has, or that has the best score for one: `f1_score`'s default."""
-        is_there_C = self.confusion_CC.sum(axis=0) + self.support_C > 0
-        return float(self.f1_C[is_there_C].mean())
+        is_there_C = self.confusion.sum(axis=0) + self.support > 0
+        return float(self.f1[is_there_C].mean())
 
     @property
     def matthews(self) -> float:
         """Matthews correlation (GLUE's for CoLA), of any number of labels (Gorodkin 2004)."""
-        confusion_CC = self.confusion_CC.astype(np.float64)  # squares of counts leave int64 beyond 3e9 texts
+        confusion_CC = self.confusion.astype(np.float64)  # squares of counts leave int64 beyond 3e9 texts
         label_C, best_C, num_texts = confusion_CC.sum(axis=1), confusion_CC.sum(axis=0), confusion_CC.sum()
         covariance = np.trace(confusion_CC) * num_texts - label_C @ best_C
         scale = (num_texts**2 - best_C @ best_C) * (num_texts**2 - label_C @ label_C)
@@ -94,9 +94,9 @@ class MultiLabelSums:
 
     num_exact: int
     """Texts that get all their labels and no other."""
-    true_positives_C: Int[np.ndarray, " C"]
-    false_positives_C: Int[np.ndarray, " C"]
-    false_negatives_C: Int[np.ndarray, " C"]
+    true_positives: Int[np.ndarray, " C"]
+    false_positives: Int[np.ndarray, " C"]
+    false_negatives: Int[np.ndarray, " C"]
     decisions: LabelSums
     """Each label of each text as a decision of its own, between no and yes: their log loss and calibration."""
 
@@ -107,7 +107,7 @@ class MultiLabelSums:
 
     @property
     def num_texts(self) -> int:
-        return self.decisions.num_texts // len(self.true_positives_C)
+        return self.decisions.num_texts // len(self.true_positives)
 
     @property
     def accuracy(self) -> float:
@@ -115,29 +115,29 @@ class MultiLabelSums:
         return self.num_exact / self.num_texts
 
     @property
-    def support_C(self) -> Int[np.ndarray, " C"]:
-        return self.true_positives_C + self.false_negatives_C
+    def support(self) -> Int[np.ndarray, " C"]:
+        return self.true_positives + self.false_negatives
 
     @property
-    def precision_C(self) -> Float[np.ndarray, " C"]:
-        return _ratio(self.true_positives_C, self.true_positives_C + self.false_positives_C)
+    def precision(self) -> Float[np.ndarray, " C"]:
+        return _ratio(self.true_positives, self.true_positives + self.false_positives)
 
     @property
-    def recall_C(self) -> Float[np.ndarray, " C"]:
-        return _ratio(self.true_positives_C, self.support_C)
+    def recall(self) -> Float[np.ndarray, " C"]:
+        return _ratio(self.true_positives, self.support)
 
     @property
-    def f1_C(self) -> Float[np.ndarray, " C"]:
-        wrong_C = self.false_positives_C + self.false_negatives_C
-        return _ratio(2 * self.true_positives_C, 2 * self.true_positives_C + wrong_C)
+    def f1(self) -> Float[np.ndarray, " C"]:
+        wrong_C = self.false_positives + self.false_negatives
+        return _ratio(2 * self.true_positives, 2 * self.true_positives + wrong_C)
 
     @property
     def macro_f1(self) -> float:
-        return float(self.f1_C.mean())
+        return float(self.f1.mean())
 
     @property
     def micro_f1(self) -> float:
-        true, wrong = self.true_positives_C.sum(), (self.false_positives_C + self.false_negatives_C).sum()
+        true, wrong = self.true_positives.sum(), (self.false_positives + self.false_negatives).sum()
         return float(_ratio(2 * true, 2 * true + wrong))
 
 
@@ -151,7 +151,7 @@ def label_sums(scores_BC: Float[np.ndarray, "B C"], labels_B: Int[np.ndarray, " 
     own_B = np.clip(scores_BC[np.arange(len(labels_B)), labels_B], least, 1 - least).astype(np.float64)
     bin_B = np.digitize(score_B, np.linspace(0, 1, NUM_BINS + 1)[1:-1], right=True)
     return LabelSums(
-        confusion_CC=pairs.reshape(num_labels, num_labels),
+        confusion=pairs.reshape(num_labels, num_labels),
         loss=float(-np.log(own_B).sum()),
         num_in_bin=np.bincount(bin_B, minlength=NUM_BINS),
         num_right_in_bin=np.bincount(bin_B[best_B == labels_B], minlength=NUM_BINS),
@@ -165,9 +165,9 @@ def multi_label_sums(scores_BC: Float[np.ndarray, "B C"], targets_BC: Float[np.n
     decided = scores_BC.reshape(-1)
     return MultiLabelSums(
         num_exact=int((is_label_BC == is_predicted_BC).all(axis=1).sum()),
-        true_positives_C=(is_label_BC & is_predicted_BC).sum(axis=0),
-        false_positives_C=(~is_label_BC & is_predicted_BC).sum(axis=0),
-        false_negatives_C=(is_label_BC & ~is_predicted_BC).sum(axis=0),
+        true_positives=(is_label_BC & is_predicted_BC).sum(axis=0),
+        false_positives=(~is_label_BC & is_predicted_BC).sum(axis=0),
+        false_negatives=(is_label_BC & ~is_predicted_BC).sum(axis=0),
         decisions=label_sums(np.stack([1 - decided, decided], axis=1), is_label_BC.reshape(-1).astype(np.int64)),
     )
 
@@ -201,7 +201,8 @@ def spearman(values: Float[np.ndarray, " N"], targets: Float[np.ndarray, " N"]) 
 
 
 def _ranks(values: Float[np.ndarray, " N"]) -> Float[np.ndarray, " N"]:
-    """
+    """From 1 up, in float64.
+
     >>> _ranks(np.array([0.5, 0.1, 0.5])).tolist()
     [2.5, 1.0, 2.5]
     """

@@ -10,18 +10,21 @@ from jaxtyping import Float
 from flaxsent.types import AnyArray, Prediction, ProblemType
 
 
-def postprocess(logits: Float[AnyArray, "*batch C"], *, problem_type: ProblemType) -> Float[jax.Array, "*batch C"]:
+def postprocess(
+    logits: Float[AnyArray, "*batch C"], *, problem_type: ProblemType, temperature: float = 1.0
+) -> Float[jax.Array, "*batch C"]:
     """Scores in float32 from logits of any float dtype.
 
     Softmax for one label of several, sigmoid for labels that do not exclude one another, and the values themselves for
-    regression, as the losses of `transformers`' `*ForSequenceClassification.forward` take them.
+    regression, as the losses of `transformers`' `*ForSequenceClassification.forward` take them. A `temperature` divides
+    the logits first, but those of regression: above 1, scores are less sure, and the order of a text's labels stays.
     """
     logits_f32 = jnp.asarray(logits).astype(jnp.float32)
     match problem_type:
         case "single_label_classification":
-            return jax.nn.softmax(logits_f32, axis=-1)
+            return jax.nn.softmax(logits_f32 / temperature, axis=-1)
         case "multi_label_classification":
-            return jax.nn.sigmoid(logits_f32)
+            return jax.nn.sigmoid(logits_f32 / temperature)
         case "regression":
             return logits_f32
 

@@ -5,11 +5,6 @@ counted. A kind has two figures in `KINDS`: what is asked for, and the share tha
 raise and must not lower.
 """
 
-import numpy as np
-import pytest
-
-from flaxsent import Engine
-
 NEGATION = [
     ("not bad at all", "POSITIVE"),
     ("The plot is not good.", "NEGATIVE"),

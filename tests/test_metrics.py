@@ -55,13 +55,13 @@ def test_figures_of_one_label_are_those_of_scikit_learn(scores, labels):
     assert sums.num_texts == len(labels)
     assert sums.accuracy == pytest.approx(sklearn.metrics.accuracy_score(labels, best), abs=TOLERANCE)
     theirs = sklearn.metrics.precision_recall_fscore_support(labels, best, labels=every, zero_division=0)
-    for ours, their in zip((sums.precision_C, sums.recall_C, sums.f1_C, sums.support_C), theirs, strict=True):
+    for ours, their in zip((sums.precision, sums.recall, sums.f1, sums.support), theirs, strict=True):
         np.testing.assert_allclose(ours, their, rtol=0, atol=TOLERANCE)
     macro = sklearn.metrics.f1_score(labels, best, average="macro")
     assert sums.macro_f1 == pytest.approx(macro, abs=TOLERANCE)
     assert sums.matthews == pytest.approx(sklearn.metrics.matthews_corrcoef(labels, best), abs=TOLERANCE)
     assert sums.log_loss == pytest.approx(sklearn.metrics.log_loss(labels, scores, labels=every), rel=LOSS_TOLERANCE)
-    np.testing.assert_array_equal(sums.confusion_CC, sklearn.metrics.confusion_matrix(labels, best, labels=every))
+    np.testing.assert_array_equal(sums.confusion, sklearn.metrics.confusion_matrix(labels, best, labels=every))
 
 
 @single
@@ -87,7 +87,7 @@ def test_sums_of_batches_add_to_that_of_all(scores, labels):
     parts = zip(np.split(scores, cuts), np.split(labels, cuts), strict=True)
     first, *rest = [metrics.label_sums(*part) for part in parts]
     total, whole = sum(rest, first), metrics.label_sums(scores, labels)
-    for name in ("confusion_CC", "num_in_bin", "num_right_in_bin"):
+    for name in ("confusion", "num_in_bin", "num_right_in_bin"):
         np.testing.assert_array_equal(getattr(total, name), getattr(whole, name))
     for name in ("accuracy", "macro_f1", "matthews", "log_loss", "calibration_error"):
         assert getattr(total, name) == pytest.approx(getattr(whole, name), abs=TOLERANCE)
@@ -122,7 +122,7 @@ def test_figures_of_several_labels_are_those_of_scikit_learn(scores, targets):
     assert sums.num_texts == len(targets)
     assert sums.accuracy == pytest.approx(sklearn.metrics.accuracy_score(truth, predicted), abs=TOLERANCE)
     theirs = sklearn.metrics.precision_recall_fscore_support(truth, predicted, zero_division=0)
-    for ours, their in zip((sums.precision_C, sums.recall_C, sums.f1_C, sums.support_C), theirs, strict=True):
+    for ours, their in zip((sums.precision, sums.recall, sums.f1, sums.support), theirs, strict=True):
         np.testing.assert_allclose(ours, their, rtol=0, atol=TOLERANCE)
     for average, ours in (("macro", sums.macro_f1), ("micro", sums.micro_f1)):
         their = sklearn.metrics.f1_score(truth, predicted, average=average, zero_division=0)
