@@ -1,9 +1,13 @@
 """What the embedded checkpoint makes of sixty sentences that are in no data set, eight kinds of them.
 
 The sentences were written before anything was measured, and none was changed or dropped after: what it gets wrong is
-counted. A kind has two figures in `KINDS`: what is asked for, and the share that holds, which later checkpoints may
-raise and must not lower.
+counted. `KINDS` says of each kind what must hold, and of how many sentences it must: as many as it did for the
+checkpoint of the day. A later one may raise a figure and must not lower it.
 """
+
+import pytest
+
+from flaxsent import Engine
 
 NEGATION = [
     ("not bad at all", "POSITIVE"),
@@ -81,3 +85,82 @@ PRODUCTS = [
     ("The zipper came apart the first time I used it.", "NEGATIVE"),
     ("Great value for the price, and my kids use it every day.", "POSITIVE"),
 ]
+
+TEXTS = [
+    row if isinstance(row, str) else row[0]
+    for row in (*NEGATION, *INTENSITY, *NEUTRAL, *NAMES, *TYPOS, *CASING, *TWEETS, *PRODUCTS)
+]
+
+
+@pytest.fixture(scope="module")
+def positive(embedded):
+    """The score of POSITIVE of each sentence, and of the lower-cased ones."""
+    texts = dict.fromkeys([*TEXTS, *(text.lower() for text in TEXTS)])
+    with Engine(embedded) as engine:
+        scores = engine(texts)[:, embedded.config.labels.index("POSITIVE")]
+    return dict(zip(texts, scores.tolist(), strict=True))
+
+
+def own(positive, row):
+    """The score of the label that the sentence has."""
+    text, label = row
+    return positive[text] if label == "POSITIVE" else 1 - positive[text]
+
+
+def are_right(positive, rows):
+    return [own(positive, row) > 0.5 for row in rows]
+
+
+def are_right_and_grow(positive, rows):
+    """The second of a pair is no less sure than the first, besides."""
+    scores = [own(positive, row) for row in rows]
+    return [score > 0.5 and (n % 2 == 0 or score >= scores[n - 1]) for n, score in enumerate(scores)]
+
+
+def are_near_the_middle(positive, texts):
+    return [0.25 <= positive[text] <= 0.75 for text in texts]
+
+
+def are_right_by_any_name(positive, rows):
+    """The scores of a pair differ by a tenth at most, besides."""
+    scores = [own(positive, row) for row in rows]
+    return [score > 0.5 and abs(score - scores[n ^ 1]) <= 0.1 for n, score in enumerate(scores)]
+
+
+def are_right_in_any_case(positive, rows):
+    """The vocabulary has no capitals: even the scores are the same, but for float32 in rows of another length."""
+    return [own(positive, row) > 0.5 and abs(positive[row[0]] - positive[row[0].lower()]) <= 1e-5 for row in rows]
+
+
+KINDS = {
+    # What issue 5 asks for, in its words; how many of how many held when this was written (52 of the 60).
+    "negation": (NEGATION, are_right, 10),  # "sensible answers on negation": 10 of 12
+    "intensity": (INTENSITY, are_right_and_grow, 6),  # 6 of 8: all are right, two do not grow
+    "neutral": (NEUTRAL, are_near_the_middle, 8),  # "a confidence near the middle": 8 of 10
+    "names": (NAMES, are_right_by_any_name, 8),  # 8 of 8
+    "typos": (TYPOS, are_right, 5),  # 5 of 6
+    "casing": (CASING, are_right_in_any_case, 4),  # 4 of 4
+    "tweets": (TWEETS, are_right, 6),  # "sensible answers on tweets": 6 of 6
+    "products": (PRODUCTS, are_right, 5),  # "sensible answers on product reviews": 5 of 6
+}
+"""Of each kind: the sentences, what must hold, and for how many of them it must."""
+
+
+def test_there_are_sixty_different_sentences():
+    assert len(set(TEXTS)) == len(TEXTS) == 60
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_as_many_hold_as_are_claimed(positive, kind):
+    rows, check, least = KINDS[kind]
+    holds = check(positive, rows)
+    wrong = [
+        (row, positive[row if isinstance(row, str) else row[0]])
+        for row, is_held in zip(rows, holds, strict=True)
+        if not is_held
+    ]
+    assert sum(holds) >= least, f"{sum(holds)} of {len(rows)}; not {wrong}"
+
+
+def test_not_bad_at_all_is_positive(positive):
+    assert positive["not bad at all"] > 0.5
