@@ -119,6 +119,7 @@ def _read_labelled(
 ) -> tuple[list[Text], list[Any]]:
     """The texts, and of each the index of its label, a tuple of indices, or the value."""
     texts, labels = [], []
+    indices = {str(index): index for index in label2id.values()} | dict(label2id)
     with records.read(file, text_columns=text_columns) as source:
         if label_column not in source.layout.columns:
             raise ValueError(f"{file} has the columns {', '.join(source.layout.columns)}; expected {label_column}.")
@@ -129,43 +130,52 @@ def _read_labelled(
                 cell = row.record.get(label_column)
             else:
                 cell = row.record.batch.column(label_column)[row.record.place].as_py()
+            if cell is None or cell == "":
+                raise ValueError(f"{file} row {row.number} has no label in the column {label_column!r}.")
             try:
-                labels.append(_label(cell, label2id, problem_type, label_separator))
-            except ValueError as err:
-                raise ValueError(f"{file} row {row.number} has the label {cell!r}; {err}") from None
+                if problem_type == "multi_label_classification":
+                    cell = _listed(cell, label_separator)
+                labels.append(_READERS[problem_type](cell, indices))
+            except (ValueError, OverflowError, RecursionError, TypeError, KeyError) as err:
+                wanted = _WANTED[problem_type].format(", ".join(label2id))
+                raise ValueError(f"{file} row {row.number} has the label {cell!r}; expected {wanted}.") from err
             texts.append(row.text)
     if not texts:
         raise ValueError(f"{file} has no rows; expected at least one.")
     return texts, labels
 
 
-def _label(cell: Any, label2id: Mapping[str, int], problem_type: ProblemType, separator: str | None) -> Any:
-    if problem_type == "regression":
-        value = float(cell) if isinstance(cell, str | int | float) and _is_number(cell) else math.nan
-        if not math.isfinite(value):
-            raise ValueError("expected a finite number, as this model is one of regression.")
-        return value
-    indices = {str(index): index for index in label2id.values()} | dict(label2id)
-    if problem_type == "single_label_classification":
-        if str(cell) not in indices:
-            raise ValueError(f"expected {', '.join(label2id)}, or an index of them.")
-        return indices[str(cell)]
-    if isinstance(cell, str):
-        if cell.startswith("["):
-            cell = json.loads(cell)
-        elif separator is not None:
-            cell = [name.strip() for name in cell.split(separator) if name.strip()]
-    if not isinstance(cell, list) or not all(str(name) in indices for name in cell):
-        raise ValueError(f"expected a list of {', '.join(label2id)}, as this model has several labels for a text.")
+def _listed(cell: Any, separator: str | None) -> Any:
+    """A cell of text that is a list in JSON, or has separators, as the list that it is."""
+    if isinstance(cell, str) and cell.startswith("["):
+        return json.loads(cell)
+    if isinstance(cell, str) and separator is not None:
+        return [name.strip() for name in cell.split(separator)]
+    return cell
+
+
+def _read_value(cell: Any, indices: Mapping[str, int]) -> float:
+    if not math.isfinite(value := float(cell)):
+        raise ValueError("not finite")
+    return value
+
+
+def _read_indices(cell: Any, indices: Mapping[str, int]) -> tuple[int, ...]:
+    if not isinstance(cell, list):
+        raise TypeError("no list")
     return tuple(sorted({indices[str(name)] for name in cell}))
 
 
-def _is_number(cell: str | int | float) -> bool:
-    try:
-        float(cell)
-    except (ValueError, OverflowError):
-        return False
-    return True
+_READERS: dict[ProblemType, Callable[[Any, Mapping[str, int]], Any]] = {
+    "single_label_classification": lambda cell, indices: indices[str(cell)],
+    "multi_label_classification": _read_indices,
+    "regression": _read_value,
+}
+_WANTED: dict[ProblemType, str] = {
+    "single_label_classification": "{}, or an index of them",
+    "multi_label_classification": "a list of {}, as this model has several labels for a text",
+    "regression": "a finite number, as this model is one of regression",
+}
 
 
 def check_measurable(config: ModelConfig) -> None:
