@@ -171,7 +171,7 @@ def test_every_format_gives_the_same_targets(tmp_path, changes, labels, targets,
 
 
 def test_pairs_and_names_of_columns(capsys, model, tmp_path, monkeypatch):
-    scored = []
+    folder, scored = model()[0], []
 
     def logits_of(classifier, texts, *, on_scored):
         scored.extend(texts)
@@ -181,7 +181,7 @@ def test_pairs_and_names_of_columns(capsys, model, tmp_path, monkeypatch):
     rows = [("so bad", 2, "the film"), ("", 0, "the cast"), ("good", 1, "the plot")]
     file = write_csv(tmp_path / "data.csv", rows, ("b", "gold", "a"))
     columns = ("--text-column", "a", "--second-column", "b", "--label-column", "gold")
-    told = figures(capsys, model()[0], file, *columns)
+    told = figures(capsys, folder, file, *columns)
     assert scored == [("the film", "so bad"), ("the cast", ""), ("the plot", "good")]
     assert told["confusion"] == [[0, 1, 0], [0, 0, 1], [1, 0, 0]]
 
