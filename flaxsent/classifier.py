@@ -17,7 +17,7 @@ from flaxsent.config import ModelConfig, read_config, to_json
 from flaxsent.packing import pad, select
 from flaxsent.postprocess import check_top_k, decode, postprocess
 from flaxsent.tokenization import TOKENIZER_FILES, Tokenizer, read_tokenizer
-from flaxsent.types import Backend, Model, Params, Prediction, Texts, Tokens
+from flaxsent.types import Backend, Model, Params, Prediction, ProblemType, Texts, Tokens
 
 Forward = Callable[..., Float[Array, "B C"]]
 
@@ -32,9 +32,9 @@ class Classifier:
     """`pad(encodings, length=None)`: what `tokenize` does after `tokenizer.encode`."""
     forward: Forward
     """`forward(params, tokens, key=None)`: logits f32 `[B, C]`; a `key` switches dropout on, for training."""
-    forward_packed: Callable[[Params, Tokens, int], Float[Array, "R S C"]]
-    """`forward_packed(params, tokens, num_segments)`: logits of rows that hold up to `num_segments` texts each
-    (`packing.pack`). NotImplementedError with the flax backend, whose modules read one text a row."""
+    forward_packed: Callable[..., Float[Array, "R S C"]]
+    """`forward_packed(params, tokens, num_segments, key=None)`: logits of rows that hold up to `num_segments` texts
+    each (`packing.pack`). NotImplementedError with the flax backend, whose modules read one text a row."""
     hidden_states: Callable[[Params, Tokens], Float[Array, "B L D"]]
     """AutoModel's `last_hidden_state`; what stands on padding has no meaning."""
     postprocess: Callable[[Float[Array, "B C"]], Float[Array, "B C"]]
@@ -57,6 +57,8 @@ def load(
     dtype: Any = jnp.float32,
     revision: str | None = None,
     labels: Sequence[str] | None = None,
+    problem_type: ProblemType | None = None,
+    new_head: bool = False,
     seed: int = 0,
     matmul_precision: str | None = "highest",
 ) -> Classifier:
@@ -69,6 +71,8 @@ def load(
         dtype: of the parameters and of the computation: float32, bfloat16 or float16.
         revision: branch, tag or commit on the Hub.
         labels: puts a new head with these labels on the encoder, to be trained.
+        problem_type: with `labels`, what the head is for; by default one label of several, or regression if it has one.
+        new_head: with `labels`, draws the layer of the logits even where the checkpoint's own has as many labels.
         seed: from which the new head is drawn.
         matmul_precision: `jax.default_matmul_precision` within the forward: "highest" makes float32 mean float32 on
             GPU and TPU too; None leaves it to JAX.
@@ -81,16 +85,19 @@ def load(
     """
     dtype = _float_dtype(dtype)
     folder = checkpoint.find(source, revision=revision, tokenizer_files=TOKENIZER_FILES)
-    config = _read_config(folder, labels)
+    config = _read_config(folder, labels, problem_type)
     chosen = _choose_backend(backend, config)
     model = (_native if chosen == "native" else flax_auto.build)(config, dtype)
+    drawn = None if labels is None else _draw_head(model, config, seed)
     params = checkpoint.read_params(
         folder,
         shapes=model.shapes,
         base=model.base,
         dtype=dtype,
-        drawn=None if labels is None else _draw_head(model, config, seed),
+        drawn=drawn,
     )
+    if new_head and drawn is not None:
+        params = _with_last_layer_of(drawn, params, config.num_labels)
     tokenizer = read_tokenizer(
         folder, family=config.family, max_positions=config.max_length, type_vocab_size=config.type_vocab_size
     )
@@ -107,9 +114,11 @@ def load(
         with jax.default_matmul_precision(matmul_precision):
             return model.forward(params, tokens, key)
 
-    def forward_packed(params: Params, tokens: Tokens, num_segments: int) -> Float[Array, "R S C"]:
+    def forward_packed(
+        params: Params, tokens: Tokens, num_segments: int, key: Key[Array, ""] | None = None
+    ) -> Float[Array, "R S C"]:
         with jax.default_matmul_precision(matmul_precision):
-            return model.forward_packed(params, tokens, num_segments)
+            return model.forward_packed(params, tokens, num_segments, key)
 
     def hidden_states(params: Params, tokens: Tokens) -> Float[Array, "B L D"]:
         _check_padded(tokens)
@@ -195,14 +204,15 @@ def _float_dtype(dtype: Any) -> jnp.dtype:
     return found
 
 
-def _read_config(folder: Path, labels: Sequence[str] | None) -> ModelConfig:
+def _read_config(folder: Path, labels: Sequence[str] | None, problem_type: ProblemType | None) -> ModelConfig:
     try:
         text = (folder / "config.json").read_text(encoding="utf-8")
     except UnicodeDecodeError as err:
         raise ValueError(f"{folder / 'config.json'} is not UTF-8 text: {err}; fetch it again.") from err
     if labels is not None and (isinstance(labels, str) or not labels or len(set(labels)) < len(labels)):
         raise ValueError(f"labels={labels!r}: expected a list of one or more different labels.")
-    return read_config(text, labels=None if labels is None else tuple(labels))
+    config = read_config(text, labels=None if labels is None else tuple(labels))
+    return config if labels is None or problem_type is None else dataclasses.replace(config, problem_type=problem_type)
 
 
 def _choose_backend(backend: Backend | None, config: ModelConfig) -> Backend:
@@ -223,16 +233,17 @@ def _choose_backend(backend: Backend | None, config: ModelConfig) -> Backend:
 def _native(config: ModelConfig, dtype: jnp.dtype) -> Model:
     """The one place where `vmap` puts the batch in front of a row."""
 
-    def forward(params: Params, tokens: Tokens, key: Key[Array, ""] | None) -> Float[Array, "B C"]:
-        row = functools.partial(encoders.forward, config=config, num_segments=1)
-        if key is None:
-            return jax.vmap(lambda tokens_T: row(params, tokens_T))(tokens)[:, 0]
-        keys = jax.random.split(key, tokens.input_ids.shape[0])
-        return jax.vmap(lambda tokens_T, row_key: row(params, tokens_T, key=row_key))(tokens, keys)[:, 0]
-
-    def forward_packed(params: Params, tokens: Tokens, num_segments: int) -> Float[Array, "R S C"]:
+    def forward_packed(
+        params: Params, tokens: Tokens, num_segments: int, key: Key[Array, ""] | None
+    ) -> Float[Array, "R S C"]:
         row = functools.partial(encoders.forward, params, config=config, num_segments=num_segments)
-        return jax.vmap(row)(tokens)
+        if key is None:
+            return jax.vmap(row)(tokens)
+        keys = jax.random.split(key, tokens.input_ids.shape[0])
+        return jax.vmap(lambda tokens_T, row_key: row(tokens_T, key=row_key))(tokens, keys)
+
+    def forward(params: Params, tokens: Tokens, key: Key[Array, ""] | None) -> Float[Array, "B C"]:
+        return forward_packed(params, tokens, 1, key)[:, 0]
 
     def hidden_states(params: Params, tokens: Tokens) -> Float[Array, "B L D"]:
         return jax.vmap(lambda tokens_T: encoders.hidden_states(params, tokens_T, config=config))(tokens)
@@ -253,6 +264,19 @@ def _draw_head(model: Model, config: ModelConfig, seed: int) -> Params:
     if "pooler" in model.shapes[model.base]:
         shapes[model.base] = {"pooler": model.shapes[model.base]["pooler"]}
     return encoders.layers.init_params(jax.random.key(seed), shapes, stddev=config.initializer_range)
+
+
+def _with_last_layer_of(drawn: Params, params: Params, num_labels: int) -> Params:
+    """The parameters, with what `drawn` has of the layer that gives the logits."""
+
+    def merge(path: Any, leaf: Array) -> Array:
+        node: Any = drawn
+        for key in path:
+            node = node.get(key.key, {})
+        is_last = getattr(node, "shape", (0,))[-1] == num_labels
+        return node.astype(leaf.dtype) if is_last else leaf
+
+    return jax.tree_util.tree_map_with_path(merge, params)
 
 
 def _check_padded(tokens: Tokens) -> None:

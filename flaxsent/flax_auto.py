@@ -125,7 +125,9 @@ def build(config: ModelConfig, dtype: jnp.dtype) -> Model:
     )
 
 
-def _refuse_packed(params: Params, tokens: Tokens, num_segments: int) -> Float[Array, "R S C"]:
+def _refuse_packed(
+    params: Params, tokens: Tokens, num_segments: int, key: Key[Array, ""] | None
+) -> Float[Array, "R S C"]:
     raise NotImplementedError("a Flax module reads one text a row; load with backend='native' to pass packed rows.")
 
 

@@ -100,7 +100,7 @@ def pack(
     if max(lengths, default=0) > row_length:
         raise ValueError(f"row_length={row_length} is less than the {max(lengths)} tokens of a text; use longer rows.")
     shape = StepShape(0, row_length, len(lengths) if max_segments is None else max_segments)
-    rows = _best_fit(sorted(range(len(lengths)), key=lambda text: -lengths[text]), lengths, shape)
+    rows = best_fit(sorted(range(len(lengths)), key=lambda text: -lengths[text]), lengths, shape)
     texts, placement = _place(rows)
     placement = Placement(*(array[np.argsort(texts)] for array in placement))
     tokens = _lay_out(
@@ -129,17 +129,17 @@ def pack_steps(
     for index, shape in reversed([*enumerate(shapes)]):
         shorter = shapes[index - 1].row_length if index else -1
         first = bisect.bisect_right(left, shorter, key=lengths.__getitem__)
-        rows = _best_fit(left[first:][::-1], lengths, shape)
+        rows = best_fit(left[first:][::-1], lengths, shape)
         left = left[:first]
         rows += [[] for _ in range(-len(rows) % shape.num_rows)]
         _fill(rows, left, lengths, shape)
         for start in range(0, len(rows), shape.num_rows):
-            texts, placement = _place(rows[start : start + shape.num_rows])
-            if len(texts):
-                tokens = _lay_out(
-                    select(encodings, texts.tolist()),
-                    placement,
-                    shape=shape[:2],
+            chosen = rows[start : start + shape.num_rows]
+            if any(chosen):
+                tokens, texts, placement = lay_rows(
+                    encodings,
+                    chosen,
+                    row_length=shape.row_length,
                     first_position=first_position,
                     pad_token_id=pad_token_id,
                 )
@@ -147,13 +147,37 @@ def pack_steps(
     return steps
 
 
-def unpack(values_RSC: Float[np.ndarray, "R S C"], placement: Placement) -> Float[np.ndarray, "B C"]:
-    """The texts' values in the order in which `pack` was given them."""
-    return values_RSC[placement.row, placement.segment]
+def lay_rows(
+    encodings: Encodings,
+    rows: Sequence[Sequence[int]],
+    *,
+    row_length: int,
+    first_position: int = 0,
+    pad_token_id: int = 0,
+) -> tuple[Tokens, Int[np.ndarray, " B"], Placement]:
+    """The tokens of rows that were chosen before, with the index of each text and where it stands.
+
+    >>> tokens, texts, placement = lay_rows(Encodings([[7], [8, 9]], [[0], [0, 0]], 0), [[1, 0], []], row_length=4)
+    >>> tokens.input_ids.tolist(), texts.tolist(), placement.segment.tolist()
+    ([[8, 9, 7, 0], [0, 0, 0, 0]], [1, 0], [0, 1])
+    """
+    texts, placement = _place(rows)
+    tokens = _lay_out(
+        select(encodings, texts.tolist()),
+        placement,
+        shape=(len(rows), row_length),
+        first_position=first_position,
+        pad_token_id=pad_token_id,
+    )
+    return tokens, texts, placement
 
 
-def _best_fit(texts: Sequence[int], lengths: Sequence[int], shape: StepShape) -> list[list[int]]:
-    """Rows of texts: each text, the longest coming first, goes into the fullest row that has room."""
+def best_fit(texts: Sequence[int], lengths: Sequence[int], shape: StepShape) -> list[list[int]]:
+    """Rows of texts: each text goes into the fullest row that has room. Few rows are needed if the longest come first.
+
+    >>> best_fit([0, 1, 2], [3, 2, 1], StepShape(1, 4, 2))
+    [[0, 2], [1]]
+    """
     rows: list[list[int]] = []
     open_rows: list[tuple[int, int]] = []  # (free tokens, row), sorted
     for text in texts:
@@ -167,6 +191,11 @@ def _best_fit(texts: Sequence[int], lengths: Sequence[int], shape: StepShape) ->
         if len(rows[row]) < shape.num_segments:
             bisect.insort(open_rows, (free - lengths[text], row))
     return rows
+
+
+def unpack(values_RSC: Float[np.ndarray, "R S C"], placement: Placement) -> Float[np.ndarray, "B C"]:
+    """The texts' values in the order in which `pack` was given them."""
+    return values_RSC[placement.row, placement.segment]
 
 
 def _fill(rows: list[list[int]], left: list[int], lengths: Sequence[int], shape: StepShape) -> None:

@@ -2,7 +2,7 @@
 
 `read` opens a file as rows, each with its text and all its columns; a row that is broken says so, and the next one
 comes. `open_writer` is the way back: rows with more columns become parts, and `join` makes one file of the parts.
-`read_labelled` is what `train` and `evaluate` read.
+`read_labelled` is what `train` and `evaluate` read: texts with their labels.
 """
 
 import base64
@@ -12,6 +12,8 @@ import csv
 import io
 import itertools
 import json
+import math
+import re
 import shutil
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -20,7 +22,7 @@ from typing import Any, BinaryIO, NamedTuple
 
 import numpy as np
 
-from flaxsent.types import Text
+from flaxsent.types import ProblemType, Text
 
 FORMATS = {".txt": "lines", ".csv": "csv", ".tsv": "tsv", ".jsonl": "jsonl", ".parquet": "parquet"}
 """By the suffix of the file."""
@@ -67,35 +69,176 @@ class Source(NamedTuple):
 
 
 class LabelledTexts(NamedTuple):
-    """Texts with the index of their label."""
+    """Texts with what is to be learnt of each."""
 
-    texts: list[str]
-    labels: list[int]
+    texts: list[Text]
+    labels: list[Any]
+    """The index of the label; for multi-label a tuple of indices; for regression the value."""
 
 
-def read_labelled(file: str | Path, *, label2id: Mapping[str, int]) -> LabelledTexts:
-    """Reads a TSV or CSV with the columns `text` and `label`; a label is a name of `label2id` or an index.
+class Annotations(NamedTuple):
+    """The rows of a labelled file, before labels have become numbers."""
+
+    file: str
+    texts: list[Text]
+    labels: list[Any]
+    """As they stand there: text, a number, or a list of such."""
+    rows: list[int]
+    """The number of each row, the header of a CSV being row 1."""
+
+
+def read_labelled(
+    file: str | Path,
+    *,
+    label2id: Mapping[str, int],
+    problem_type: ProblemType = "single_label_classification",
+    text_columns: Sequence[str] = ("text",),
+    label_column: str = "label",
+    label_separator: str | None = None,
+) -> LabelledTexts:
+    """Reads a labelled file; a label is a name of `label2id` or an index.
+
+    Raises: as `read_annotations` and `to_labelled`.
+    """
+    annotations = read_annotations(
+        file, text_columns=text_columns, label_column=label_column, label_separator=label_separator
+    )
+    return to_labelled(annotations, label2id=label2id, problem_type=problem_type)
+
+
+def read_annotations(
+    file: str | Path,
+    *,
+    text_columns: Sequence[str] = ("text",),
+    label_column: str = "label",
+    label_separator: str | None = None,
+) -> Annotations:
+    """Reads a CSV, TSV, JSONL or Parquet file of texts, or pairs of two columns, with their labels.
+
+    A label is a name or a number. Several labels of a text are a list, in text columns a JSON list or, with
+    `label_separator`, what stands between separators; `[]` is none of them.
 
     Raises:
         FileNotFoundError: no such file.
-        ValueError: a column is missing, or a row is broken; the message has its number, the header being row 1.
+        ImportError: a Parquet file, and pyarrow is not installed.
+        ValueError: a column is missing, or a row is broken or has no label; the message has its number.
     """
-    if Path(file).suffix not in (".tsv", ".csv"):
-        raise ValueError(f"{file}: expected a .tsv or .csv file with the columns text and label.")
-    data = LabelledTexts([], [])
-    indices = {str(index): index for index in label2id.values()} | dict(label2id)
-    with read(file, text_columns=("text", "label")) as source:
+    data = Annotations(str(file), [], [], [])
+    with read(file, text_columns=text_columns) as source:
+        _check_columns(str(file), source.layout.columns, (label_column,))
         for row in source.rows:
-            if row.error is not None:
-                raise ValueError(f"{file} row {row.number} {row.error}.")
-            text, label = row.text
-            if label not in indices:
-                raise ValueError(f"{file} row {row.number} has the label {label!r}; expected {', '.join(indices)}.")
-            data.texts.append(text)
-            data.labels.append(indices[label])
+            error, label = row.error, None
+            if error is None:
+                error, label = _read_label(row, label_column, label_separator)
+            if error is not None:
+                raise ValueError(f"{file} row {row.number} {error}.")
+            data.texts.append(row.text)
+            data.labels.append(label)
+            data.rows.append(row.number)
     if not data.texts:
-        raise ValueError(f"{file} has no rows; expected a header and at least one row.")
+        raise ValueError(f"{file} has no rows; expected at least one.")
     return data
+
+
+def problem_type_of(data: Annotations) -> ProblemType:
+    """What the labels look like: lists are multi-label, numbers of which one is no integer are regression.
+
+    >>> problem_type_of(Annotations("x.csv", ["a", "b"], ["1", "2.5"], [2, 3]))
+    'regression'
+    """
+    if any(isinstance(label, list) for label in data.labels):
+        return "multi_label_classification"
+    numbers = [_number(label) for label in data.labels]
+    if None not in numbers and not all(_is_integer(label) for label in data.labels):
+        return "regression"
+    return "single_label_classification"
+
+
+def label_set(data: Annotations) -> tuple[str, ...]:
+    """The different labels of a file, in the order of numbers if all are integers, else of names.
+
+    >>> label_set(Annotations("x.jsonl", ["a", "b", "c"], [["sad"], [], ["joy", "sad"]], [1, 2, 3]))
+    ('joy', 'sad')
+    """
+    names = {_name(label) for several in data.labels for label in (several if isinstance(several, list) else [several])}
+    return tuple(sorted(names, key=int) if all(map(_is_integer, names)) else sorted(names))
+
+
+def to_labelled(data: Annotations, *, label2id: Mapping[str, int], problem_type: ProblemType) -> LabelledTexts:
+    """Makes numbers of labels: a label is a name of `label2id` or an index of it; for regression, a number.
+
+    Raises:
+        ValueError: a label is unknown, or not of the problem type; the message has the row.
+    """
+    indices = {str(index): index for index in label2id.values()} | dict(label2id)
+    is_several, labels = problem_type == "multi_label_classification", []
+    for number, label in zip(data.rows, data.labels, strict=True):
+        at = f"{data.file} row {number} has the label {_shown(label)}"
+        if problem_type == "regression":
+            if (value := _number(label)) is None:
+                raise ValueError(f"{at}; expected a finite number.")
+            labels.append(value)
+            continue
+        if isinstance(label, list) != is_several:
+            raise ValueError(f"{at}; expected {'a list of labels' if is_several else 'one label'}.")
+        names = [_name(one) for one in (label if is_several else [label])]
+        if unknown := [name for name in names if name not in indices]:
+            raise ValueError(f"{at}: {unknown[0]!r} is unknown; expected {_listed(label2id)}.")
+        labels.append(tuple(sorted({indices[name] for name in names})) if is_several else indices[names[0]])
+    return LabelledTexts(data.texts, labels)
+
+
+def _read_label(row: Row, column: str, separator: str | None) -> tuple[str | None, Any]:
+    """What is wrong with the label of a row, and the label."""
+    if isinstance(row.record, _Cell):
+        try:
+            label = row.record.batch.column(column)[row.record.place].as_py()
+        except UnicodeDecodeError:
+            return f"is not UTF-8 text in the column {column!r}", None
+    else:
+        label = row.record.get(column)
+    if isinstance(label, str):
+        label = label.strip()
+        if label.startswith("["):
+            try:
+                label = json.loads(label)
+            except (ValueError, RecursionError):
+                return f"has the label {_shown(label)}; expected a JSON list", None
+        elif separator is not None and label:
+            label = [one.strip() for one in label.split(separator)]
+    labels = label if isinstance(label, list) else [label]
+    if any(one is None or one == "" for one in labels):
+        return f"has no label in the column {column!r}", None
+    if not all(isinstance(one, str | int | float) for one in labels):
+        return f"has the label {_shown(label)}; expected names or numbers", None
+    return None, label
+
+
+def _name(label: object) -> str:
+    """The name of a label that may be a number: 1.0, as pandas writes integers beside gaps, is 1."""
+    return str(int(label)) if isinstance(label, float) and label.is_integer() else str(label)
+
+
+def _number(label: Any) -> float | None:
+    try:
+        value = float(label)
+    except (TypeError, ValueError, OverflowError):
+        return None
+    return value if math.isfinite(value) else None
+
+
+def _is_integer(label: object) -> bool:
+    return re.fullmatch(r"[+-]?\d{1,18}", _name(label), re.ASCII) is not None
+
+
+def _shown(label: object) -> str:
+    shown = repr(label)
+    return shown if len(shown) <= 40 else f"{shown[:39]}…"
+
+
+def _listed(names: Iterable[str]) -> str:
+    listed = [*names]
+    return ", ".join(listed if len(listed) <= 20 else [*listed[:20], "…"])
 
 
 @contextlib.contextmanager

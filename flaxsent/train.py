@@ -1,108 +1,393 @@
-"""Fine-tuning as pure functions: `loss` and `train_step`, and `fit`, which loops over them (optax).
+"""Fine-tuning as pure functions: `loss` and `train_step`, and `Trainer` and `fit`, which loop over them.
 
-A batch is padded texts of like length with their labels, always the same number of them: few shapes compile.
+`training_data.py` makes the batches, `optimization.py` the optimizer; `training_run.py` is the command line's job, with
+its log and its checkpoints.
 """
 
 import dataclasses
 import functools
 import logging
-from collections.abc import Callable, Iterator
-from typing import NamedTuple, cast
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, NamedTuple, cast
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
-from jaxtyping import Array, Float, Int, Key
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jaxtyping import Array, Float, Int, Key, Shaped
 
+try:
+    import optax
+except ImportError as err:
+    raise ImportError('training needs optax, which is not installed: pip install "flaxsent[train]"') from err
+
+from flaxsent import flax_auto
 from flaxsent.classifier import Classifier, classify
-from flaxsent.packing import select
+from flaxsent.optimization import TrainOptions, make_optimizer, make_schedule
 from flaxsent.records import LabelledTexts
-from flaxsent.types import Encodings, Params, Tokens
+from flaxsent.training_data import Batch, Corpus, Plan, labels_as_arrays, plan_epoch, step_shapes
+from flaxsent.types import Params, ProblemType, Tokens
 
 logger = logging.getLogger(__name__)
 
-
-class Batch(NamedTuple):
-    """Padded texts and the index of each one's label; -1 fills a batch up and counts for nothing."""
-
-    tokens: Tokens
-    labels: Int[Array, " B"] | Int[np.ndarray, " B"]
+Forward = Callable[[Params, Tokens, Key[Array, ""] | None], Float[Array, "*texts C"]]
+Loss = Callable[[Params, Batch, Key[Array, ""] | None], Float[Array, ""]]
 
 
 class TrainState(NamedTuple):
-    """All that a training run changes; a pytree."""
+    """All that a step changes; a pytree."""
 
     params: Params
+    """In float32."""
     average: Params
-    """Exponential moving average of `params`: what `fit` returns."""
+    """Exponential moving average of `params`."""
     opt_state: optax.OptState
     step: Int[Array, ""]
     key: Key[Array, ""]
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class TrainOptions:
-    """How `fit` trains; the defaults fine-tune a small encoder on some ten thousand sentences."""
+class StepReport(NamedTuple):
+    """What a step tells: on the device until it is asked for."""
 
-    learning_rate: float = 1e-4
-    """Peak of a schedule that rises over `warmup` and falls linearly to 0."""
-    batch_size: int = 64
-    num_epochs: int = 3
-    warmup: float = 0.06
-    """Share of the steps."""
-    weight_decay: float = 0.01
-    """Of kernels and embeddings; biases and LayerNorms have none, as Devlin et al. (2018) train."""
-    max_grad_norm: float = 1.0
-    average_decay: float = 0.999
-    max_length: int = 128
-    seed: int = 0
+    loss: Float[Array, ""]
+    """Before the update."""
+    gradient_norm: Float[Array, ""]
+    """Before it is cut."""
 
 
 def loss(
-    params: Params, batch: Batch, key: Key[Array, ""] | None, *, forward: Callable[..., Float[Array, "B C"]]
+    params: Params,
+    batch: Batch,
+    key: Key[Array, ""] | None,
+    *,
+    forward: Forward,
+    problem_type: ProblemType = "single_label_classification",
+    label_smoothing: float = 0.0,
+    teacher_weight: float = 0.0,
+    teacher_temperature: float = 1.0,
 ) -> Float[Array, ""]:
-    """Mean cross entropy of the batch's labels, with dropout drawn from `key`; None is no dropout."""
-    logits_BC = forward(params, batch.tokens, key)
-    is_text_B = (jnp.asarray(batch.labels) >= 0).astype(jnp.float32)
-    each_B = optax.softmax_cross_entropy_with_integer_labels(logits_BC, jnp.maximum(jnp.asarray(batch.labels), 0))
-    return jnp.sum(each_B * is_text_B) / jnp.maximum(jnp.sum(is_text_B), 1)
+    """Mean over the texts of a batch, with dropout drawn from `key`; None is no dropout.
+
+    Cross entropy for one label of several, binary cross entropy for several, squared error for regression: the losses
+    of transformers' `*ForSequenceClassification.forward`. With a teacher, mixed with the distance to its scores.
+    """
+    logits = forward(params, batch.tokens, key).astype(jnp.float32)
+    weights = jnp.asarray(batch.weights)
+    each = _losses(logits, jnp.asarray(batch.labels), problem_type, label_smoothing)
+    if batch.teacher is not None:
+        distances = _distances(logits, jnp.asarray(batch.teacher), problem_type, teacher_temperature)
+        each = (1 - teacher_weight) * each + teacher_weight * distances
+    return jnp.sum(each * weights) / jnp.maximum(jnp.sum(weights), 1)
+
+
+def _losses(
+    logits: Float[Array, "*texts C"],
+    labels: Shaped[Array, "*texts_or_C"],
+    problem_type: ProblemType,
+    label_smoothing: float = 0.0,
+) -> Float[Array, "*texts"]:
+    match problem_type:
+        case "single_label_classification":
+            targets = optax.smooth_labels(jax.nn.one_hot(labels, logits.shape[-1]), label_smoothing)
+            return optax.softmax_cross_entropy(logits, targets)
+        case "multi_label_classification":
+            return jnp.mean(optax.sigmoid_binary_cross_entropy(logits, labels), axis=-1)
+        case "regression":
+            return jnp.square(logits[..., 0] - labels)
+
+
+def _distances(
+    logits: Float[Array, "*texts C"], scores: Float[Array, "*texts C"], problem_type: ProblemType, temperature: float
+) -> Float[Array, "*texts"]:
+    """Cross entropy with the teacher's scores, both at a temperature, times its square: as large as without."""
+    if problem_type == "regression":
+        return jnp.mean(jnp.square(logits - scores), axis=-1)
+    least = jnp.finfo(jnp.float32).tiny
+    if problem_type == "single_label_classification":
+        targets = jax.nn.softmax(jnp.log(jnp.maximum(scores, least)) / temperature, axis=-1)
+        return temperature**2 * optax.softmax_cross_entropy(logits / temperature, targets)
+    odds = jnp.log(jnp.maximum(scores, least)) - jnp.log(jnp.maximum(1 - scores, least))
+    targets = jax.nn.sigmoid(odds / temperature)
+    return temperature**2 * jnp.mean(optax.sigmoid_binary_cross_entropy(logits / temperature, targets), axis=-1)
 
 
 def train_step(
     state: TrainState,
     batch: Batch,
     *,
-    loss: Callable[[Params, Batch, Key[Array, ""] | None], Float[Array, ""]],
+    loss: Loss,
     optimizer: optax.GradientTransformation,
     average_decay: float,
-) -> tuple[TrainState, Float[Array, ""]]:
-    """One update; returns the next state and the loss before it."""
+    accumulation: int = 1,
+) -> tuple[TrainState, StepReport]:
+    """One update. With `accumulation` the rows are taken in so many parts, of which each text counts alike."""
     key, dropout_key = jax.random.split(state.key)
-    value, gradient = jax.value_and_grad(loss)(state.params, batch, dropout_key)
-    updates, opt_state = optimizer.update(gradient, state.opt_state, state.params)
-    params = cast(Params, optax.apply_updates(state.params, updates))
+    value, gradient = _gradient(state.params, batch, dropout_key, loss=loss, accumulation=accumulation)
+    with jax.numpy_dtype_promotion("standard"):  # optax mixes Python's floats with its integer counters
+        updates, opt_state = optimizer.update(gradient, state.opt_state, state.params)
+        params = cast(Params, optax.apply_updates(state.params, updates))
     # The average forgets its start: over the first steps it is a plain mean.
     num_steps = state.step.astype(jnp.float32)
     decay = jnp.minimum(average_decay, (1 + num_steps) / (10 + num_steps))
     average = cast(Params, optax.incremental_update(params, state.average, 1 - decay))
-    return TrainState(params, average, opt_state, state.step + 1, key), value
+    report = StepReport(value, optax.global_norm(gradient))
+    return TrainState(params, average, opt_state, state.step + 1, key), report
 
 
-def make_optimizer(options: TrainOptions, num_steps: int) -> optax.GradientTransformation:
-    """AdamW (Loshchilov & Hutter 2017) with clipping, linear warm-up and linear decay."""
-    num_warmup = round(options.warmup * num_steps)
-    schedule = optax.schedules.join_schedules(
-        [
-            optax.schedules.linear_schedule(0.0, options.learning_rate, num_warmup),
-            optax.schedules.linear_schedule(options.learning_rate, 0.0, num_steps - num_warmup),
-        ],
-        [num_warmup],
-    )
-    return optax.chain(
-        optax.clip_by_global_norm(options.max_grad_norm),
-        optax.adamw(schedule, weight_decay=options.weight_decay, mask=_is_decayed),
-    )
+def _gradient(
+    params: Params, batch: Batch, key: Key[Array, ""], *, loss: Loss, accumulation: int
+) -> tuple[Float[Array, ""], Params]:
+    if accumulation == 1:
+        return jax.value_and_grad(loss)(params, batch, key)
+    # Every so-many-th row makes a part, so that each part is spread over the devices as the whole is.
+    parts = jax.tree.map(lambda leaf: jnp.moveaxis(jnp.reshape(leaf, (-1, accumulation, *leaf.shape[1:])), 1, 0), batch)
+    total = jnp.maximum(jnp.sum(parts.weights), 1)
+
+    def add(sums: tuple[Array, Params], part: tuple[Batch, Array]) -> tuple[tuple[Array, Params], None]:
+        share = jnp.sum(part[0].weights) / total
+        value, gradient = jax.value_and_grad(loss)(params, *part)
+        return jax.tree.map(lambda total, one: total + share * one, sums, (value, gradient)), None
+
+    zeros = (jnp.zeros(()), jax.tree.map(jnp.zeros_like, params))
+    return jax.lax.scan(add, zeros, (parts, jax.random.split(key, accumulation)))[0]
+
+
+class Evaluation(NamedTuple):
+    """How the averaged parameters do on dev."""
+
+    step: int
+    loss: float
+    score: float
+    """Accuracy, micro-averaged F1, or R², by problem type: more is better."""
+
+
+SCORES: dict[ProblemType, str] = {
+    "single_label_classification": "accuracy",
+    "multi_label_classification": "micro F1",
+    "regression": "R2",
+}
+
+
+class Snapshot(NamedTuple):
+    """All from which a run goes on as if it had never stopped."""
+
+    state: TrainState
+    best: Params | None
+    """Of the best epoch, where a run may end early."""
+    evaluations: tuple[Evaluation, ...] = ()
+
+
+class Moment(NamedTuple):
+    """What a run tells after each step; its arrays are gone when the next step is asked for."""
+
+    snapshot: Snapshot
+    step: int
+    """From 1."""
+    epoch: int
+    """From 1."""
+    report: StepReport
+    num_texts: int
+    is_epoch_end: bool
+    evaluation: Evaluation | None
+
+
+class Trainer:
+    """A run: the data laid out, the functions compiled; the state is outside, in `Snapshot`.
+
+    The rows of a step are spread over all devices of all processes; every process must make the same calls.
+    """
+
+    def __init__(
+        self,
+        classifier: Classifier,
+        train: LabelledTexts,
+        dev: LabelledTexts | None = None,
+        *,
+        options: TrainOptions | None = None,
+        teacher: Float[np.ndarray, "N C"] | None = None,
+    ) -> None:
+        """Encodes the texts and plans the steps; compiles nothing yet.
+
+        Args:
+            classifier: where the run starts from; it stays as it is.
+            train: the texts to learn from.
+            dev: the texts to evaluate on after each epoch.
+            options: how.
+            teacher: scores of the texts of `train` by another classifier with the same labels.
+
+        Raises:
+            ValueError: labels that do not fit the classifier, or options that do not fit it or the data.
+        """
+        self.options = options = TrainOptions() if options is None else options
+        self.classifier, config = classifier, classifier.config
+        if options.early_stopping and dev is None:
+            raise ValueError("early_stopping needs dev.")
+        if options.label_smoothing and config.problem_type != "single_label_classification":
+            raise ValueError(f"label_smoothing is for one label of several; this is {config.problem_type}.")
+        if teacher is not None and teacher.shape != (len(train.texts), config.num_labels):
+            raise ValueError(f"teacher has the shape {teacher.shape}; expected {len(train.texts), config.num_labels}.")
+        self._train = self._corpus(train, teacher)
+        self._dev = None if dev is None else self._corpus(dev, None)
+        devices = sorted(jax.devices(), key=lambda device: (device.process_index, device.id))
+        mesh = Mesh(np.asarray(devices), ("rows",))
+        self._by_row, self._replicated = (NamedSharding(mesh, PartitionSpec(*axes)) for axes in (("rows",), ()))
+        self.is_packed = classifier.backend == "native"
+        self.shapes = step_shapes(
+            self._train.lengths,
+            longest=max([*self._train.lengths, *(self._dev.lengths if self._dev else [])]),
+            is_packed=self.is_packed,
+            batch_size=options.batch_size,
+            tokens_per_step=options.tokens_per_step,
+            multiple_of=len(devices) * options.accumulation,
+        )
+        self.steps_by_epoch = [len(self._plan(epoch)) for epoch in range(options.num_epochs)]
+        self.num_steps = sum(self.steps_by_epoch)
+        self.num_truncated = self._train.encodings.num_truncated
+        self.learning_rate = make_schedule(options, self.num_steps)
+        self._optimizer = make_optimizer(options, self.num_steps, classifier.params)
+        task = {
+            "forward": _forward(classifier, options, self.shapes[0].num_segments),
+            "problem_type": config.problem_type,
+        }
+        trained = functools.partial(
+            loss,
+            **task,
+            label_smoothing=options.label_smoothing,
+            teacher_weight=options.teacher_weight,
+            teacher_temperature=options.teacher_temperature,
+        )
+        step = functools.partial(
+            train_step,
+            loss=trained,
+            optimizer=self._optimizer,
+            average_decay=options.average_decay,
+            accumulation=options.accumulation,
+        )
+        self.step = jax.jit(step, donate_argnums=0, out_shardings=self._replicated)
+        self.sums = jax.jit(functools.partial(_sums, **task), out_shardings=self._replicated)
+        self._copy = jax.jit(lambda tree: jax.tree.map(jnp.copy, tree), out_shardings=self._replicated)
+
+    def start(self) -> Snapshot:
+        """Before the first step."""
+        params = jax.tree.map(lambda leaf: leaf.astype(jnp.float32), self.classifier.params)
+        with jax.numpy_dtype_promotion("standard"):
+            opt_state = self._optimizer.init(params)
+        # rbg draws dropout masks several times faster on a CPU, but every device draws those of all rows.
+        impl = "unsafe_rbg" if jax.default_backend() == "cpu" else "threefry2x32"
+        key = jax.random.key(self.options.seed, impl=impl)
+        state = TrainState(params, params, opt_state, jnp.zeros((), jnp.int32), key)
+        return Snapshot(self.put(state), self.put(params) if self.options.early_stopping else None)
+
+    def put(self, tree: Any) -> Any:
+        """A pytree on all devices, in memory of its own, which steps may take over."""
+
+        def put_leaf(leaf: Any) -> Any:
+            if jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
+                data = put_leaf(jax.random.key_data(leaf))
+                return jax.random.wrap_key_data(data, impl=jax.random.key_impl(leaf))
+            host = np.array(leaf)
+            return jax.make_array_from_process_local_data(self._replicated, host, host.shape)
+
+        return self._copy(jax.tree.map(put_leaf, tree))
+
+    def moments(self, snapshot: Snapshot) -> Iterator[Moment]:
+        """The steps that follow, one by one; a snapshot is used up when the next one is asked for."""
+        state, best, evaluations = snapshot
+        done = int(state.step)
+        for epoch, num_steps in enumerate(self.steps_by_epoch):
+            if self._is_over(evaluations):
+                return
+            if done >= num_steps:
+                done -= num_steps
+                continue
+            for index, plan in enumerate(self._plan(epoch)[done:], start=done):
+                state, report = self.step(state, self._put_batch(self._train, plan))
+                step = sum(self.steps_by_epoch[:epoch]) + index + 1
+                is_end, evaluation = index + 1 == num_steps, None
+                if is_end and self._dev is not None:
+                    evaluation = self.evaluate(state.average, step=step)
+                    if best is not None and not any(e.score >= evaluation.score for e in evaluations):
+                        best = self._copy(state.average)
+                    evaluations = (*evaluations, evaluation)
+                num_texts = sum(map(len, plan.rows))
+                yield Moment(Snapshot(state, best, evaluations), step, epoch + 1, report, num_texts, is_end, evaluation)
+            done = 0
+
+    def evaluate(self, params: Params, *, step: int = 0) -> Evaluation:
+        """Loss and score on dev."""
+        if self._dev is None:
+            raise ValueError("there is no dev to evaluate on; pass it to Trainer.")
+        plans = plan_epoch(self._dev.lengths, self.shapes, is_packed=self.is_packed, seed=0, epoch=0)
+        sums = [self.sums(params, self._put_batch(self._dev, plan)) for plan in plans]
+        total = {name: sum(float(one[name]) for one in sums) for name in sums[0]}
+        match self.classifier.config.problem_type:
+            case "single_label_classification":
+                score = total["right"] / total["texts"]
+            case "multi_label_classification":
+                score = 2 * total["right"] / max(total["predicted"] + total["labelled"], 1)
+            case "regression":
+                spread = float(np.sum(np.square(self._dev.labels - np.mean(self._dev.labels, dtype=np.float64))))
+                score = 1 - total["loss"] / max(spread, 1e-12)
+        return Evaluation(step, total["loss"] / total["texts"], score)
+
+    def result(self, snapshot: Snapshot) -> Classifier:
+        """The classifier that a run has come to: the best epoch's average if it may end early, else the last one."""
+        params = snapshot.state.average if snapshot.best is None else snapshot.best
+        dtype = jax.tree.leaves(self.classifier.params)[0].dtype
+        copied = jax.tree.map(lambda leaf: jnp.asarray(np.array(leaf.addressable_data(0)), dtype), params)
+        return dataclasses.replace(self.classifier, params=copied)
+
+    def _corpus(self, data: LabelledTexts, teacher: Float[np.ndarray, "N C"] | None) -> Corpus:
+        labels = labels_as_arrays(data, self.classifier.config)
+        tokenizer = self.classifier.tokenizer
+        encodings = tokenizer.encode(data.texts, max_length=min(self.options.max_length, tokenizer.max_length))
+        return Corpus(encodings=encodings, labels=labels, teacher=teacher, config=self.classifier.config)
+
+    def _plan(self, epoch: int) -> list[Plan]:
+        return plan_epoch(
+            self._train.lengths, self.shapes, is_packed=self.is_packed, seed=self.options.seed, epoch=epoch
+        )
+
+    def _put_batch(self, corpus: Corpus, plan: Plan) -> Batch:
+        """Each process makes its own rows."""
+        num_rows = plan.shape.num_rows // jax.process_count()
+        batch = corpus.batch(plan, slice(jax.process_index() * num_rows, (jax.process_index() + 1) * num_rows))
+        return jax.tree.map(lambda leaf: jax.make_array_from_process_local_data(self._by_row, leaf), batch)
+
+    def _is_over(self, evaluations: tuple[Evaluation, ...]) -> bool:
+        scores = [evaluation.score for evaluation in evaluations]
+        patience = self.options.early_stopping
+        return bool(patience and scores) and len(scores) - 1 - int(np.argmax(scores)) >= patience
+
+
+def _forward(classifier: Classifier, options: TrainOptions, num_segments: int) -> Forward:
+    """The forward on rows `[R, T]`, logits `[R, S, C]`, computed in the dtype of the options."""
+    own = jax.tree.leaves(classifier.params)[0].dtype
+    dtype = own if options.dtype is None else jnp.dtype(options.dtype)
+    padded = classifier.forward
+    if classifier.backend == "flax" and dtype != own:  # a Flax module computes in the dtype that it was built for
+        padded = flax_auto.build(classifier.config, dtype).forward
+
+    def forward(params: Params, tokens: Tokens, key: Key[Array, ""] | None) -> Float[Array, "R S C"]:
+        cast = jax.tree.map(lambda leaf: leaf.astype(dtype), params)
+        if classifier.backend == "flax":
+            return padded(cast, tokens, key)[:, None]
+        return classifier.forward_packed(cast, tokens, num_segments, key)
+
+    return forward
+
+
+def _sums(params: Params, batch: Batch, *, forward: Forward, problem_type: ProblemType) -> dict[str, Float[Array, ""]]:
+    """What adds up over the batches of dev, for its loss and its score."""
+    logits = forward(params, batch.tokens, None).astype(jnp.float32)
+    labels, weights = jnp.asarray(batch.labels), jnp.asarray(batch.weights)
+    sums = {"texts": jnp.sum(weights), "loss": jnp.sum(_losses(logits, labels, problem_type) * weights)}
+    if problem_type == "single_label_classification":
+        sums["right"] = jnp.sum((jnp.argmax(logits, axis=-1) == labels) * weights)
+    elif problem_type == "multi_label_classification":
+        chosen = (logits > 0) * weights[..., None]
+        sums |= {"right": jnp.sum(chosen * labels), "predicted": jnp.sum(chosen), "labelled": jnp.sum(labels)}
+    return sums
 
 
 def fit(
@@ -111,79 +396,47 @@ def fit(
     dev: LabelledTexts | None = None,
     *,
     options: TrainOptions | None = None,
+    teacher: Float[np.ndarray, "N C"] | None = None,
     report: Callable[[str], None] = logger.info,
     on_epoch: Callable[[Classifier], None] | None = None,
 ) -> Classifier:
-    """Fine-tunes all parameters and returns the classifier with their moving average.
+    """Fine-tunes a classifier and returns it with the moving average of its parameters.
 
-    `report` gets a line of text now and then; the accuracy on `dev` is told after each epoch and chooses nothing.
-    `on_epoch` gets the classifier as it is after each epoch.
+    `report` gets a line of text now and then, `on_epoch` the classifier as it is after each epoch.
 
     Raises:
-        ValueError: the classifier is not one of a single label among several, or there are no epochs to train.
+        ValueError: as `Trainer` does, or the loss is no number any more.
     """
-    if classifier.config.problem_type != "single_label_classification":
-        raise ValueError(f"fit trains single_label_classification; this is {classifier.config.problem_type}.")
-    options = TrainOptions() if options is None else options
-    if options.num_epochs < 1 or options.batch_size < 1:
-        raise ValueError(
-            f"{options.num_epochs} epochs of batches of {options.batch_size} train nothing; pass 1 or more."
-        )
-    encodings = classifier.tokenizer.encode(
-        train.texts, max_length=min(options.max_length, classifier.tokenizer.max_length)
-    )
-    labels = np.asarray(train.labels, np.int32)
-    num_steps = options.num_epochs * -(-len(labels) // options.batch_size)
-    optimizer = make_optimizer(options, num_steps)
-    step = jax.jit(
-        functools.partial(
-            train_step,
-            loss=functools.partial(loss, forward=classifier.forward),
-            optimizer=optimizer,
-            average_decay=options.average_decay,
-        ),
-        donate_argnums=0,
-    )
-    params = jax.tree.map(jnp.copy, classifier.params)  # donated, so the classifier's own stay out of it
-    state = TrainState(
-        params=params,
-        average=jax.tree.map(jnp.copy, params),
-        opt_state=optimizer.init(params),
-        step=jnp.zeros((), jnp.int32),
-        # rbg draws dropout masks several times faster than threefry on a CPU.
-        key=jax.random.key(options.seed, impl="unsafe_rbg"),
-    )
-    rng = np.random.default_rng(options.seed)
-    trained = classifier
-    for epoch in range(options.num_epochs):
-        losses = []
-        for indices in length_bucketed(encodings, options.batch_size, rng):
-            state, value = step(state, _make_batch(classifier, encodings, labels, indices, options))
-            losses.append(value)
-            if len(losses) % 200 == 0:
-                recent = float(np.mean(jax.device_get(losses[-200:])))
-                report(f"epoch {epoch + 1} step {int(state.step)} of {num_steps} loss {recent:.4f}")
-        trained = dataclasses.replace(
-            classifier, params=jax.tree.map(jnp.copy, state.average)
-        )  # the next step donates it
-        if dev is not None:
-            report(f"epoch {epoch + 1} dev accuracy {accuracy(trained, dev):.4f}")
-        if on_epoch is not None:
-            on_epoch(trained)
-    return trained
+    trainer = Trainer(classifier, train, dev, options=options, teacher=teacher)
+    snapshot, losses = trainer.start(), []
+    for moment in trainer.moments(snapshot):
+        snapshot = moment.snapshot
+        losses.append(moment.report.loss)
+        if moment.is_epoch_end or moment.step % _REPORT_STEPS == 0:
+            value = mean_loss(losses, step=moment.step)
+            report(f"epoch {moment.epoch} step {moment.step} of {trainer.num_steps} loss {value:.4f}")
+            losses = []
+        if moment.evaluation is not None:
+            score = SCORES[classifier.config.problem_type]
+            report(f"epoch {moment.epoch} dev {score} {moment.evaluation.score:.4f}")
+        if moment.is_epoch_end and on_epoch is not None:
+            on_epoch(trainer.result(snapshot._replace(best=None)))
+    return trainer.result(snapshot)
 
 
-def length_bucketed(
-    encodings: Encodings, batch_size: int, rng: np.random.Generator, *, pool: int = 50
-) -> Iterator[list[int]]:
-    """One epoch of batches in random order, each of texts of like length: `pool` batches are sorted together."""
-    order = rng.permutation(len(encodings.input_ids)).tolist()
-    batches = []
-    for start in range(0, len(order), pool * batch_size):
-        chunk = sorted(order[start : start + pool * batch_size], key=lambda index: len(encodings.input_ids[index]))
-        batches += [chunk[first : first + batch_size] for first in range(0, len(chunk), batch_size)]
-    for index in rng.permutation(len(batches)).tolist():
-        yield batches[index]
+_REPORT_STEPS = 200
+
+
+def mean_loss(losses: Sequence[Float[Array, ""]], *, step: int) -> float:
+    """The mean of the last steps' losses, fetched from the device.
+
+    Raises:
+        ValueError: it is no number any more; the parameters are lost then.
+    """
+    value = float(np.mean(jax.device_get(list(losses))))
+    if not np.isfinite(value):
+        raise ValueError(f"the loss is {value} at step {step}; try a lower learning_rate, or a longer warmup.")
+    return value
 
 
 def accuracy(classifier: Classifier, data: LabelledTexts) -> float:
@@ -194,26 +447,3 @@ def accuracy(classifier: Classifier, data: LabelledTexts) -> float:
         for prediction, label in zip(predictions, data.labels, strict=True)
     ]
     return float(np.mean(right))
-
-
-def _make_batch(
-    classifier: Classifier,
-    encodings: Encodings,
-    labels: Int[np.ndarray, " N"],
-    indices: list[int],
-    options: TrainOptions,
-) -> Batch:
-    filled = indices + indices[:1] * (options.batch_size - len(indices))
-    chosen = select(encodings, filled)
-    length = -(-max(map(len, chosen.input_ids)) // _LENGTH_STEP) * _LENGTH_STEP
-    chosen_labels = labels[filled]
-    chosen_labels[len(indices) :] = -1
-    return Batch(classifier.pad(chosen, length=length), chosen_labels)
-
-
-_LENGTH_STEP = 8
-"""Rows are this many tokens long or a multiple: few shapes to compile, little padding."""
-
-
-def _is_decayed(params: Params) -> Params:
-    return jax.tree_util.tree_map_with_path(lambda path, _: path[-1].key in ("kernel", "embedding"), params)

@@ -82,7 +82,7 @@ class Model(NamedTuple):
     """What a backend makes of a config: the batched functions, and what `checkpoint` must know of the parameters."""
 
     forward: Callable[[Params, Tokens, Key[Array, ""] | None], Float[Array, "B C"]]
-    forward_packed: Callable[[Params, Tokens, int], Float[Array, "R S C"]]
+    forward_packed: Callable[[Params, Tokens, int, Key[Array, ""] | None], Float[Array, "R S C"]]
     hidden_states: Callable[[Params, Tokens], Float[Array, "B L D"]]
     shapes: Params
     """The shape of every parameter, as tuples."""

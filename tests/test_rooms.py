@@ -12,11 +12,13 @@ import flaxsent
 PACKAGE = Path(flaxsent.__file__).parent
 FLOORS = [
     {"types"},
-    {"config", "records"},
+    {"config", "records", "hosts"},
     {"tokenization", "packing", "encoders", "flax_auto", "postprocess", "checkpoint", "metrics"},
+    {"exported"},
     {"classifier"},
-    {"engine", "train", "parity"},
-    {"bench", "evaluate", "jobs"},
+    {"engine", "exporter", "training_data", "optimization"},
+    {"train", "parity"},
+    {"bench", "evaluate", "jobs", "ray", "scale", "training_run"},
     {"cli"},
 ]
 """From the ground up, as design has it."""

@@ -1,4 +1,11 @@
-"""Fine-tuning: the loss and its gradient against PyTorch, and that a run learns, repeats and keeps its input."""
+"""Fine-tuning: the losses and their gradients against PyTorch, and that a run learns, repeats and keeps its input."""
+
+import dataclasses
+import functools
+import json
+import re
+import subprocess
+import sys
 
 import jax
 import jax.numpy as jnp
@@ -6,59 +13,171 @@ import numpy as np
 import pytest
 
 import flaxsent
-from flaxsent import train
-from flaxsent.records import LabelledTexts, read_labelled
+from flaxsent import optimization, train, training_data
+from flaxsent.optimization import TrainOptions
+from flaxsent.records import LabelledTexts
+from flaxsent.training_data import Batch
 from tests.conftest import NATIVE, texts_of_lengths
 
-
-@pytest.fixture
-def optax_promotion():
-    """optax (0.2.8) mixes Python floats with integer counters, which strict promotion refuses."""
-    with jax.numpy_dtype_promotion("standard"):
-        yield
-
-
+# What spends its time compiling is not optimised.
+FAST_COMPILE = {"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes": True}
 TEXTS = texts_of_lengths([1, 7, 12, 30])
-LABELS = np.array([0, 2, 1, 1], np.int32)
+ONE_LABEL = [0, 2, 1, 1]
+LABELS = {
+    "single_label_classification": ONE_LABEL,
+    "multi_label_classification": [(0, 2), (), (1,), (0, 1, 2)],
+    "regression": [0.5, -2.0, 1.25, 3.0],
+}
 
 
-@pytest.mark.torch
-@pytest.mark.parametrize("family", NATIVE)
-def test_loss_and_gradient_without_dropout_equal_pytorch(tiny_folder, family):
+def load(folder, *, problem_type="single_label_classification", backend="native", **arguments):
+    if problem_type == "single_label_classification":
+        return flaxsent.load(folder, backend=backend, **arguments)
+    labels = ["a", "b", "c"] if problem_type == "multi_label_classification" else ["value"]
+    return flaxsent.load(folder, backend=backend, labels=labels, problem_type=problem_type, **arguments)
+
+
+def a_batch(classifier, labels, *, is_packed):
+    """All texts in packed rows, or padded, with the function that gives the mean loss of such a batch."""
+    data = LabelledTexts(TEXTS, labels)
+    arrays = training_data.labels_as_arrays(data, classifier.config)
+    corpus = training_data.Corpus(
+        encodings=classifier.tokenizer.encode(TEXTS), labels=arrays, teacher=None, config=classifier.config
+    )
+    (plan, *_) = training_data.plan_epoch(
+        corpus.lengths,
+        [flaxsent.packing.StepShape(8, 64, 5 if is_packed else 1)],
+        is_packed=is_packed,
+        seed=0,
+        epoch=0,
+    )
+    forward = train._forward(classifier, TrainOptions(), plan.shape.num_segments)
+    return corpus.batch(plan), functools.partial(
+        train.loss, forward=forward, problem_type=classifier.config.problem_type
+    )
+
+
+def pytorch_gradients(folder, labels, *, problem_type):
+    """The loss and the gradient of every parameter, of transformers' own loss."""
     import torch
     from transformers import AutoModelForSequenceClassification
 
-    classifier = flaxsent.load(tiny_folder(family), backend="native")
-    batch = train.Batch(classifier.tokenize(TEXTS), LABELS)
-    value, gradient = jax.value_and_grad(train.loss)(classifier.params, batch, None, forward=classifier.forward)
-
-    model = AutoModelForSequenceClassification.from_pretrained(tiny_folder(family), attn_implementation="eager").eval()
-    inputs = {"input_ids": batch.tokens.input_ids, "attention_mask": batch.tokens.attention_mask}
-    out = model(**{name: torch.tensor(value) for name, value in inputs.items()}, labels=torch.tensor(LABELS).long())
+    model = AutoModelForSequenceClassification.from_pretrained(folder, attn_implementation="eager").eval()
+    tokens = flaxsent.load(folder, backend="native").tokenize(TEXTS)
+    target = torch.tensor(labels)
+    if problem_type == "multi_label_classification":
+        target = target.float()
+    out = model(
+        input_ids=torch.tensor(tokens.input_ids), attention_mask=torch.tensor(tokens.attention_mask), labels=target
+    )
     out.loss.backward()
-    assert abs(float(value) - out.loss.item()) <= 1e-5
-    ours = flaxsent.checkpoint.to_tensors(gradient)
-    for name, parameter in model.named_parameters():
-        theirs = parameter.grad.numpy()
+    return out.loss.item(), {name: parameter.grad.numpy() for name, parameter in model.named_parameters()}
+
+
+def gradient_of(loss):
+    return jax.jit(jax.value_and_grad(loss), compiler_options=FAST_COMPILE)
+
+
+def check_gradients(ours, theirs):
+    for name, gradient in theirs.items():
         # Relative to the largest entry: float32 sums over a few hundred terms in another order. The gradient of the
         # keys' biases is 0 in exact arithmetic, so it has no scale of its own.
-        scale = max(np.abs(theirs).max(), 1e-2)
-        assert np.abs(ours[name] - theirs).max() <= 1e-4 * scale, name
+        scale = max(np.abs(gradient).max(), 1e-2)
+        assert np.abs(ours[name] - gradient).max() <= 1e-4 * scale, name
 
 
-def test_texts_that_fill_a_batch_up_count_for_nothing(tiny_folder):
-    classifier = flaxsent.load(tiny_folder("bert"), backend="native")
-    alone = train.Batch(classifier.tokenize(TEXTS, length=40), LABELS)
-    filled = train.Batch(
-        classifier.tokenize([*TEXTS, TEXTS[0]], length=40), np.append(LABELS, np.int32(-1)).astype(np.int32)
-    )
-    losses = [train.loss(classifier.params, batch, None, forward=classifier.forward) for batch in (alone, filled)]
-    assert abs(float(losses[0]) - float(losses[1])) <= 1e-6
+@pytest.mark.torch
+@pytest.mark.parametrize(("family", "is_packed"), [*((family, True) for family in NATIVE), ("bert", False)])
+def test_loss_and_gradient_without_dropout_equal_pytorch(tiny_folder, family, is_packed):
+    classifier = load(tiny_folder(family))
+    batch, loss = a_batch(classifier, ONE_LABEL, is_packed=is_packed)
+    value, gradient = gradient_of(loss)(classifier.params, batch, None)
+    their_value, theirs = pytorch_gradients(tiny_folder(family), ONE_LABEL, problem_type="single")
+    assert abs(float(value) - their_value) <= 1e-5
+    check_gradients(flaxsent.checkpoint.to_tensors(gradient), theirs)
 
 
-def toy_data(num: int) -> LabelledTexts:
-    """A text is labelled by the word it has: good, bad or neither."""
+@pytest.mark.torch
+@pytest.mark.flax_auto
+def test_flax_gradient_without_dropout_equals_pytorch(tiny_folder):
+    classifier = load(tiny_folder("bert"), backend="flax")
+    batch, loss = a_batch(classifier, ONE_LABEL, is_packed=False)
+    value, gradient = gradient_of(loss)(classifier.params, batch, None)
+    their_value, theirs = pytorch_gradients(tiny_folder("bert"), ONE_LABEL, problem_type="single")
+    assert abs(float(value) - their_value) <= 1e-5
+    check_gradients(flaxsent.checkpoint.to_tensors(gradient), theirs)
+
+
+@pytest.mark.torch
+@pytest.mark.parametrize("problem_type", ["multi_label_classification", "regression"])
+def test_other_losses_equal_pytorch(tiny_folder, tmp_path, problem_type):
+    classifier = load(tiny_folder("bert"), problem_type=problem_type)
+    flaxsent.save(classifier, tmp_path)
+    labels = LABELS[problem_type]
+    batch, loss = a_batch(classifier, labels, is_packed=True)
+    value, gradient = gradient_of(loss)(classifier.params, batch, None)
+    arrays = training_data.labels_as_arrays(LabelledTexts(TEXTS, labels), classifier.config)
+    their_value, theirs = pytorch_gradients(tmp_path, arrays.tolist(), problem_type=problem_type)
+    assert abs(float(value) - their_value) <= 1e-5 * abs(their_value)
+    check_gradients(flaxsent.checkpoint.to_tensors(gradient), theirs)
+
+
+@pytest.mark.torch
+def test_label_smoothing_equals_pytorch():
+    import torch
+
     rng = np.random.default_rng(0)
+    logits, labels = rng.normal(size=(6, 3)).astype(np.float32), np.array([0, 2, 1, 1, 0, 2], np.int32)
+    batch = Batch(None, labels, np.ones(6, np.float32))
+    ours = train.loss({}, batch, None, forward=lambda *_: jnp.asarray(logits), label_smoothing=0.2)
+    theirs = torch.nn.functional.cross_entropy(torch.tensor(logits), torch.tensor(labels).long(), label_smoothing=0.2)
+    assert abs(float(ours) - theirs.item()) <= 1e-6  # a few float32 roundings
+
+
+@pytest.mark.parametrize("problem_type", LABELS)
+def test_a_student_that_is_its_teacher_has_nothing_to_learn_of_it(problem_type):
+    logits = jnp.asarray(np.random.default_rng(0).normal(size=(5, 1 if problem_type == "regression" else 3)), "float32")
+    scores = flaxsent.postprocess.postprocess(logits, problem_type=problem_type)
+    labels = {"regression": logits[:, 0]}.get(problem_type, scores)
+    labels = jnp.zeros(5, jnp.int32) if problem_type == "single_label_classification" else labels
+    batch = Batch(None, labels, jnp.ones(5), scores)
+    at = functools.partial(
+        train.loss,
+        problem_type=problem_type,
+        teacher_weight=1.0,
+        teacher_temperature=3.0,
+        forward=lambda params, *_: params["logits"],
+    )
+    moved = logits + jnp.linspace(0.0, 1.0, logits.size).reshape(logits.shape)
+    gradient, other = (jax.grad(at)({"logits": at_logits}, batch, None)["logits"] for at_logits in (logits, moved))
+    assert jnp.abs(gradient).max() <= 1e-6  # rounding of scores in float32
+    assert jnp.abs(other).max() >= 1e-2
+
+
+def test_texts_that_are_not_there_count_for_nothing(tiny_folder):
+    classifier = load(tiny_folder("bert"))
+    tokens = classifier.tokenize([*TEXTS, TEXTS[0]], length=40)
+    labels = np.array([*ONE_LABEL, 2], np.int32)
+    weights = np.array([1, 1, 1, 1, 0], np.float32)
+    filled = train.loss(classifier.params, Batch(tokens, labels, weights), None, forward=classifier.forward)
+    four = jax.tree.map(lambda leaf: leaf[:4], Batch(tokens, labels, weights))
+    assert abs(float(filled) - float(train.loss(classifier.params, four, None, forward=classifier.forward))) <= 1e-6
+
+
+@pytest.mark.parametrize("family", ["bert", "distilbert", "deberta-v2", "modernbert", "bart"])
+def test_dropout_of_packed_rows_differs_by_key_and_keeps_the_mean(tiny_folder, family):
+    rates = {"bart": "dropout", "distilbert": "dropout", "modernbert": "classifier_dropout"}
+    classifier = load(tiny_folder(family, **{rates.get(family, "hidden_dropout_prob"): 0.2}))
+    batch, loss = a_batch(classifier, ONE_LABEL, is_packed=True)
+    at = jax.jit(lambda key: loss(classifier.params, batch, key), compiler_options=FAST_COMPILE)
+    keys = [jax.random.key(seed, impl="unsafe_rbg") for seed in range(2)]
+    first, second, again = float(at(keys[0])), float(at(keys[1])), float(at(keys[0]))
+    assert first == again != second
+
+
+def toy_data(num: int, seed: int = 0) -> LabelledTexts:
+    """A text is labelled by the word it has: good, bad or neither."""
+    rng = np.random.default_rng(seed)
     labels = rng.integers(0, 3, num).tolist()
     fillers = texts_of_lengths(rng.integers(1, 4, num).tolist())
     words = ("so", "good good", "bad bad")
@@ -66,66 +185,289 @@ def toy_data(num: int) -> LabelledTexts:
     return LabelledTexts([f"{words[label]} {text}" for label, text in zip(labels, clean, strict=True)], labels)
 
 
-def test_fit_learns_repeats_itself_and_leaves_its_input_alone(tiny_folder, optax_promotion):
-    classifier = flaxsent.load(tiny_folder("bert"), backend="native", labels=["none", "good", "bad"], seed=1)
+NAMES = ["none", "good", "bad"]
+
+
+def test_fit_learns_repeats_itself_and_leaves_its_input_alone(tiny_folder):
+    classifier = load(tiny_folder("bert"), labels=NAMES, seed=1)
     before = jax.tree.map(np.array, classifier.params)
     data, told = toy_data(300), []
-    options = train.TrainOptions(learning_rate=1e-3, batch_size=20, num_epochs=3, average_decay=0.9)
-    trained = train.fit(classifier, data, data, options=options, report=told.append)
+    options = TrainOptions(learning_rate=1e-3, batch_size=20, num_epochs=3, average_decay=0.9)
+    trained = flaxsent.fit(classifier, data, data, options=options, report=told.append)
     assert train.accuracy(trained, toy_data(100)) > 0.9 > train.accuracy(classifier, toy_data(100))
     assert told[-1].startswith("epoch 3 dev accuracy")
     jax.tree.map(np.testing.assert_array_equal, before, classifier.params)
-    again = train.fit(classifier, data, options=options)
+    again = flaxsent.fit(classifier, data, options=options)
     jax.tree.map(np.testing.assert_array_equal, trained.params, again.params)
+    other = flaxsent.fit(classifier, data, options=dataclasses.replace(options, seed=1))
+    assert (other.params["classifier"]["kernel"] != trained.params["classifier"]["kernel"]).any()
 
 
-def test_length_bucketed_batches_hold_every_text_once_and_texts_of_like_length():
-    lengths = np.random.default_rng(0).integers(3, 60, 1000).tolist()
-    encodings = flaxsent.types.Encodings([[0] * length for length in lengths], [[0] * length for length in lengths], 0)
-    batches = list(train.length_bucketed(encodings, 16, np.random.default_rng(0), pool=20))
-    assert sorted(index for batch in batches for index in batch) == list(range(1000))
-    padding = sum(max(lengths[i] for i in batch) * len(batch) - sum(lengths[i] for i in batch) for batch in batches)
-    assert padding / sum(lengths) < 0.1
+@pytest.mark.flax_auto
+def test_fit_learns_with_the_flax_backend(tiny_folder):
+    classifier = load(tiny_folder("bert"), labels=NAMES, backend="flax", seed=1)
+    options = TrainOptions(learning_rate=1e-3, batch_size=20, num_epochs=3, average_decay=0.9)
+    trained = flaxsent.fit(classifier, toy_data(300), options=options)
+    assert train.accuracy(trained, toy_data(100)) > 0.9
 
 
-def test_schedule_rises_and_falls_and_decay_spares_biases_and_norms(optax_promotion):
-    params = {"dense": {"kernel": jnp.ones((2, 2)), "bias": jnp.ones(2)}, "LayerNorm": {"scale": jnp.ones(2)}}
-    options = train.TrainOptions(learning_rate=0.1, warmup=0.5, weight_decay=0.5)
-    optimizer = train.make_optimizer(options, 4)
-    state, sizes = optimizer.init(params), []
-    for _ in range(4):
-        updates, state = optimizer.update(jax.tree.map(jnp.zeros_like, params), state, params)
-        sizes.append(-float(updates["dense"]["kernel"][0, 0]))
-        assert (
-            float(jnp.abs(updates["dense"]["bias"]).max()) == 0 == float(jnp.abs(updates["LayerNorm"]["scale"]).max())
-        )
-    np.testing.assert_allclose(sizes, [0, 0.025, 0.05, 0.025], rtol=1e-6)  # learning rate times weight decay
+@pytest.mark.parametrize("problem_type", ["multi_label_classification", "regression"])
+def test_fit_learns_several_labels_and_values(tiny_folder, problem_type):
+    data = toy_data(300)
+    several, values = [(), (1,), (0, 2)], [0.0, 1.0, -1.0]
+    labels = [(several if problem_type.startswith("multi") else values)[label] for label in data.labels]
+    data, told = LabelledTexts(data.texts, labels), []
+    classifier = load(tiny_folder("bert"), problem_type=problem_type, seed=1)
+    options = TrainOptions(learning_rate=1e-3, batch_size=20, num_epochs=4, average_decay=0.9)
+    flaxsent.fit(classifier, data, data, options=options, report=told.append)
+    assert told[-1].startswith(f"epoch 4 dev {train.SCORES[problem_type]}")
+    assert float(told[-1].split()[-1]) > 0.9
+
+
+def steps(classifier, data, options, num, **arguments):
+    """The trainer and its state after some steps, with their losses."""
+    trainer = train.Trainer(classifier, data, options=options, **arguments)
+    moments, losses, moment = trainer.moments(trainer.start()), [], None
+    for _ in range(num):
+        moment = next(moments)
+        losses.append(float(moment.report.loss))
+    return trainer, moment.snapshot.state, losses
+
+
+def test_steps_of_packed_rows_compile_once_and_padded_ones_once_a_length(tiny_folder):
+    data = LabelledTexts(texts_of_lengths(np.random.default_rng(0).integers(1, 60, 200).tolist()), [0, 1] * 100)
+    options = TrainOptions(batch_size=16, num_epochs=2)
+    trainer = train.Trainer(load(tiny_folder("bert")), data, data, options=options)
+    assert len([*trainer.moments(trainer.start())]) == trainer.num_steps > 10
+    assert (trainer.step._cache_size(), trainer.sums._cache_size()) == (1, 1)
+
+
+@pytest.mark.flax_auto
+def test_padded_steps_compile_once_a_length(tiny_folder):
+    data = LabelledTexts(texts_of_lengths(np.random.default_rng(0).integers(1, 60, 100).tolist()), [0, 1] * 50)
+    options = TrainOptions(batch_size=16, num_epochs=2)
+    trainer = train.Trainer(load(tiny_folder("bert"), backend="flax"), data, options=options)
+    assert len([*trainer.moments(trainer.start())]) == trainer.num_steps
+    assert trainer.step._cache_size() <= len(trainer.shapes) == 6  # 16, 24, 32, 48, 64, and the longest
+
+
+@pytest.mark.parametrize("is_packed", [True, False])
+def test_an_epoch_has_each_text_once_in_full_rows(is_packed):
+    lengths = np.random.default_rng(0).integers(3, 60, 2000).tolist()
+    shapes = training_data.step_shapes(
+        lengths, longest=59, is_packed=is_packed, batch_size=32, tokens_per_step=None, multiple_of=1
+    )
+    plans = training_data.plan_epoch(lengths, shapes, is_packed=is_packed, seed=3, epoch=1)
+    assert sorted(text for plan in plans for row in plan.rows for text in row) == list(range(2000))
+    assert all(len(plan.rows) == plan.shape.num_rows for plan in plans)
+    places = sum(plan.shape.num_rows * plan.shape.row_length for plan in plans)
+    # Packed in random order, what stays empty is what the shortest text does not fit in; padded, a quarter at most.
+    assert sum(lengths) / places > (0.95 if is_packed else 0.75)
+    again = training_data.plan_epoch(lengths, shapes, is_packed=is_packed, seed=3, epoch=1)
+    other = training_data.plan_epoch(lengths, shapes, is_packed=is_packed, seed=3, epoch=2)
+    assert again == plans != other
+    if is_packed:  # no step is a small one, whose texts would count for more
+        counts = [sum(map(len, plan.rows)) for plan in plans]
+        assert min(counts) > 0.6 * np.mean(counts)
+
+
+def test_accumulation_leaves_the_step_as_it_is(tiny_folder):
+    classifier = load(tiny_folder("bert", hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0))
+    data = toy_data(120)
+    options = TrainOptions(tokens_per_step=8 * 128, learning_rate=1e-3, warmup=0.0)
+    _, whole, losses = steps(classifier, data, options, 1)
+    _, parts, in_parts = steps(classifier, data, dataclasses.replace(options, accumulation=4), 1)
+    assert np.abs(np.subtract(losses, in_parts)).max() <= 1e-6
+    for one, other in zip(jax.tree.leaves(whole.opt_state), jax.tree.leaves(parts.opt_state), strict=True):
+        # Adam's moments are those of the gradient: its float32 sum over the texts has another order.
+        np.testing.assert_allclose(one, other, atol=1e-6 * max(np.abs(one).max(), 1e-2))
+
+
+def test_bfloat16_computes_near_float32_and_keeps_float32_parameters(tiny_folder):
+    classifier = load(tiny_folder("bert", hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0))
+    options = TrainOptions(learning_rate=1e-4)
+    _, _, losses = steps(classifier, toy_data(120), options, 2)
+    _, state, halves = steps(classifier, toy_data(120), dataclasses.replace(options, dtype="bfloat16"), 2)
+    assert {leaf.dtype for leaf in jax.tree.leaves((state.params, state.average))} == {jnp.dtype("float32")}
+    difference = np.abs(np.subtract(losses, halves)).max()
+    assert 0 < difference <= 2e-2  # bfloat16 has 8 bits
+
+
+@pytest.mark.flax_auto
+def test_flax_computes_in_bfloat16_from_float32_parameters(tiny_folder):
+    classifier = load(tiny_folder("bert"), backend="flax")
+    options = TrainOptions(learning_rate=1e-4, dtype="bfloat16")
+    step = train.Trainer(classifier, toy_data(30), options=options)
+    batch = step._put_batch(step._train, step._plan(0)[0])
+    assert "bf16[" in str(jax.make_jaxpr(step.step)(step.start().state, batch))
+
+
+def test_frozen_parameters_stay_and_the_others_move(tiny_folder):
+    classifier = load(tiny_folder("bert"))
+    options = TrainOptions(learning_rate=1e-3, warmup=0.0, freeze=("bert.embeddings.*", "*.query.*"))
+    _, state, _ = steps(classifier, toy_data(60), options, 1)
+    for path, leaf in jax.tree_util.tree_leaves_with_path(state.params):
+        name = jax.tree_util.keystr(path, simple=True, separator=".")
+        before = functools.reduce(lambda node, key: node[key.key], path, classifier.params)
+        is_frozen = name.startswith("bert.embeddings.") or ".query." in name
+        assert (leaf == before).all() == is_frozen, name
 
 
 @pytest.mark.parametrize(
-    ("name", "content", "message"),
+    ("freeze", "message"),
+    [(("bert.embedings.*",), "no parameter matches 'bert.embedings.*'; they are called"), (("*",), "nothing to train")],
+)
+def test_patterns_that_freeze_nothing_or_all_are_refused(tiny_folder, freeze, message):
+    with pytest.raises(ValueError, match=re.escape(message)):
+        train.Trainer(load(tiny_folder("bert")), toy_data(5), options=TrainOptions(freeze=freeze))
+
+
+@pytest.mark.parametrize(
+    ("family", "expected"),
     [
-        ("x.tsv", "sentence\tlabel\n", "has the columns sentence, label; expected text and label"),
-        ("x.tsv", "text\tlabel\na\t0\nb\n", "row 3 has 1 columns; expected 2"),
-        ("x.csv", "text,label\na,maybe\n", "row 2 has the label 'maybe'"),
-        ("x.tsv", "text\tlabel\n", "has no rows"),
-        ("x.tsv", "", "expected text and label"),
-        ("x.json", "{}", "expected a .tsv or .csv file"),
+        ("bert", {"bert.embeddings": 4, "bert.encoder.layer.0": 3, "bert.encoder.layer.2": 1, "bert.pooler": 0}),
+        ("distilbert", {"distilbert.transformer.layer.0": 3, "pre_classifier": 0, "classifier": 0}),
+        ("albert", {"albert.embeddings": 2, "albert.encoder.albert_layer_groups": 1, "albert.pooler": 0}),
+        ("deberta-v2", {"deberta.encoder.rel_embeddings": 4, "deberta.encoder.LayerNorm": 0, "pooler": 0}),
+        ("modernbert", {"model.embeddings": 5, "model.layers.3": 1, "model.final_norm": 0, "head": 0}),
+        (
+            "bart",
+            {"model.shared": 5, "model.encoder.layers.0": 4, "model.decoder.layers.0": 2, "model.decoder.layers.1": 1},
+        ),
     ],
 )
-def test_broken_labelled_files_are_named_with_the_row(tmp_path, name, content, message):
-    (tmp_path / name).write_text(content)
+def test_depths_count_layers_below_the_head(tiny_folder, family, expected):
+    depths = optimization.depths_below_top(load(tiny_folder(family)).params)
+    for name, depth in expected.items():
+        branch = functools.reduce(lambda node, key: node[key], name.split("."), depths)
+        assert {*jax.tree.leaves(branch)} == {depth}, name
+
+
+def test_layer_decay_scales_the_whole_update():
+    params = {"embeddings": {"embedding": jnp.ones(2)}, "layer": {"0": {"kernel": jnp.ones(2)}}, "head": jnp.ones(2)}
+    params["head"] = {"kernel": params["head"]}
+    options = TrainOptions(learning_rate=0.1, warmup=0.0, weight_decay=0.5, layer_decay=0.5, max_grad_norm=0)
+    with jax.numpy_dtype_promotion("standard"):
+        optimizer = optimization.make_optimizer(options, 10, params)
+        updates, _ = optimizer.update(params, optimizer.init(params), params)
+    sizes = [float(-updates[name][leaf][0]) for name, leaf in (("head", "kernel"), ("embeddings", "embedding"))]
+    np.testing.assert_allclose(sizes, [0.15, 0.0375], rtol=1e-5)  # Adam's first step is 1, decay adds 0.5
+
+
+@pytest.mark.parametrize(("schedule", "at_three_quarters"), [("linear", 0.05), ("cosine", 0.05)])
+def test_schedule_rises_and_falls_and_decay_spares_biases_and_norms(schedule, at_three_quarters):
+    params = {"dense": {"kernel": jnp.ones((2, 2)), "bias": jnp.ones(2)}, "LayerNorm": {"scale": jnp.ones(2)}}
+    options = TrainOptions(learning_rate=0.1, warmup=0.5, weight_decay=0.5, schedule=schedule)
+    sizes = []
+    with jax.numpy_dtype_promotion("standard"):
+        optimizer = optimization.make_optimizer(options, 4, params)
+        state = optimizer.init(params)
+        for _ in range(4):
+            updates, state = optimizer.update(jax.tree.map(jnp.zeros_like, params), state, params)
+            sizes.append(-float(updates["dense"]["kernel"][0, 0]))
+            assert float(jnp.abs(updates["dense"]["bias"]).max()) == 0
+            assert float(jnp.abs(updates["LayerNorm"]["scale"]).max()) == 0
+    # learning rate times weight decay; half way down, both curves are at the half
+    np.testing.assert_allclose(sizes, [0, 0.025, 0.05, at_three_quarters / 2], rtol=1e-5)
+
+
+def test_cosine_falls_slowly_at_first():
+    options = TrainOptions(learning_rate=1.0, warmup=0.0, schedule="cosine")
+    with jax.numpy_dtype_promotion("standard"):
+        schedule = optimization.make_schedule(options, 100)
+        np.testing.assert_allclose([schedule(at) for at in (0, 25, 50, 100)], [1, 0.853553, 0.5, 0], atol=1e-5)
+
+
+def test_early_stopping_ends_the_run_with_the_best_epoch(tiny_folder, monkeypatch):
+    classifier = load(tiny_folder("bert"), labels=NAMES, seed=1)
+    options = TrainOptions(num_epochs=6, early_stopping=2, batch_size=20, learning_rate=1e-3)
+    scores = iter([0.1, 0.5, 0.4, 0.5, 0.9, 0.9])
+    evaluate = train.Trainer.evaluate
+    monkeypatch.setattr(
+        train.Trainer, "evaluate", lambda *args, **kw: evaluate(*args, **kw)._replace(score=next(scores))
+    )
+    after, data = [], toy_data(60)
+    best = flaxsent.fit(classifier, data, data, options=options, on_epoch=after.append)
+    assert len(after) == 4
+    jax.tree.map(np.testing.assert_array_equal, best.params, after[1].params)
+
+
+def test_a_loss_that_is_no_number_ends_the_run(tiny_folder):
+    with pytest.raises(ValueError, match="the loss is nan at step .*; try a lower learning_rate"):
+        flaxsent.fit(load(tiny_folder("bert")), toy_data(60), options=TrainOptions(learning_rate=1e30, warmup=0.0))
+
+
+@pytest.mark.parametrize(
+    ("option", "message"),
+    [
+        ({"learning_rate": 0.0}, "learning_rate=0.0; expected a positive number"),
+        ({"learning_rate": float("nan")}, "learning_rate=nan; expected"),
+        ({"num_epochs": 0}, "num_epochs=0; expected a whole number of 1 or more"),
+        ({"batch_size": 2.5}, "batch_size=2.5; expected a whole number"),
+        ({"tokens_per_step": 0}, "tokens_per_step=0; expected a whole number"),
+        ({"warmup": 1.0}, r"warmup=1.0; expected a number in \[0, 1\)"),
+        ({"schedule": "square"}, "schedule='square'; expected linear or cosine"),
+        ({"dtype": "int8"}, "dtype='int8'; expected float32"),
+        ({"freeze": "head"}, "freeze='head' is a text; expected a tuple"),
+        ({"seed": -1}, "seed=-1; expected"),
+    ],
+)
+def test_options_out_of_their_range_are_refused_by_name(option, message):
     with pytest.raises(ValueError, match=message):
-        read_labelled(tmp_path / name, label2id={"NEGATIVE": 0, "POSITIVE": 1})
+        TrainOptions(**option)
 
 
-def test_invalid_utf8_is_named_with_the_row_before_it(tmp_path):
-    (tmp_path / "x.tsv").write_bytes(b"text\tlabel\ngood\t1\n\xff\t0\n")
-    with pytest.raises(ValueError, match="is not UTF-8 text"):
-        read_labelled(tmp_path / "x.tsv", label2id={"NEGATIVE": 0, "POSITIVE": 1})
+@pytest.mark.parametrize(
+    ("problem_type", "labels", "message"),
+    [
+        ("single_label_classification", [0, 3], "the label of text 1 is 3; expected an index from 0 to 2"),
+        ("single_label_classification", [], "2 texts with 0 labels"),
+        ("multi_label_classification", [(0,), 1], "the label of text 1 is 1; expected a tuple of indices from 0 to 2"),
+        ("regression", [0.5, float("nan")], "the label of text 1 is nan; expected a finite number"),
+    ],
+)
+def test_labels_that_do_not_fit_are_refused_before_the_first_step(tiny_folder, problem_type, labels, message):
+    with pytest.raises(ValueError, match=message):
+        train.Trainer(load(tiny_folder("bert"), problem_type=problem_type), LabelledTexts(["a", "b"], labels))
 
 
-def test_labels_are_names_or_indices_and_tsv_keeps_quotation_marks(tmp_path):
-    (tmp_path / "x.tsv").write_text('text\tlabel\n"so" it is\t1\nb\tNEGATIVE\n')
-    data = read_labelled(tmp_path / "x.tsv", label2id={"NEGATIVE": 0, "POSITIVE": 1})
-    assert data == LabelledTexts(['"so" it is', "b"], [1, 0])
+def test_rows_spread_over_eight_devices_give_the_losses_of_one(tiny_folder):
+    """In processes of their own: the number of devices is set before JAX starts. Dropout is on."""
+    code = (
+        "import json, sys, jax, flaxsent\n"
+        "from flaxsent import train\n"
+        "from tests.test_train import steps, toy_data, TrainOptions\n"
+        "classifier = flaxsent.load(sys.argv[1], backend='native')\n"
+        "options = TrainOptions(tokens_per_step=16 * 128, accumulation=2, learning_rate=1e-3)\n"
+        "_, state, losses = steps(classifier, toy_data(600), options, 4)\n"
+        "leaf = state.params['classifier']['kernel']\n"
+        "print(json.dumps([len(leaf.sharding.device_set), losses, leaf.tolist()]))\n"
+    )
+    found = []
+    for num_devices in (1, 8):
+        flags = f"--xla_force_host_platform_device_count={num_devices}"
+        done = subprocess.run(
+            [sys.executable, "-c", code, tiny_folder("bert")],
+            env={"XLA_FLAGS": flags, "PATH": "", "PYTHONDONTWRITEBYTECODE": "1"},
+            capture_output=True,
+            text=True,
+            check=True,
+        )
+        found.append(json.loads(done.stdout.splitlines()[-1]))
+    (one, losses, kernel), (eight, eight_losses, eight_kernel) = found
+    assert (one, eight) == (1, 8)
+    # Sums over the rows in another order; Adam makes steps of size 1e-3 of gradients near 0, so parameters differ more.
+    np.testing.assert_allclose(losses, eight_losses, rtol=1e-5)
+    np.testing.assert_allclose(kernel, eight_kernel, atol=1e-4)
+
+
+def test_fit_comes_without_optax_at_import_and_says_what_to_install():
+    code = (
+        "import sys\n"
+        "import flaxsent\n"
+        "assert 'optax' not in sys.modules and 'flaxsent.train' not in sys.modules\n"
+        "sys.modules['optax'] = None\n"
+        "flaxsent.fit\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.stderr.endswith('training needs optax, which is not installed: pip install "flaxsent[train]"\n')
