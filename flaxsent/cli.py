@@ -9,14 +9,13 @@ import os
 import shutil
 import sys
 from collections.abc import Iterable, Iterator, Sequence
-from pathlib import Path
 from typing import Any
 
 import jax
 from tqdm import tqdm
 
 import flaxsent
-from flaxsent.classifier import Classifier, classify, load, save
+from flaxsent.classifier import Classifier, classify, load
 from flaxsent.types import Prediction
 
 _CHUNK = 1024
@@ -84,17 +83,9 @@ def _parser() -> argparse.ArgumentParser:
     command.add_argument("model", nargs="?", metavar="MODEL", help="Hub id or folder; the embedded model by default")
     command.set_defaults(run=_info, keeps_compiled=True)
 
-    command = commands.add_parser("train", help="fine-tune an encoder or a classifier")
+    command = commands.add_parser("train", help="fine-tune an encoder or a classifier", description=_TRAIN)
     _add_model(command)
-    command.add_argument("--train", required=True, metavar="FILE", help="TSV or CSV with the columns text and label")
-    command.add_argument("--dev", metavar="FILE", help="as --train; its accuracy is told after each epoch")
-    command.add_argument("--output", required=True, metavar="FOLDER", help="written after each epoch")
-    command.add_argument("--labels", metavar="A,B,...", help="put a new head with these labels on the encoder")
-    command.add_argument("--learning-rate", type=float, default=1e-4, metavar="X", help="peak (default 1e-4)")
-    command.add_argument("--batch-size", type=int, default=64, metavar="N", help="texts in a step (default 64)")
-    command.add_argument("--epochs", type=int, default=3, metavar="N", help="default 3")
-    command.add_argument("--seed", type=int, default=0, metavar="N", help="default 0")
-    command.add_argument("--save-dtype", choices=("float32", "bfloat16", "float16"), default="float32")
+    _add_train(command)
     command.set_defaults(run=_train)
 
     command = commands.add_parser("evaluate", help="tell how good a model is on a labelled file", description=_EVALUATE)
@@ -149,6 +140,74 @@ _FORMATS = ("table", "jsonl", "tsv")
 
 def _add_model(command: argparse.ArgumentParser) -> None:
     command.add_argument("--model", metavar="ID_OR_FOLDER", help="Hub id or folder; the embedded model by default")
+
+
+_TRAIN = """Fine-tunes an encoder or a classifier on a file of texts with labels: .csv, .tsv, .jsonl or .parquet. Labels
+are names or numbers; several of a text are a list (in a text column a JSON list, or see --label-separator); decimal
+numbers are values to be predicted. The checkpoint keeps its labels if the file has no others, else it gets a new head.
+The output is an ordinary checkpoint folder with log.jsonl and curves.png, and appears when it is complete. A run that
+was killed goes on with --resume, to the same parameters, to the bit."""
+
+
+def _add_train(command: argparse.ArgumentParser) -> None:
+    files = command.add_argument_group("files")
+    files.add_argument("--train", required=True, metavar="FILE", help="texts to learn from")
+    files.add_argument("--dev", metavar="FILE", help="texts to evaluate on after each epoch")
+    files.add_argument("--output", required=True, metavar="FOLDER")
+    files.add_argument("--text-column", default="text", metavar="NAME", help="default text")
+    files.add_argument("--second-column", metavar="NAME", help="of the second texts, for pairs")
+    files.add_argument("--label-column", default="label", metavar="NAME", help="default label")
+    files.add_argument("--label-separator", metavar="TEXT", help="what stands between several labels of a text")
+    files.add_argument("--labels", metavar="A,B,...", help="in this order; by default the checkpoint's or the file's")
+    files.add_argument(
+        "--problem-type",
+        choices=("single_label_classification", "multi_label_classification", "regression"),
+        help="by default what the labels look like: lists, decimal numbers, or else one label of several",
+    )
+    files.add_argument("--save-dtype", choices=_DTYPES, default="float32", help="of the weights that are written")
+    files.add_argument("--checkpoint-every", type=int, default=500, metavar="STEPS", help="default 500, and each epoch")
+    files.add_argument("--log-every", type=int, default=20, metavar="STEPS", help="default 20, and each epoch")
+    files.add_argument(
+        "--resume", action="store_true", help="go on with the run if it was begun, with the same options"
+    )
+    files.add_argument("--overwrite", action="store_true", help="replace an output that is there already")
+
+    how = command.add_argument_group("training")
+    how.add_argument("--backend", choices=("native", "flax"), help="default native, where it has the family")
+    how.add_argument("--learning-rate", type=float, default=1e-4, metavar="X", help="peak (default 1e-4)")
+    how.add_argument("--schedule", choices=("linear", "cosine"), default="linear", help="of the decay (default linear)")
+    how.add_argument("--warmup", type=float, default=0.06, metavar="X", help="share of the steps (default 0.06)")
+    how.add_argument("--epochs", type=int, default=3, metavar="N", help="default 3")
+    how.add_argument("--batch-size", type=int, default=64, metavar="N", help="texts in a step, on average (default 64)")
+    how.add_argument("--tokens-per-step", type=int, metavar="N", help="in the place of --batch-size")
+    how.add_argument("--accumulation", type=int, default=1, metavar="N", help="parts in which to compute a step")
+    how.add_argument("--max-length", type=int, default=128, metavar="N", help="tokens to cut texts at (default 128)")
+    how.add_argument("--dtype", choices=_DTYPES, help="of the computation (default float32); parameters are float32")
+    how.add_argument("--weight-decay", type=float, default=0.01, metavar="X", help="default 0.01")
+    how.add_argument("--layer-decay", type=float, default=1.0, metavar="X", help="learning rate by layer (default 1)")
+    how.add_argument("--max-grad-norm", type=float, default=1.0, metavar="X", help="default 1; 0 cuts no gradient")
+    how.add_argument("--average-decay", type=float, default=0.999, metavar="X", help="of the weights (default 0.999)")
+    how.add_argument("--label-smoothing", type=float, default=0.0, metavar="X", help="default 0")
+    how.add_argument(
+        "--early-stopping", type=int, default=0, metavar="N", help="end after N epochs that are not better"
+    )
+    how.add_argument("--freeze", nargs="+", default=(), metavar="PATTERN", help="such as 'bert.embeddings.*'")
+    how.add_argument("--teacher", metavar="ID_OR_FOLDER", help="a classifier with the same labels to learn from too")
+    how.add_argument(
+        "--teacher-weight", type=float, default=0.5, metavar="X", help="its share of the loss (default 0.5)"
+    )
+    how.add_argument("--teacher-temperature", type=float, default=2.0, metavar="X", help="default 2")
+    how.add_argument("--seed", type=int, default=0, metavar="N", help="default 0")
+
+    hosts = command.add_argument_group(
+        "several processes", "each with the same command, on a disk that all of them see"
+    )
+    hosts.add_argument("--coordinator", metavar="HOST:PORT", help="of process 0")
+    hosts.add_argument("--num-processes", type=int, metavar="N")
+    hosts.add_argument("--process-id", type=int, metavar="I")
+
+
+_DTYPES = ("float32", "bfloat16", "float16")
 
 
 _CLASSIFY = """Labels texts, or files of them. The format of a file is what its name ends in: .txt (one text a line),
@@ -359,27 +418,36 @@ def _version(package: str) -> list[str]:
 
 
 def _train(options: argparse.Namespace) -> None:
-    from flaxsent.records import read_labelled
-    from flaxsent.train import TrainOptions, fit
+    from flaxsent import training_run
+    from flaxsent.train import TrainOptions
 
-    labels = None if options.labels is None else options.labels.split(",")
-    classifier = _load(options.model, labels=labels, seed=options.seed)
-    label2id = {label: index for index, label in enumerate(classifier.config.labels)}
-    train_options = TrainOptions(
-        learning_rate=options.learning_rate,
-        batch_size=options.batch_size,
-        num_epochs=options.epochs,
-        seed=options.seed,
+    given = vars(options) | {"num_epochs": options.epochs, "freeze": tuple(options.freeze)}
+    train_options = TrainOptions(**{field.name: given[field.name] for field in dataclasses.fields(TrainOptions)})
+    columns = (options.text_column, options.second_column)
+    run_options = training_run.RunOptions(
+        train=options.train,
+        dev=options.dev,
+        output=options.output,
+        model=options.model,
+        teacher=options.teacher,
+        text_columns=tuple(column for column in columns if column is not None),
+        label_column=options.label_column,
+        label_separator=options.label_separator,
+        labels=None if options.labels is None else tuple(options.labels.split(",")),
+        problem_type=options.problem_type,
+        backend=options.backend,
+        save_dtype=options.save_dtype,
+        checkpoint_every=options.checkpoint_every,
+        log_every=options.log_every,
+        resume=options.resume,
+        overwrite=options.overwrite,
     )
-    Path(options.output).mkdir(parents=True, exist_ok=True)  # to fail before the first step, if it must
-    fit(
-        classifier,
-        read_labelled(options.train, label2id=label2id),
-        None if options.dev is None else read_labelled(options.dev, label2id=label2id),
-        options=train_options,
-        report=lambda line: print(line, flush=True),
-        on_epoch=lambda trained: save(trained, options.output, dtype=options.save_dtype),
-    )
+    places = (options.coordinator, options.num_processes, options.process_id)
+    if places != (None, None, None):
+        if None in places:
+            raise ValueError("--coordinator, --num-processes and --process-id go together; one is missing.")
+        jax.distributed.initialize(*places)
+    training_run.run(run_options, train_options, report=lambda line: print(line, flush=True))
 
 
 def _evaluate(options: argparse.Namespace) -> None:

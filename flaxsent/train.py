@@ -130,7 +130,7 @@ def train_step(
     num_steps = state.step.astype(jnp.float32)
     decay = jnp.minimum(average_decay, (1 + num_steps) / (10 + num_steps))
     average = cast(Params, optax.incremental_update(params, state.average, 1 - decay))
-    report = StepReport(value, optax.global_norm(gradient))
+    report = StepReport(value, optax.tree.norm(gradient))
     return TrainState(params, average, opt_state, state.step + 1, key), report
 
 
@@ -383,9 +383,9 @@ def _sums(params: Params, batch: Batch, *, forward: Forward, problem_type: Probl
     labels, weights = jnp.asarray(batch.labels), jnp.asarray(batch.weights)
     sums = {"texts": jnp.sum(weights), "loss": jnp.sum(_losses(logits, labels, problem_type) * weights)}
     if problem_type == "single_label_classification":
-        sums["right"] = jnp.sum((jnp.argmax(logits, axis=-1) == labels) * weights)
+        sums["right"] = jnp.sum(weights, where=jnp.argmax(logits, axis=-1) == labels)
     elif problem_type == "multi_label_classification":
-        chosen = (logits > 0) * weights[..., None]
+        chosen = jnp.where(logits > 0, weights[..., None], jnp.zeros(()))
         sums |= {"right": jnp.sum(chosen * labels), "predicted": jnp.sum(chosen), "labelled": jnp.sum(labels)}
     return sums
 

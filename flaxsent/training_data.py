@@ -130,7 +130,7 @@ def step_shapes(
     (StepShape(num_rows=12, row_length=128, num_segments=32),)
     """
 
-    def num_rows(number: float) -> int:
+    def num_rows(number: int | float) -> int:
         return max(round(number / multiple_of), 1) * multiple_of
 
     if is_packed:

@@ -22,6 +22,7 @@ with install_import_hook("flaxsent", "beartype.beartype"):
     import flaxsent.cli
     import flaxsent.parity
     import flaxsent.train
+    import flaxsent.training_run
 
 NATIVE = sorted(flaxsent.encoders.FAMILIES)
 HAS_TORCH = importlib.util.find_spec("torch") is not None

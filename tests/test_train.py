@@ -9,6 +9,7 @@ import sys
 
 import jax
 import jax.numpy as jnp
+import jaxtyping
 import numpy as np
 import pytest
 
@@ -148,7 +149,7 @@ def test_a_student_that_is_its_teacher_has_nothing_to_learn_of_it(problem_type):
         teacher_temperature=3.0,
         forward=lambda params, *_: params["logits"],
     )
-    moved = logits + jnp.linspace(0.0, 1.0, logits.size).reshape(logits.shape)
+    moved = logits + jnp.linspace(0.0, 9.0, logits.size).reshape(logits.shape)
     gradient, other = (jax.grad(at)({"logits": at_logits}, batch, None)["logits"] for at_logits in (logits, moved))
     assert jnp.abs(gradient).max() <= 1e-6  # rounding of scores in float32
     assert jnp.abs(other).max() >= 1e-2
@@ -248,7 +249,7 @@ def test_padded_steps_compile_once_a_length(tiny_folder):
     options = TrainOptions(batch_size=16, num_epochs=2)
     trainer = train.Trainer(load(tiny_folder("bert"), backend="flax"), data, options=options)
     assert len([*trainer.moments(trainer.start())]) == trainer.num_steps
-    assert trainer.step._cache_size() <= len(trainer.shapes) == 6  # 16, 24, 32, 48, 64, and the longest
+    assert trainer.step._cache_size() <= len(trainer.shapes) <= 5  # 16, 24, 32, 48, the longest
 
 
 @pytest.mark.parametrize("is_packed", [True, False])
@@ -332,7 +333,7 @@ def test_patterns_that_freeze_nothing_or_all_are_refused(tiny_folder, freeze, me
         ("modernbert", {"model.embeddings": 5, "model.layers.3": 1, "model.final_norm": 0, "head": 0}),
         (
             "bart",
-            {"model.shared": 5, "model.encoder.layers.0": 4, "model.decoder.layers.0": 2, "model.decoder.layers.1": 1},
+            {"model.shared": 6, "model.encoder.layers.0": 5, "model.decoder.layers.0": 3, "model.decoder.layers.2": 1},
         ),
     ],
 )
@@ -346,7 +347,7 @@ def test_depths_count_layers_below_the_head(tiny_folder, family, expected):
 def test_layer_decay_scales_the_whole_update():
     params = {"embeddings": {"embedding": jnp.ones(2)}, "layer": {"0": {"kernel": jnp.ones(2)}}, "head": jnp.ones(2)}
     params["head"] = {"kernel": params["head"]}
-    options = TrainOptions(learning_rate=0.1, warmup=0.0, weight_decay=0.5, layer_decay=0.5, max_grad_norm=0)
+    options = TrainOptions(learning_rate=0.1, warmup=0.0, weight_decay=0.5, layer_decay=0.5, max_grad_norm=0.0)
     with jax.numpy_dtype_promotion("standard"):
         optimizer = optimization.make_optimizer(options, 10, params)
         updates, _ = optimizer.update(params, optimizer.init(params), params)
@@ -393,7 +394,7 @@ def test_early_stopping_ends_the_run_with_the_best_epoch(tiny_folder, monkeypatc
 
 
 def test_a_loss_that_is_no_number_ends_the_run(tiny_folder):
-    with pytest.raises(ValueError, match="the loss is nan at step .*; try a lower learning_rate"):
+    with pytest.raises(ValueError, match=r"the loss is nan at step \d+; try a lower learning_rate"):
         flaxsent.fit(load(tiny_folder("bert")), toy_data(60), options=TrainOptions(learning_rate=1e30, warmup=0.0))
 
 
@@ -412,7 +413,8 @@ def test_a_loss_that_is_no_number_ends_the_run(tiny_folder):
         ({"seed": -1}, "seed=-1; expected"),
     ],
 )
-def test_options_out_of_their_range_are_refused_by_name(option, message):
+def test_options_out_of_their_range_are_refused_by_name(monkeypatch, option, message):
+    monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)  # or conftest's type checks would speak first
     with pytest.raises(ValueError, match=message):
         TrainOptions(**option)
 
