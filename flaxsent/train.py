@@ -242,7 +242,6 @@ class Trainer:
         )
         self.steps_by_epoch = [len(self._plan(epoch)) for epoch in range(options.num_epochs)]
         self.num_steps = sum(self.steps_by_epoch)
-        self.num_truncated = self._train.encodings.num_truncated
         self.learning_rate = make_schedule(options, self.num_steps)
         self._optimizer = make_optimizer(options, self.num_steps, classifier.params)
         task = {

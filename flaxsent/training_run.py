@@ -169,8 +169,6 @@ def run(
     if _is_first():
         _finish(work, Path(options.output), trainer.result(snapshot), options, facts)
     _wait("the output")
-    if trainer.num_truncated:
-        report(f"{trainer.num_truncated:,} texts were cut")
     return _chosen(snapshot, train_options)
 
 
@@ -254,6 +252,7 @@ def _facts(options: RunOptions, train_options: TrainOptions, data: _Data, traine
     """All that the parameters depend on."""
     classifier = trainer.classifier
     facts = {
+        "options": dataclasses.asdict(train_options),
         "model": options.model,
         "weights": _digest(classifier.config.json, *jax.tree.leaves(classifier.params)),
         "backend": classifier.backend,
@@ -262,7 +261,6 @@ def _facts(options: RunOptions, train_options: TrainOptions, data: _Data, traine
         "dev": None if data.dev is None else _digest(*data.dev),
         "labels": data.labels,
         "problem_type": data.problem_type,
-        "options": dataclasses.asdict(train_options),
         "steps": trainer.num_steps,
         "shapes": trainer.shapes,
         "platform": jax.default_backend(),
