@@ -217,10 +217,9 @@ def test_fit_learns_repeats_itself_and_leaves_its_input_alone(tiny_folder):
     jax.tree.map(np.testing.assert_array_equal, before, classifier.params)
     again = flaxsent.fit(classifier, data, options=options)
     jax.tree.map(np.testing.assert_array_equal, trained.params, again.params)
-    other = flaxsent.fit(classifier, data, options=dataclasses.replace(options, seed=1))
-    assert (other.params["classifier"]["kernel"] != trained.params["classifier"]["kernel"]).any()
 
 
+@pytest.mark.slow
 @pytest.mark.flax_auto
 def test_fit_learns_with_the_flax_backend(tiny_folder):
     classifier = load(tiny_folder("bert", **SMALL), labels=NAMES, backend="flax", seed=1)
@@ -263,10 +262,10 @@ def test_steps_of_packed_rows_compile_once_and_padded_ones_once_a_length(tiny_fo
 @pytest.mark.flax_auto
 def test_padded_steps_compile_once_a_length(tiny_folder):
     data = LabelledTexts(texts_of_lengths(np.random.default_rng(0).integers(1, 60, 100).tolist()), [0, 1] * 50)
-    options = TrainOptions(batch_size=16, num_epochs=2)
+    options = TrainOptions(batch_size=16, num_epochs=2, max_length=24)
     trainer = train.Trainer(load(tiny_folder("bert", **SMALL), backend="flax"), data, options=options)
     assert len([*trainer.moments(trainer.start())]) == trainer.num_steps
-    assert trainer.step._cache_size() <= len(trainer.shapes) <= 5  # 16, 24, 32, 48, the longest
+    assert trainer.step._cache_size() == len(trainer.shapes) == 2  # 16 tokens and 24
 
 
 @pytest.mark.parametrize("is_packed", [True, False])
@@ -452,6 +451,7 @@ def test_labels_that_do_not_fit_are_refused_before_the_first_step(tiny_folder, p
         train.Trainer(load(tiny_folder("bert", **SMALL), problem_type=problem_type), LabelledTexts(["a", "b"], labels))
 
 
+@pytest.mark.slow
 def test_rows_spread_over_eight_devices_give_the_losses_of_one(tiny_folder):
     """In a process of its own: the number of devices is set before JAX starts. Dropout is on."""
     code = (
