@@ -7,11 +7,10 @@
 import dataclasses
 import importlib.util
 import itertools
-import json
 import math
 import os
 import shutil
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -88,7 +87,7 @@ def read_data(
             or the model is one of regression of several values at once.
     """
     check_measurable(config)
-    texts, labels = _read_labelled(
+    texts, labels = records.read_labelled(
         file,
         label2id={label: index for index, label in enumerate(config.labels)},
         problem_type=config.problem_type,
@@ -106,76 +105,6 @@ def read_data(
             return Data(texts, targets)
         case "regression":
             return Data(texts, np.array(labels, np.float32)[:, None])
-
-
-def _read_labelled(
-    file: str | Path,
-    *,
-    label2id: Mapping[str, int],
-    problem_type: ProblemType,
-    text_columns: Sequence[str],
-    label_column: str,
-    label_separator: str | None,
-) -> tuple[list[Text], list[Any]]:
-    """The texts, and of each the index of its label, a tuple of indices, or the value."""
-    texts, labels = [], []
-    indices = {str(index): index for index in label2id.values()} | dict(label2id)
-    with records.read(file, text_columns=text_columns) as source:
-        if label_column not in source.layout.columns:
-            raise ValueError(f"{file} has the columns {', '.join(source.layout.columns)}; expected {label_column}.")
-        for row in source.rows:
-            if row.error is not None:
-                raise ValueError(f"{file} row {row.number} {row.error}.")
-            if isinstance(row.record, Mapping):
-                cell = row.record.get(label_column)
-            else:
-                cell = row.record.batch.column(label_column)[row.record.place].as_py()
-            if cell is None or cell == "":
-                raise ValueError(f"{file} row {row.number} has no label in the column {label_column!r}.")
-            try:
-                if problem_type == "multi_label_classification":
-                    cell = _listed(cell, label_separator)
-                labels.append(_READERS[problem_type](cell, indices))
-            except (ValueError, OverflowError, RecursionError, TypeError, KeyError) as err:
-                wanted = _WANTED[problem_type].format(", ".join(label2id))
-                raise ValueError(f"{file} row {row.number} has the label {cell!r}; expected {wanted}.") from err
-            texts.append(row.text)
-    if not texts:
-        raise ValueError(f"{file} has no rows; expected at least one.")
-    return texts, labels
-
-
-def _listed(cell: Any, separator: str | None) -> Any:
-    """A cell of text that is a list in JSON, or has separators, as the list that it is."""
-    if isinstance(cell, str) and cell.startswith("["):
-        return json.loads(cell)
-    if isinstance(cell, str) and separator is not None:
-        return [name.strip() for name in cell.split(separator)]
-    return cell
-
-
-def _read_value(cell: Any, indices: Mapping[str, int]) -> float:
-    if not math.isfinite(value := float(cell)):
-        raise ValueError("not finite")
-    return value
-
-
-def _read_indices(cell: Any, indices: Mapping[str, int]) -> tuple[int, ...]:
-    if not isinstance(cell, list):
-        raise TypeError("no list")
-    return tuple(sorted({indices[str(name)] for name in cell}))
-
-
-_READERS: dict[ProblemType, Callable[[Any, Mapping[str, int]], Any]] = {
-    "single_label_classification": lambda cell, indices: indices[str(cell)],
-    "multi_label_classification": _read_indices,
-    "regression": _read_value,
-}
-_WANTED: dict[ProblemType, str] = {
-    "single_label_classification": "{}, or an index of them",
-    "multi_label_classification": "a list of {}, as this model has several labels for a text",
-    "regression": "a finite number, as this model is one of regression",
-}
 
 
 def check_measurable(config: ModelConfig) -> None:
