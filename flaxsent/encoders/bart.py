@@ -134,7 +134,7 @@ def all_hidden_states(
     encoder_key, decoder_key = split_key(key, 2)
     input_ids, model, options = jnp.asarray(tokens.input_ids), params["model"], _options(config)
     mask_TT = attention_mask(jnp.asarray(tokens.segment_ids))
-    is_before_TT = jnp.tri(len(input_ids), dtype=bool)
+    is_before_TT = jnp.tri(input_ids.shape[0], dtype=bool)
     run = functools.partial(
         _states, shared=model["shared"], position_ids=jnp.asarray(tokens.position_ids), config=config
     )
@@ -171,7 +171,8 @@ def _last_eos(tokens: Tokens, *, num_segments: int, eos_token_id: int) -> Int[Ar
     """Where each text has its last EOS, a pair having several; its last token if it has none, which PyTorch refuses."""
     segment_ids, is_eos_T = jnp.asarray(tokens.segment_ids), jnp.asarray(tokens.input_ids) == eos_token_id
     is_own_ST = segment_ids[None, :] == jnp.arange(1, num_segments + 1)[:, None]
-    rank_T = jnp.arange(len(segment_ids)) + len(segment_ids) * is_eos_T.astype(jnp.int32)
+    length = segment_ids.shape[0]
+    rank_T = jnp.arange(length) + length * is_eos_T.astype(jnp.int32)
     return jnp.argmax(jnp.where(is_own_ST, rank_T[None], -1), axis=-1)
 
 
@@ -179,7 +180,7 @@ def _decoder_ids(
     input_ids_T: Int[Array, " T"], mask_TT: Bool[Array, "T T"], *, config: ModelConfig
 ) -> Int[Array, " T"]:
     """Each text one token later: transformers' `shift_tokens_right`."""
-    last = len(input_ids_T) - 1
+    last = input_ids_T.shape[0] - 1
     is_first_T = jnp.argmax(mask_TT, axis=-1) == jnp.arange(last + 1)
     if config.family == "mbart":
         start_T = input_ids_T[last - jnp.argmax(mask_TT[:, ::-1], axis=-1)]

@@ -233,7 +233,7 @@ def _distances(encoder: Params, position_ids_T: Int[Array, " T"], *, config: Mod
         embeddings_PD = layer_norm(encoder["LayerNorm"], embeddings_PD, eps=config.layer_norm_eps)
     # Between texts of a row the difference means nothing, and the mask hides it.
     difference_TT = position_ids_T[:, None] - position_ids_T[None, :]
-    buckets = _buckets(min(len(position_ids_T), config.num_positions), options.num_buckets, options.max_distance)
+    buckets = _buckets(config.num_positions, options.num_buckets, options.max_distance)
     far_TT = jnp.take(jnp.asarray(buckets, difference_TT.dtype), jnp.abs(difference_TT), mode="clip")
     rows_TT = jnp.clip(jnp.sign(difference_TT) * far_TT + options.reach, 0, 2 * options.reach - 1)
     return _Distances(embeddings_PD, rows_TT)
@@ -325,7 +325,7 @@ def _convolve(
 ) -> Float[Array, "T D"]:
     """Convolves each text by itself: beyond its ends there are zeros, whatever stands there in the row."""
     kernel = params["kernel"]
-    length, size = len(x_TD), len(kernel)
+    length, size = x_TD.shape[0], len(kernel)
     neighbours_TK = jnp.arange(length)[:, None] + jnp.arange(size)[None, :] - size // 2
     inside_TK = (neighbours_TK >= 0) & (neighbours_TK < length)
     neighbours_TK = jnp.clip(neighbours_TK, 0, length - 1)

@@ -271,7 +271,7 @@ def _layer(
 
 def _turn(x_TD: Float[Array, "T D"], view: _View) -> Float[Array, "T D"]:
     """Rotary positions (Su et al. 2021): q·k then depends on how far apart the tokens are, not on where they stand."""
-    pairs_TN2K = x_TD.astype(jnp.float32).reshape(len(x_TD), -1, 2, view.cos.shape[-1])
+    pairs_TN2K = x_TD.astype(jnp.float32).reshape(x_TD.shape[0], -1, 2, view.cos.shape[-1])
     first_TNK, second_TNK = pairs_TN2K[:, :, 0], pairs_TN2K[:, :, 1]
     cos_T1K, sin_T1K = view.cos[:, None], view.sin[:, None]
     turned = (first_TNK * cos_T1K - second_TNK * sin_T1K, second_TNK * cos_T1K + first_TNK * sin_T1K)
