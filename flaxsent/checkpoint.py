@@ -54,7 +54,10 @@ def find(source: str | os.PathLike | None, *, revision: str | None = None, token
     folder = Path(source)
     if folder.is_dir():
         if not (folder / "config.json").is_file():
-            raise FileNotFoundError(f"{folder} has no config.json; expected a Hugging Face checkpoint folder.")
+            raise FileNotFoundError(
+                f"{folder} has no config.json; expected a Hugging Face checkpoint folder (flaxsent.load_exported and "
+                "classify --model open what flaxsent export wrote)."
+            )
         return folder
     if isinstance(source, str) and re.fullmatch(r"[\w.-]+(/[\w.-]+)?", source) and not folder.exists():
         return _download(source, revision, tokenizer_files)

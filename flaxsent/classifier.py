@@ -14,7 +14,8 @@ from jaxtyping import Array, Float, Key
 
 from flaxsent import checkpoint, encoders, flax_auto
 from flaxsent.config import ModelConfig, read_config, to_json
-from flaxsent.packing import pad, select
+from flaxsent.exported import Exported
+from flaxsent.packing import check_padded, pad, select
 from flaxsent.postprocess import check_top_k, decode, postprocess
 from flaxsent.tokenization import TOKENIZER_FILES, Tokenizer, read_tokenizer
 from flaxsent.types import Backend, Model, Params, Prediction, ProblemType, Texts, Tokens
@@ -48,6 +49,19 @@ class Classifier:
     def predict(self) -> Callable[[Params, Tokens], Float[Array, "B C"]]:
         """`jit` of `postprocess` after `forward`; compiled once per shape as long as this record lives."""
         return jax.jit(lambda params, tokens: self.postprocess(self.forward(params, tokens)))
+
+    @property
+    def packs(self) -> bool:
+        """Whether `forward_packed` and `predict_packed` work."""
+        return self.backend == "native"
+
+    def predict_packed(self, params: Params, tokens: Tokens, num_segments: int) -> Float[Array, "R S C"]:
+        """`postprocess` after `forward_packed`."""
+        return self.postprocess(self.forward_packed(params, tokens, num_segments))
+
+
+AnyClassifier = Classifier | Exported
+"""What has texts scored: `classify` and `Engine` take either."""
 
 
 def load(
@@ -110,7 +124,7 @@ def load(
         return pad_rows(tokenizer.encode(texts, max_length=length), length=length)
 
     def forward(params: Params, tokens: Tokens, key: Key[Array, ""] | None = None) -> Float[Array, "B C"]:
-        _check_padded(tokens)
+        check_padded(tokens)
         with jax.default_matmul_precision(matmul_precision):
             return model.forward(params, tokens, key)
 
@@ -121,7 +135,7 @@ def load(
             return model.forward_packed(params, tokens, num_segments, key)
 
     def hidden_states(params: Params, tokens: Tokens) -> Float[Array, "B L D"]:
-        _check_padded(tokens)
+        check_padded(tokens)
         with jax.default_matmul_precision(matmul_precision):
             return model.hidden_states(params, tokens)
 
@@ -139,7 +153,7 @@ def load(
     )
 
 
-def classify(texts: Texts, classifier: Classifier | None = None, *, top_k: int | None = 1) -> list[Prediction]:
+def classify(texts: Texts, classifier: AnyClassifier | None = None, *, top_k: int | None = 1) -> list[Prediction]:
     """Labels and scores of a list of texts or pairs, in their order; the embedded checkpoint if none is given.
 
     Texts of like length go together, in batches of a few fixed shapes, each compiled once.
@@ -277,12 +291,3 @@ def _with_last_layer_of(drawn: Params, params: Params, num_labels: int) -> Param
         return node.astype(leaf.dtype) if is_last else leaf
 
     return jax.tree_util.tree_map_with_path(merge, params)
-
-
-def _check_padded(tokens: Tokens) -> None:
-    """Refuses packed rows, of which only the first text would count, where they can be seen: on the host."""
-    if isinstance(tokens.segment_ids, np.ndarray) and tokens.segment_ids.max(initial=0) > 1:
-        raise ValueError(
-            "these rows hold more than one text; this function takes padded ones: pass packed rows to "
-            "Classifier.forward_packed with num_segments."
-        )

@@ -15,7 +15,8 @@ import jax
 from tqdm import tqdm
 
 import flaxsent
-from flaxsent.classifier import Classifier, classify, load
+from flaxsent.classifier import AnyClassifier, Classifier, classify, load
+from flaxsent.exported import is_exported, load_exported
 from flaxsent.types import Prediction
 
 _CHUNK = 1024
@@ -111,6 +112,18 @@ def _parser() -> argparse.ArgumentParser:
     )
     command.add_argument("--json", action="store_true", help="one JSON object with every figure")
     command.set_defaults(run=_evaluate, keeps_compiled=True)
+
+    command = commands.add_parser("export", help="write a folder that runs without the encoders", description=_EXPORT)
+    command.add_argument("model", nargs="?", metavar="MODEL", help="Hub id or folder; the embedded model by default")
+    command.add_argument("folder", metavar="FOLDER", help="new, or empty; classify --model takes it")
+    command.add_argument("--dtype", choices=("float32", "bfloat16", "float16"), default="float32")
+    command.add_argument(
+        "--platforms",
+        default="cpu,cuda,tpu",
+        metavar="A,B,...",
+        help="of cpu, cuda, rocm, tpu (default %(default)s)",
+    )
+    command.set_defaults(run=_export)
 
     command = commands.add_parser("parity", help="compare the logits with PyTorch's")
     command.add_argument(
@@ -209,6 +222,8 @@ def _add_train(command: argparse.ArgumentParser) -> None:
 
 _DTYPES = ("float32", "bfloat16", "float16")
 
+_EXPORT = """Writes the function from tokens to scores as StableHLO, the parameters as safetensors, the tokenizer, and a
+manifest with their hashes. flaxsent.load_exported opens the folder; so does classify --model."""
 
 _CLASSIFY = """Labels texts, or files of them. The format of a file is what its name ends in: .txt (one text a line),
 .csv, .tsv, .jsonl or .parquet. Outputs have all columns of their inputs, a label and its score, and appear only when
@@ -255,7 +270,7 @@ def _classify(options: argparse.Namespace) -> None:
     if top_k < 1:
         raise ValueError(f"--top-k {top_k} is less than 1; expected a positive number.")
     form = options.format or ("table" if sys.stdout.isatty() else "tsv")
-    classifier = _load(options.model)
+    classifier = _open(options.model)
     num_labels = min(top_k, classifier.config.num_labels)
     if form == "tsv":
         columns = [
@@ -301,7 +316,7 @@ def _classify_files(options: argparse.Namespace) -> None:
     job = jobs.plan(options.input, options.output, job_options)
     if not job.files:
         return print(f"flaxsent: {options.output} is there already; nothing to resume", file=sys.stderr)
-    classifier = _load(options.model)
+    classifier = _open(options.model)
     try:
         with jobs.Progress(job) as progress, Engine(classifier, on_window=progress.add) as engine:
             num_bad = jobs.run(job, engine, model=options.model, progress=progress)
@@ -314,6 +329,10 @@ def _classify_files(options: argparse.Namespace) -> None:
         print(f"flaxsent: {progress.num_truncated:,} texts were truncated to {limit} tokens", file=sys.stderr)
     if num_bad:
         print(f"flaxsent: {num_bad:,} rows were set aside in {options.bad_rows}", file=sys.stderr)
+
+
+def _open(model: str | None) -> AnyClassifier:
+    return load_exported(model) if model is not None and is_exported(model) else _load(model)
 
 
 def _load(model: str | None, **arguments: Any) -> Classifier:
@@ -487,6 +506,14 @@ def _evaluate(options: argparse.Namespace) -> None:
         print(evaluate.table(reports[-1]))
     if options.plot is not None:
         evaluate.plot(reports, options.plot)
+
+
+def _export(options: argparse.Namespace) -> None:
+    from flaxsent.exporter import export
+
+    export(_load(options.model, dtype=options.dtype), options.folder, platforms=options.platforms.split(","))
+    size = sum(file.stat().st_size for file in Path(options.folder).iterdir())
+    print(f"{options.folder}: {size / 1e6:,.1f} MB, for {options.platforms.replace(',', ', ')}")
 
 
 def _parity(options: argparse.Namespace) -> int:

@@ -19,8 +19,8 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array, Float, Int
 
-from flaxsent.classifier import Classifier
-from flaxsent.packing import Step, StepShape, pack_steps, unpack
+from flaxsent.classifier import AnyClassifier
+from flaxsent.packing import SEGMENT_TOKENS, Step, StepShape, pack_steps, unpack
 from flaxsent.tokenization import checked
 from flaxsent.types import Params, Text, Texts, Tokens
 
@@ -57,7 +57,7 @@ class Engine:
 
     def __init__(
         self,
-        classifier: Classifier,
+        classifier: AnyClassifier,
         *,
         row_lengths: Sequence[int] | None = None,
         tokens_per_step: int | None = None,
@@ -68,7 +68,8 @@ class Engine:
         """Puts the parameters on the devices; compiles nothing yet.
 
         Args:
-            classifier: with the native backend, texts are packed; with flax, each is padded to one of several lengths.
+            classifier: with the native backend, or exported from it, texts are packed; with flax, each is padded to one
+                of several lengths.
             row_lengths: tokens in a row, one compiled shape each; the longest must take the longest text.
             tokens_per_step: tokens and padding in a step, on each device.
             steps_per_window: how many steps' worth of texts are looked at together, and held in memory.
@@ -86,7 +87,7 @@ class Engine:
         platform = mesh.devices.flat[0].platform
         self.shapes = _shapes(
             row_lengths,
-            is_packed=classifier.backend == "native",
+            is_packed=classifier.packs,
             longest=classifier.tokenizer.max_length,
             tokens_per_step=tokens_per_step or _TOKENS_PER_STEP.get(platform, _TOKENS_ON_ACCELERATOR),
             num_devices=mesh.size,
@@ -146,11 +147,9 @@ class Engine:
         self.close()
 
     def _scores(self, params: Params, tokens: Tokens, *, num_segments: int) -> Float[Array, "R S C"]:
-        if self.classifier.backend == "native":
-            logits_RSC = self.classifier.forward_packed(params, tokens, num_segments)
-        else:
-            logits_RSC = self.classifier.forward(params, tokens)[:, None]
-        return self.classifier.postprocess(logits_RSC)
+        if self.classifier.packs:
+            return self.classifier.predict_packed(params, tokens, num_segments)
+        return self.classifier.predict(params, tokens)[:, None]
 
     def _executable(self, shape: StepShape) -> Any:
         with self._compiling:
@@ -212,8 +211,6 @@ _TOKENS_PER_STEP = {"cpu": 1024}
 """More than this leaves the caches of a CPU."""
 _TOKENS_ON_ACCELERATOR = 32768
 _CHARACTERS_PER_TOKEN = 4
-_SEGMENT_TOKENS = 8
-"""Rows have room for a text for every so many tokens."""
 _PACKED_ROW, _PADDED_ROWS = 128, (16, 24, 32, 48, 64, 96)
 """The shortest packed row, below which rows cannot be filled; the lengths of padded ones up to the same."""
 
@@ -231,7 +228,7 @@ def _shapes(
     shapes = []
     for length in sorted(set(row_lengths)):
         num_rows = max(tokens_per_step // length, 1) * num_devices
-        shapes.append(StepShape(num_rows, length, -(-length // _SEGMENT_TOKENS) if is_packed else 1))
+        shapes.append(StepShape(num_rows, length, -(-length // SEGMENT_TOKENS) if is_packed else 1))
     return tuple(shapes)
 
 

@@ -27,7 +27,7 @@ from jaxtyping import Float
 from tqdm import tqdm
 
 from flaxsent import records, tokenization
-from flaxsent.classifier import Classifier
+from flaxsent.classifier import AnyClassifier
 from flaxsent.engine import Engine, Stats
 from flaxsent.records import STDIN, Layout, Row, Writer
 from flaxsent.types import Text
@@ -320,7 +320,7 @@ def _check_added(files: Sequence[JobFile], added: Sequence[str]) -> None:
             )
 
 
-def _facts(job: Job, classifier: Classifier, model: str | None, characters: int) -> dict[str, Any]:
+def _facts(job: Job, classifier: AnyClassifier, model: str | None, characters: int) -> dict[str, Any]:
     """All that the bytes of the outputs depend on."""
     options = job.options
     devices = jax.local_devices()
@@ -343,7 +343,7 @@ def _facts(job: Job, classifier: Classifier, model: str | None, characters: int)
     return json.loads(json.dumps(facts))
 
 
-def _fingerprint(classifier: Classifier) -> str:
+def _fingerprint(classifier: AnyClassifier) -> str:
     digest = hashlib.blake2b(repr(classifier.config).encode(), digest_size=16)
     for content in classifier.tokenizer.files.values():
         digest.update(content)

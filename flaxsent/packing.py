@@ -14,6 +14,9 @@ from jaxtyping import Float, Int
 
 from flaxsent.types import Encodings, Tokens
 
+SEGMENT_TOKENS = 8
+"""Packed rows of fixed shapes have room for a text for every so many tokens."""
+
 
 class Placement(NamedTuple):
     """Where `pack` put each text."""
@@ -64,6 +67,19 @@ def pad(encodings: Encodings, *, length: int | None = None, first_position: int 
         first_position=first_position,
         pad_token_id=pad_token_id,
     )
+
+
+def check_padded(tokens: Tokens) -> None:
+    """Refuses packed rows, of which only the first text would count, where they can be seen: on the host.
+
+    Raises:
+        ValueError: a row holds more than one text.
+    """
+    if isinstance(tokens.segment_ids, np.ndarray) and tokens.segment_ids.max(initial=0) > 1:
+        raise ValueError(
+            "these rows hold more than one text; this function takes padded ones: pass packed rows to "
+            "forward_packed or predict_packed with num_segments."
+        )
 
 
 def select(encodings: Encodings, indices: Sequence[int]) -> Encodings:

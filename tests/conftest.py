@@ -20,6 +20,7 @@ with install_import_hook("flaxsent", "beartype.beartype"):
     import flaxsent
     import flaxsent.bench
     import flaxsent.cli
+    import flaxsent.exporter
     import flaxsent.parity
     import flaxsent.train
     import flaxsent.training_run
