@@ -39,6 +39,10 @@ VARIANTS = [
 ]
 
 
+def slow_but(fast, families):
+    return [family if family == fast else pytest.param(family, marks=pytest.mark.slow) for family in families]
+
+
 @pytest.fixture(scope="module", autouse=True)
 def sizes_may_be_symbols():
     """While functions are lowered, sizes are symbols where signatures say int, which beartype would refuse."""
