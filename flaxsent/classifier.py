@@ -14,7 +14,7 @@ from jaxtyping import Array, Float, Key
 
 from flaxsent import checkpoint, encoders, flax_auto
 from flaxsent.config import ModelConfig, read_config, to_json
-from flaxsent.exported import Exported
+from flaxsent.exported import Exported, is_exported, load_exported
 from flaxsent.packing import check_padded, pad, select
 from flaxsent.postprocess import check_top_k, decode, postprocess
 from flaxsent.tokenization import TOKENIZER_FILES, Tokenizer, read_tokenizer
@@ -151,6 +151,19 @@ def load(
         tokenizer=tokenizer,
         backend=chosen,
     )
+
+
+def open_model(source: str | os.PathLike | None = None) -> AnyClassifier:
+    """What scores many texts fastest: an exported folder, else a checkpoint natively, else with flax.
+
+    Raises: as `load_exported` and `load` do.
+    """
+    if source is not None and is_exported(source):
+        return load_exported(source)
+    try:
+        return load(source, backend="native")
+    except NotImplementedError:
+        return load(source, backend="flax")
 
 
 def classify(texts: Texts, classifier: AnyClassifier | None = None, *, top_k: int | None = 1) -> list[Prediction]:

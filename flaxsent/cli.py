@@ -15,8 +15,7 @@ import jax
 from tqdm import tqdm
 
 import flaxsent
-from flaxsent.classifier import AnyClassifier, Classifier, classify, load
-from flaxsent.exported import is_exported, load_exported
+from flaxsent.classifier import Classifier, classify, load, open_model
 from flaxsent.types import Prediction
 
 _CHUNK = 1024
@@ -270,7 +269,7 @@ def _classify(options: argparse.Namespace) -> None:
     if top_k < 1:
         raise ValueError(f"--top-k {top_k} is less than 1; expected a positive number.")
     form = options.format or ("table" if sys.stdout.isatty() else "tsv")
-    classifier = _open(options.model)
+    classifier = open_model(options.model)
     num_labels = min(top_k, classifier.config.num_labels)
     if form == "tsv":
         columns = [
@@ -316,7 +315,7 @@ def _classify_files(options: argparse.Namespace) -> None:
     job = jobs.plan(options.input, options.output, job_options)
     if not job.files:
         return print(f"flaxsent: {options.output} is there already; nothing to resume", file=sys.stderr)
-    classifier = _open(options.model)
+    classifier = open_model(options.model)
     try:
         with jobs.Progress(job) as progress, Engine(classifier, on_window=progress.add) as engine:
             num_bad = jobs.run(job, engine, model=options.model, progress=progress)
@@ -329,10 +328,6 @@ def _classify_files(options: argparse.Namespace) -> None:
         print(f"flaxsent: {progress.num_truncated:,} texts were truncated to {limit} tokens", file=sys.stderr)
     if num_bad:
         print(f"flaxsent: {num_bad:,} rows were set aside in {options.bad_rows}", file=sys.stderr)
-
-
-def _open(model: str | None) -> AnyClassifier:
-    return load_exported(model) if model is not None and is_exported(model) else _load(model)
 
 
 def _load(model: str | None, **arguments: Any) -> Classifier:

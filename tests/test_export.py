@@ -448,6 +448,7 @@ def test_the_command_line_exports_and_classifies(bert, tiny_folder, tmp_path, ca
 
 @pytest.mark.slow
 @pytest.mark.torch
+@pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::DeprecationWarning")  # PyTorch's own
 def test_a_saved_folder_goes_to_onnx_through_pytorch(bert, tmp_path):
     """The way that the README tells."""
     onnxruntime = pytest.importorskip("onnxruntime", reason="needs the extra bench")

@@ -1,0 +1,168 @@
+"""Ray Data on a cluster of two nodes: each row once, the engine's numbers, whatever dies."""
+
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+from jaxtyping import config
+
+import flaxsent
+import flaxsent.ray
+from tests.conftest import texts_of_lengths
+
+# The same sums in another order: scores of size 1.
+TOLERANCE = 2e-6
+
+
+@pytest.fixture(scope="module")
+def ray():
+    """Two nodes of two processors, whose object stores are as small as Ray allows."""
+    ray = pytest.importorskip("ray", reason="needs the extra ray")
+    pytest.importorskip("ray.data", reason="needs the extra ray")
+    from ray.cluster_utils import Cluster
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("RAY_USAGE_STATS_ENABLED", "0")
+        patch.setenv("JAX_PLATFORMS", "cpu")
+        patch.setenv("PYTHONPATH", str(Path(flaxsent.__file__).parent.parent))  # the workers' flaxsent is this one
+        node = {"num_cpus": 2, "object_store_memory": 80 << 20}
+        cluster = Cluster(initialize_head=True, head_node_args=node | {"include_dashboard": False})
+        cluster.add_node(**node)
+        ray.init(address=cluster.address, log_to_driver=False)
+        ray.data.DataContext.get_current().enable_progress_bars = False
+        yield ray
+        ray.shutdown()
+        cluster.shutdown()
+
+
+@pytest.fixture(scope="module")
+def rows(tiny_folder):
+    """Rows of two texts, and the scores of both by the engine."""
+    lengths = np.random.default_rng(0).integers(1, 30, 600)
+    rows = [{"id": index, "text": text, "second": text[::2]} for index, text in enumerate(texts_of_lengths(lengths))]
+    with flaxsent.Engine(flaxsent.load(tiny_folder("bert"), backend="native")) as engine:
+        return rows, engine([row["text"] for row in rows]), engine([(row["text"], row["second"]) for row in rows])
+
+
+def check(found, rows, scores_BC):
+    assert [row["id"] for row in found] == [row["id"] for row in rows], "each row once"
+    assert [row["text"] for row in found] == [row["text"] for row in rows]
+    best_B = scores_BC.argmax(axis=-1)
+    assert [row["label"] for row in found] == [f"LABEL_{index}" for index in best_B]
+    np.testing.assert_allclose([row["score"] for row in found], scores_BC.max(axis=-1), rtol=0, atol=TOLERANCE)
+
+
+def by_id(dataset):
+    return sorted(dataset.take_all(), key=lambda row: row["id"])
+
+
+@pytest.mark.ray
+@pytest.mark.filterwarnings("ignore")
+def test_parquet_to_parquet_has_each_row_once_with_the_engines_numbers(ray, rows, tiny_folder, tmp_path):
+    rows, scores_BC, _ = rows
+    ray.data.from_items(rows, override_num_blocks=7).write_parquet(str(tmp_path / "in"))
+    scored = flaxsent.ray.classify(
+        ray.data.read_parquet(str(tmp_path / "in")), model=tiny_folder("bert"), num_actors=2, batch_size=50
+    )
+    scored.write_parquet(str(tmp_path / "out"))
+    check(by_id(ray.data.read_parquet(str(tmp_path / "out"))), rows, scores_BC)
+
+
+@pytest.mark.ray
+@pytest.mark.filterwarnings("ignore")
+def test_pairs_all_scores_and_an_exported_folder(ray, rows, tiny_folder, tmp_path):
+    rows, _, scores_BC = rows
+    config.update("jaxtyping_disable", True)  # as in test_export.py
+    try:
+        flaxsent.export(flaxsent.load(tiny_folder("bert"), backend="native"), tmp_path / "export")
+    finally:
+        config.update("jaxtyping_disable", False)
+    found = by_id(
+        flaxsent.ray.classify(
+            ray.data.from_items(rows), model=tmp_path / "export", second_column="second", all_scores=True, prefix="our "
+        )
+    )
+    scores = [[row[f"our LABEL_{index}"] for index in range(3)] for row in found]
+    np.testing.assert_allclose(scores, scores_BC, rtol=0, atol=TOLERANCE)
+    assert {"our label", "our score", "id", "text", "second"} < found[0].keys()
+
+
+def actors():
+    """The processes that hold an engine."""
+    import psutil
+
+    return {process.pid: process for process in psutil.process_iter() if "_Scorer" in _title(process)}
+
+
+def _title(process):
+    import psutil
+
+    try:
+        return " ".join(process.cmdline())
+    except psutil.Error:
+        return ""
+
+
+@pytest.mark.ray
+@pytest.mark.filterwarnings("ignore")
+def test_an_actor_that_is_killed_in_the_middle_costs_nothing(ray, rows, tiny_folder):
+    rows, scores_BC, _ = rows
+    # Half a second a block: the last is not begun when the first is done.
+    slow = ray.data.from_items(rows, override_num_blocks=30).map_batches(
+        lambda batch: time.sleep(0.5) or batch, batch_size=None, concurrency=1
+    )
+    scored = flaxsent.ray.classify(slow, model=tiny_folder("bert"), num_actors=2, batch_size=20)
+    found, killed = [], None
+    for row in scored.iter_rows():
+        found.append(row)
+        if killed is None:
+            there = actors()
+            assert len(there) == 2
+            killed = min(there)
+            there[killed].kill()
+    check(sorted(found, key=lambda row: row["id"]), rows, scores_BC)
+    assert killed not in actors()
+
+
+@pytest.mark.ray
+@pytest.mark.filterwarnings("ignore")
+def test_rows_that_memory_does_not_hold_spill(ray, rows, tiny_folder):
+    from ray._private.internal_api import memory_summary
+
+    rows, scores_BC, _ = rows
+    heavy = ray.data.from_items(rows, override_num_blocks=60).map_batches(
+        lambda batch: batch | {"heavy": [b"x" * (1 << 19)] * len(batch["id"])}, batch_size=None
+    )
+    scored = flaxsent.ray.classify(heavy, model=tiny_folder("bert"), num_actors=2, batch_size=20).materialize()
+    assert "Spilled" in memory_summary(stats_only=True)
+    assert scored.count() == 600
+    check(by_id(scored.select_columns(["id", "text", "label", "score"])), rows, scores_BC)
+
+
+@pytest.mark.ray
+@pytest.mark.filterwarnings("ignore")
+def test_mistakes_are_one_line_before_anything_is_computed(ray, rows, tmp_path, tiny_folder):
+    dataset = ray.data.from_items(rows[0])
+    for arguments, error, message in [
+        ({"model": "/nowhere/at/all"}, FileNotFoundError, "node .*: /nowhere/at/all is neither a folder nor a Hub id"),
+        ({"model": tmp_path}, FileNotFoundError, "has no config.json"),
+        ({"text_column": "texts"}, ValueError, "the dataset has no column 'texts'; it has id, text, second"),
+        ({"num_actors": 0}, ValueError, "num_actors=0: expected 1 or more"),
+        ({"batch_size": -1}, ValueError, "batch_size=-1: expected 1 or more"),
+    ]:
+        with pytest.raises(error, match=message) as refusal:
+            flaxsent.ray.classify(dataset, **{"model": tiny_folder("bert")} | arguments)
+        assert "\n" not in str(refusal.value)
+    with pytest.raises(ValueError, match="has a column 'label' already; pass prefix="):
+        flaxsent.ray.classify(ray.data.from_items([{"text": "a", "label": 1}]), model=tiny_folder("bert"))
+    empty = flaxsent.ray.classify(ray.data.from_items([{"text": "a"}, {"text": None}]), model=tiny_folder("bert"))
+    with pytest.raises(Exception, match="the column 'text' has a row with None; expected text"):
+        empty.take_all()
+
+
+def test_without_ray_the_command_that_installs_it_is_told(monkeypatch):
+    monkeypatch.setitem(sys.modules, "ray", None)
+    with pytest.raises(ImportError, match=r'pip install "flaxsent\[ray\]"'):
+        flaxsent.ray.classify(None)
