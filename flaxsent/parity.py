@@ -50,6 +50,7 @@ class Cell(NamedTuple):
     difference: float
     """Largest |logit difference|."""
     same_labels: bool
+    """Of the texts whose two best logits PyTorch has further apart than both may move."""
 
     @property
     def passes(self) -> bool:
@@ -107,8 +108,15 @@ def check(folder: Path, *, name: str, backends: Sequence[Backend] | None = None)
                         texts=kind,
                         size=float(np.abs(theirs[kind]).max()),
                         difference=float(np.abs(ours - theirs[kind]).max()),
-                        same_labels=bool((ours.argmax(-1) == theirs[kind].argmax(-1)).all()),
+                        same_labels=_has_labels_of(ours, theirs[kind], tolerance=TOLERANCES[dtype]),
                     )
+
+
+def _has_labels_of(ours: Float[np.ndarray, "B C"], theirs: Float[np.ndarray, "B C"], *, tolerance: float) -> bool:
+    """Whether the labels agree that rounding cannot turn."""
+    second_B, best_B = np.partition(theirs, -2, axis=-1)[:, -2:].T if theirs.shape[-1] > 1 else (-np.inf, theirs[:, 0])
+    is_clear_B = best_B - second_B > 2 * tolerance
+    return bool((ours.argmax(-1) == theirs.argmax(-1))[is_clear_B].all())
 
 
 def backends_of(folder: Path) -> list[Backend]:
@@ -136,7 +144,9 @@ def table(cells: Sequence[Cell]) -> str:
         lines.append(f"{model:20} {backend:6} {dtype:8}{size:8.1f}" + "".join(f"{text:>16}" for text in texts))
     failed = sum(not cell.passes for cell in cells)
     limits = ", ".join(f"{dtype} within {tolerance:.0e}" for dtype, tolerance in TOLERANCES.items())
-    lines.append(f"{len(cells) - failed} of {len(cells)} comparisons pass: {limits}, and the same labels")
+    lines.append(
+        f"{len(cells) - failed} of {len(cells)} comparisons pass: {limits}, and the labels where they are no close call"
+    )
     return "\n".join(lines)
 
 

@@ -13,6 +13,7 @@ from flaxsent.config import MOST_LAYERS, ModelConfig
 from flaxsent.encoders.layers import (
     ACTIVATIONS,
     OptionalKey,
+    add_and_norm,
     attend,
     attention_mask,
     dense,
@@ -21,7 +22,6 @@ from flaxsent.encoders.layers import (
     embed_tokens,
     first_tokens,
     in_float32,
-    layer_norm,
     layer_norm_shapes,
     split_key,
     take,
@@ -136,6 +136,6 @@ def _layer(
         key=probs_key,
     )
     y_QD = dropout(dense(attention["dense"], y_QD), config.hidden_dropout, output_key)
-    x_QD = layer_norm(attention["LayerNorm"], x_QD + y_QD, eps=eps)
+    x_QD = add_and_norm(attention["LayerNorm"], x_QD, y_QD, eps=eps)
     y_QF = ACTIVATIONS[config.activation](dense(params["ffn"], x_QD))
-    return layer_norm(params["full_layer_layer_norm"], x_QD + dense(params["ffn_output"], y_QF), eps=eps)
+    return add_and_norm(params["full_layer_layer_norm"], x_QD, dense(params["ffn_output"], y_QF), eps=eps)

@@ -18,6 +18,7 @@ from flaxsent.config import MOST_LAYERS, ModelConfig
 from flaxsent.encoders.layers import (
     ACTIVATIONS,
     OptionalKey,
+    add_and_norm,
     attend,
     attention_mask,
     dense,
@@ -268,7 +269,7 @@ def _residual(
 ) -> Float[Array, "T D"]:
     """Adds a sublayer, normalised before or after."""
     if not _normalizes_first(config):
-        return layer_norm(norm, x_TD + dropout(sublayer(x_TD), config.hidden_dropout, key), eps=config.layer_norm_eps)
+        return add_and_norm(norm, x_TD, dropout(sublayer(x_TD), config.hidden_dropout, key), eps=config.layer_norm_eps)
     y_TD = sublayer(layer_norm(norm, x_TD, eps=config.layer_norm_eps)).astype(jnp.float32)
     return x_TD + dropout(y_TD, config.hidden_dropout, key)
 

@@ -14,6 +14,7 @@ from flaxsent.config import ModelConfig
 from flaxsent.encoders.layers import (
     ACTIVATIONS,
     OptionalKey,
+    add_and_norm,
     attend,
     attention_mask,
     dense,
@@ -22,7 +23,6 @@ from flaxsent.encoders.layers import (
     embed_tokens,
     first_tokens,
     in_float32,
-    layer_norm,
     layer_norm_shapes,
     split_key,
     take,
@@ -146,7 +146,7 @@ def _layer(
         key=probs_key,
     )
     y_QD = dropout(dense(attention["output"]["dense"], y_QD), rate, attention_key)
-    x_QD = layer_norm(attention["output"]["LayerNorm"], x_QD + y_QD, eps=eps)
+    x_QD = add_and_norm(attention["output"]["LayerNorm"], x_QD, y_QD, eps=eps)
     y_QF = ACTIVATIONS[config.activation](dense(params["intermediate"]["dense"], x_QD))
     y_QD = dropout(dense(params["output"]["dense"], y_QF), rate, output_key)
-    return layer_norm(params["output"]["LayerNorm"], x_QD + y_QD, eps=eps)
+    return add_and_norm(params["output"]["LayerNorm"], x_QD, y_QD, eps=eps)

@@ -17,6 +17,7 @@ from flaxsent.config import ModelConfig
 from flaxsent.encoders.layers import (
     ACTIVATIONS,
     OptionalKey,
+    add_and_norm,
     attend,
     attention_mask,
     dense,
@@ -185,7 +186,7 @@ def all_hidden_states(
         if index == 0 and options.conv_size:
             y_TD = _convolve(encoder["conv"]["conv"], states[0], mask_TT, groups=options.conv_groups)
             y_TD = ACTIVATIONS[options.conv_activation](dropout(y_TD, config.hidden_dropout, conv_key))
-            x_QD = layer_norm(encoder["conv"]["LayerNorm"], x_QD + take(y_TD, at_Q), eps=config.layer_norm_eps)
+            x_QD = add_and_norm(encoder["conv"]["LayerNorm"], x_QD, take(y_TD, at_Q), eps=config.layer_norm_eps)
         states.append(x_QD)
     return states
 
@@ -289,10 +290,10 @@ def _layer(
         key=probs_key,
     )
     y_QD = dropout(dense(attention["output"]["dense"], y_QD), rate, attention_key)
-    x_QD = layer_norm(attention["output"]["LayerNorm"], x_QD + y_QD, eps=eps)
+    x_QD = add_and_norm(attention["output"]["LayerNorm"], x_QD, y_QD, eps=eps)
     y_QF = ACTIVATIONS[config.activation](dense(params["intermediate"]["dense"], x_QD))
     y_QD = dropout(dense(params["output"]["dense"], y_QF), rate, output_key)
-    return layer_norm(params["output"]["LayerNorm"], x_QD + y_QD, eps=eps)
+    return add_and_norm(params["output"]["LayerNorm"], x_QD, y_QD, eps=eps)
 
 
 def _bias(

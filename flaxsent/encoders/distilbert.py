@@ -13,6 +13,7 @@ from flaxsent.config import ModelConfig
 from flaxsent.encoders.layers import (
     ACTIVATIONS,
     OptionalKey,
+    add_and_norm,
     attend,
     attention_mask,
     dense,
@@ -122,7 +123,7 @@ def _layer(
         dropout_rate=config.attention_dropout,
         key=probs_key,
     )
-    x_QD = layer_norm(params["sa_layer_norm"], x_QD + dense(attention["out_lin"], y_QD), eps=eps)
+    x_QD = add_and_norm(params["sa_layer_norm"], x_QD, dense(attention["out_lin"], y_QD), eps=eps)
     y_QF = ACTIVATIONS[config.activation](dense(params["ffn"]["lin1"], x_QD))
     y_QD = dropout(dense(params["ffn"]["lin2"], y_QF), config.hidden_dropout, output_key)
-    return layer_norm(params["output_layer_norm"], x_QD + y_QD, eps=eps)
+    return add_and_norm(params["output_layer_norm"], x_QD, y_QD, eps=eps)

@@ -55,6 +55,13 @@ def layer_norm(params: Params, x: Float[Array, "*rows D"], *, eps: float) -> Flo
     return y.astype(x.dtype)
 
 
+def add_and_norm(
+    params: Params, x: Float[Array, "*rows D"], y: Float[Array, "*rows D"], *, eps: float
+) -> Float[Array, "*rows D"]:
+    """`layer_norm` of the sum, which is taken in float32."""
+    return layer_norm(params, x.astype(jnp.float32) + y.astype(jnp.float32), eps=eps).astype(x.dtype)
+
+
 def _along_last_axis(vector: Float[Array, " D"], ndim: int) -> Float[Array, "*ones D"]:
     """In float32, with leading axes of 1, so that nothing depends on rank promotion (`jax_numpy_rank_promotion`)."""
     return vector.astype(jnp.float32).reshape((1,) * (ndim - 1) + vector.shape)

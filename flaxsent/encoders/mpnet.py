@@ -14,6 +14,7 @@ from flaxsent.config import ModelConfig
 from flaxsent.encoders.layers import (
     ACTIVATIONS,
     OptionalKey,
+    add_and_norm,
     attend,
     attention_mask,
     dense,
@@ -154,7 +155,7 @@ def _layer(
         bias_NQT=bias_NTT if at_Q is None else bias_NTT[:, at_Q],
     )
     y_QD = dropout(dense(attention["o"], y_QD), rate, attention_key)
-    x_QD = layer_norm(params["attention"]["LayerNorm"], x_QD + y_QD, eps=eps)
+    x_QD = add_and_norm(params["attention"]["LayerNorm"], x_QD, y_QD, eps=eps)
     y_QF = ACTIVATIONS[config.activation](dense(params["intermediate"]["dense"], x_QD))
     y_QD = dropout(dense(params["output"]["dense"], y_QF), rate, output_key)
-    return layer_norm(params["output"]["LayerNorm"], x_QD + y_QD, eps=eps)
+    return add_and_norm(params["output"]["LayerNorm"], x_QD, y_QD, eps=eps)
