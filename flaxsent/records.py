@@ -59,6 +59,14 @@ class Row(NamedTuple):
     error: str | None = None
 
 
+class Group(NamedTuple):
+    """What a Parquet file says of one of its row groups."""
+
+    num_rows: int
+    num_bytes: int
+    """Of the texts, unpacked."""
+
+
 class Source(NamedTuple):
     """An open file."""
 
@@ -66,6 +74,8 @@ class Source(NamedTuple):
     rows: Iterator[Row]
     position: Callable[[], int]
     """How many bytes of the file have been read."""
+    groups: tuple[Group, ...] | None = None
+    """All of a Parquet file: what can be read by itself."""
 
 
 class LabelledTexts(NamedTuple):
@@ -242,8 +252,10 @@ def _listed(names: Iterable[str]) -> str:
 
 
 @contextlib.contextmanager
-def read(file: str | Path, *, text_columns: Sequence[str]) -> Iterator[Source]:
+def read(file: str | Path, *, text_columns: Sequence[str], groups: range | None = None) -> Iterator[Source]:
     """Opens a file, or standard input; its rows have the text of one column, or the pair of two.
+
+    With `groups`, only these row groups of a Parquet file are read; rows keep their numbers.
 
     A line of a .txt file is a record of one column, which takes the name that is asked for. TSV is as GLUE has it: a
     quotation mark is a character like any other. Empty lines of CSV, TSV and JSONL are no rows.
@@ -257,7 +269,7 @@ def read(file: str | Path, *, text_columns: Sequence[str]) -> Iterator[Source]:
     form = "lines" if file == STDIN else format_of(file)
     with contextlib.ExitStack() as stack:
         if form == "parquet":
-            yield stack.enter_context(_read_parquet(Path(file), text_columns))
+            yield stack.enter_context(_read_parquet(Path(file), text_columns, groups))
             return
         # Python cannot end while a thread waits in sys.stdin itself.
         opened = sys.stdin.fileno() if file == STDIN else file
@@ -479,7 +491,7 @@ class _Cell(NamedTuple):
 
 
 @contextlib.contextmanager
-def _read_parquet(path: Path, text_columns: Sequence[str]) -> Iterator[Source]:
+def _read_parquet(path: Path, text_columns: Sequence[str], chosen: range | None) -> Iterator[Source]:
     pa, pq = _pyarrow()
     with open(path, "rb") as stream:
         try:
@@ -495,19 +507,34 @@ def _read_parquet(path: Path, text_columns: Sequence[str]) -> Iterator[Source]:
                 kind = kind.value_type
             if kind not in (pa.string(), pa.large_string(), pa.string_view(), pa.null()):
                 raise ValueError(f"{path} has values of type {kind} in the column {column!r}; expected text.")
-        num_read = [0]
+        groups = _groups(file.metadata, text_columns)
+        chosen = range(len(groups)) if chosen is None else chosen
+        num_before = sum(group.num_rows for group in groups[: chosen.start])
+        num_read = [num_before]
         size, num_rows = path.stat().st_size, max(file.metadata.num_rows, 1)
         yield Source(
             Layout("parquet", tuple(schema.names), schema),
-            _parquet_rows(file, path, text_columns, num_read),
-            lambda: size * num_read[0] // num_rows,
+            _parquet_rows(file, path, text_columns, chosen, num_read),
+            lambda: size * (num_read[0] - num_before) // num_rows,
+            groups,
         )
 
 
-def _parquet_rows(file: Any, path: Path, text_columns: Sequence[str], num_read: list[int]) -> Iterator[Row]:
+def _groups(metadata: Any, text_columns: Sequence[str]) -> tuple[Group, ...]:
+    columns = [index for index in range(metadata.num_columns) if metadata.schema.column(index).path in text_columns]
+    groups = (metadata.row_group(index) for index in range(metadata.num_row_groups))
+    return tuple(
+        Group(group.num_rows, sum(group.column(index).total_uncompressed_size for index in columns))
+        for group in groups
+    )
+
+
+def _parquet_rows(
+    file: Any, path: Path, text_columns: Sequence[str], groups: range, num_read: list[int]
+) -> Iterator[Row]:
     pa, _ = _pyarrow()
     try:
-        for batch in file.iter_batches(batch_size=_BATCH_ROWS):
+        for batch in file.iter_batches(batch_size=_BATCH_ROWS, row_groups=[*groups]):
             # As bytes: pyarrow takes strings from a file unchecked.
             columns = [batch.column(name).cast(pa.string()).cast(pa.binary()).to_pylist() for name in text_columns]
             size = batch.nbytes // max(batch.num_rows, 1)
@@ -647,7 +674,7 @@ class ParquetWriter:
     values have in the first rows; where they have several, or are lists or objects, they are kept as JSON text.
     """
 
-    def __init__(self, layout: Layout, added: Sequence[str]) -> None:
+    def __init__(self, layout: Layout, added: Sequence[str], row_column: str | None) -> None:
         pa, self._parquet = _pyarrow()
         self._layout = layout
         if layout.format == "parquet":
@@ -658,6 +685,8 @@ class ParquetWriter:
         self._schema = self._input
         for index, name in enumerate(added):
             self._schema = self._schema.append(pa.field(name, pa.float32() if index else pa.string()))
+        if row_column is not None:
+            self._schema = self._schema.append(pa.field(row_column, pa.int64()))
 
     def error(self, row: Row) -> str | None:
         """Why the row cannot stand in such a file with the others."""
@@ -698,13 +727,17 @@ class ParquetWriter:
 Writer = TextWriter | ParquetWriter
 
 
-def open_writer(form: str, layout: Layout, added: Sequence[str]) -> Writer:
+def open_writer(form: str, layout: Layout, added: Sequence[str], *, row_column: str | None = None) -> Writer:
     """What writes the rows of a file in a format, with the names of the columns that are added: a text, then numbers.
+
+    `row_column` is one more, of whole numbers.
 
     Raises:
         ImportError: Parquet, and pyarrow is not installed; the message has the command.
     """
-    return ParquetWriter(layout, added) if form == "parquet" else TextWriter(form, layout, added)
+    if form == "parquet":
+        return ParquetWriter(layout, added, row_column)
+    return TextWriter(form, layout, added if row_column is None else (*added, row_column))
 
 
 def _fits(value: object, kind: str) -> bool:
