@@ -2,13 +2,15 @@
 
 import argparse
 import dataclasses
+import functools
 import importlib.metadata
 import itertools
 import json
 import os
 import shutil
 import sys
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -256,9 +258,24 @@ def _add_files(command: argparse.ArgumentParser) -> None:
         "--resume", action="store_true", help="go on with the job if it was begun, with the same inputs and options"
     )
     files.add_argument("--overwrite", action="store_true", help="replace outputs that are there already")
+    several = command.add_argument_group(
+        "several processes", "One on each host, all with the same command and the same paths, share the files."
+    )
+    several.add_argument(
+        "--distributed", action="store_true", help="find the others by what a TPU pod or SLURM says; or else by these:"
+    )
+    several.add_argument("--coordinator", metavar="HOST:PORT", help="of the process 0, and free there")
+    several.add_argument("--num-processes", type=int, metavar="N", help="how many there are")
+    several.add_argument("--process-id", type=int, metavar="I", help="which of them this is, from 0")
+    several.add_argument(
+        "--wait", type=int, metavar="SECONDS", help="for the others to come with their models loaded (default 300)"
+    )
 
 
-_OF_FILES = ("output", "text_column", "second_column", "all_scores", "prefix", "bad_rows", "resume", "overwrite")
+_OF_FILES = (
+    *("output", "text_column", "second_column", "all_scores", "prefix", "bad_rows", "resume", "overwrite"),
+    *("distributed", "coordinator", "num_processes", "process_id", "wait"),
+)
 
 
 def _classify(options: argparse.Namespace) -> None:
@@ -303,6 +320,7 @@ def _classify_files(options: argparse.Namespace) -> None:
     from flaxsent import jobs
     from flaxsent.engine import Engine
 
+    meet = _meeting(options)
     columns = (options.text_column or "text", options.second_column)
     job_options = jobs.JobOptions(
         text_columns=tuple(column for column in columns if column is not None),
@@ -311,6 +329,7 @@ def _classify_files(options: argparse.Namespace) -> None:
         bad_rows=options.bad_rows,
         resume=options.resume,
         overwrite=options.overwrite,
+        is_shared=meet is not None,
     )
     job = jobs.plan(options.input, options.output, job_options)
     if not job.files:
@@ -318,7 +337,7 @@ def _classify_files(options: argparse.Namespace) -> None:
     classifier = open_model(options.model)
     try:
         with jobs.Progress(job) as progress, Engine(classifier, on_window=progress.add) as engine:
-            num_bad = jobs.run(job, engine, model=options.model, progress=progress)
+            num_bad = jobs.run(job, engine, model=options.model, progress=progress, meet=meet)
     except KeyboardInterrupt:
         if job.folder.exists():
             print("flaxsent: stopped; --resume goes on with what is done", file=sys.stderr)
@@ -326,8 +345,35 @@ def _classify_files(options: argparse.Namespace) -> None:
     if progress.num_truncated:
         limit = classifier.tokenizer.max_length
         print(f"flaxsent: {progress.num_truncated:,} texts were truncated to {limit} tokens", file=sys.stderr)
-    if num_bad:
+    if num_bad is None:
+        print(
+            f"flaxsent: this share is done; the last process to finish completes {options.output}, or --resume does",
+            file=sys.stderr,
+        )
+    elif num_bad:
         print(f"flaxsent: {num_bad:,} rows were set aside in {options.bad_rows}", file=sys.stderr)
+
+
+def _meeting(options: argparse.Namespace) -> Callable[[str], Any] | None:
+    """What finds the other processes, if there are to be any."""
+    from flaxsent import hosts
+
+    place = {name: getattr(options, name) for name in ("coordinator", "num_processes", "process_id")}
+    is_told = any(value is not None for value in place.values())
+    if is_told and options.distributed:
+        raise ValueError(
+            "--distributed finds out the place that --coordinator and its like tell; pass one or the other."
+        )
+    if is_told:
+        hosts.check(**place)
+    elif not options.distributed:
+        if options.wait is not None:
+            raise ValueError("--wait needs --distributed, or --coordinator, --num-processes and --process-id.")
+        return None
+    wait = hosts.WAIT if options.wait is None else options.wait
+    if wait < 1:
+        raise ValueError(f"--wait {wait}: expected at least 1 second.")
+    return functools.partial(hosts.meet, wait=wait, **place)
 
 
 def _load(model: str | None, **arguments: Any) -> Classifier:

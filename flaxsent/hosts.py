@@ -10,7 +10,7 @@ import re
 import subprocess
 import sys
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -114,7 +114,7 @@ def _complaint(
     told: str, *, coordinator: str | None, num_processes: int | None, process_id: int | None, wait: int
 ) -> str:
     """One line for what JAX told before it gave up."""
-    if coordinator is None and "should be defined" in told or "must be defined" in told:
+    if "should be defined" in told or "must be defined" in told:
         return (
             "--distributed: this is no TPU pod and no SLURM job that JAX knows; pass --coordinator HOST:PORT "
             "--num-processes N --process-id I instead."
@@ -137,17 +137,16 @@ def _complaint(
     return f"{who} did not meet{where}: {(status or ['no reason was told'])[0]}."
 
 
-def _ask(
-    *, job: str, coordinator: str | None, num_processes: int | None, process_id: int | None, wait: int
-) -> None:
+def _ask(*, job: str, coordinator: str | None, num_processes: int | None, process_id: int | None, wait: int) -> None:
     """Meets the others, and writes the place on standard output."""
     jax.distributed.initialize(coordinator, num_processes, process_id, initialization_timeout=wait)
     # jax.process_index() would tell the place, too, but takes hold of the devices, which are the other process's.
     from jax._src import distributed
 
     state = distributed.global_state
+    client: Any = state.client
     # Those who mean another job, or another number of processes, wait elsewhere.
-    state.client.wait_at_barrier(f"flaxsent {state.num_processes} {job}", wait * 1000)
+    client.wait_at_barrier(f"flaxsent {state.num_processes} {job}", wait * 1000)
     sys.stdout.write(json.dumps([state.process_id, state.num_processes]))
     sys.stdout.flush()
     jax.distributed.shutdown()

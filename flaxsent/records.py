@@ -524,8 +524,7 @@ def _groups(metadata: Any, text_columns: Sequence[str]) -> tuple[Group, ...]:
     columns = [index for index in range(metadata.num_columns) if metadata.schema.column(index).path in text_columns]
     groups = (metadata.row_group(index) for index in range(metadata.num_row_groups))
     return tuple(
-        Group(group.num_rows, sum(group.column(index).total_uncompressed_size for index in columns))
-        for group in groups
+        Group(group.num_rows, sum(group.column(index).total_uncompressed_size for index in columns)) for group in groups
     )
 
 
