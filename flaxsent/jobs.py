@@ -13,6 +13,7 @@ find so at once, both write the same bytes. No name means that somebody is at wo
 
 import contextlib
 import dataclasses
+import errno
 import glob
 import hashlib
 import importlib.metadata
@@ -643,7 +644,7 @@ def _join_bad_rows(job: Job, output: Path) -> int | None:
                 stream.write(content)
                 num_rows += content.count(b"\n")
             if _is_over(job):  # and some of them may be gone already
-                raise FileNotFoundError
+                raise FileNotFoundError(errno.ENOENT, "another process ended the job", str(job.folder))
     except FileNotFoundError:
         if not _is_over(job):
             raise

@@ -333,8 +333,8 @@ def test_what_was_left_behind_by_another_is_not_deleted(folder, engine):
     assert names(folder / ".out.csv.parts") == ["mine"]
 
 
-KILLS = """
-import itertools, os, shutil, signal, sys, warnings
+FORKS = """
+import itertools, multiprocessing, os, random, shutil, signal, sys, time, warnings
 from pathlib import Path
 from types import SimpleNamespace
 import numpy as np
@@ -356,56 +356,134 @@ jobs.jax = SimpleNamespace(
 warnings.filterwarnings("ignore", category=DeprecationWarning)
 warnings.filterwarnings("ignore", category=RuntimeWarning)  # JAX on os.fork
 folder = Path(sys.argv[1])
-(folder / "in").mkdir()
+(folder / "in").mkdir(exist_ok=True)
 (folder / "in" / "a.csv").write_text("text,n\\n" + "".join(f"{'x' * (n % 11)},{n}\\n" for n in range(12)) + "bad\\n")
 (folder / "in" / "b.jsonl").write_text("".join('{"text": "%s"}\\n' % ("y" * n) for n in range(9)) + "{}\\n")
 
-def job(name, kill_at):
-    '''In a process that kills itself before it changes the disk for the n-th time; whether it came to its end.'''
-    (folder / name).mkdir(exist_ok=True)
+def start(name, kill_at, pause=0, meet=None):
+    '''A job in a process that kills itself before it changes the disk for the n-th time.'''
     process = os.fork()
-    if process == 0:
-        count = itertools.count(1)
-        def killing(function):
-            def killed(*arguments, **options):
-                if next(count) == kill_at:
-                    os.kill(os.getpid(), signal.SIGKILL)
-                return function(*arguments, **options)
-            return killed
-        os.fsync = lambda descriptor: None  # slow, and for a computer that fails, not for a process
-        for function in ("replace", "fsync", "unlink", "rmdir", "mkdir"):
-            setattr(os, function, killing(getattr(os, function)))
-        options = jobs.JobOptions(resume=True, bad_rows=str(folder / name / "bad.jsonl"))
-        jobs.run(jobs.plan([str(folder / "in")], str(folder / name), options), Engine())
-        os._exit(0)
+    if process:
+        return process
+    count, rng = itertools.count(1), random.Random(os.getpid())
+    def killing(function):
+        def killed(*arguments, **options):
+            time.sleep(rng.random() * pause)
+            if next(count) == kill_at:
+                os.kill(os.getpid(), signal.SIGKILL)
+            return function(*arguments, **options)
+        return killed
+    os.fsync = lambda descriptor: None  # slow, and for a computer that fails, not for a process
+    for function in ("replace", "fsync", "unlink", "rmdir", "mkdir"):
+        setattr(os, function, killing(getattr(os, function)))
+    options = jobs.JobOptions(resume=True, bad_rows=str(folder / name / "bad.jsonl"))
+    jobs.run(jobs.plan([str(folder / "in")], str(folder / name), options), Engine(), meet=meet)
+    os._exit(0)
+
+def ended(process):
+    '''Whether it came to its end.'''
     _, status = os.waitpid(process, 0)
     assert status in (0, signal.SIGKILL), status
     return status == 0
 
+def begin(name):
+    (folder / name).mkdir(exist_ok=True)
+
 def content(name):
     return {file.name: file.read_bytes() if file.is_file() else None for file in (folder / name).iterdir()}
 
-job("whole", None)
+begin("whole")
+assert ended(start("whole", None))
 whole = content("whole")
-assert sorted(whole) == ["a.csv", "b.jsonl", "bad.jsonl"]
 assert whole["bad.jsonl"].count(b"reason") == 2
+
+def check(name):
+    for file, data in content(name).items():
+        assert file.startswith(".") or data == whole[file], file
+"""
+
+KILLS = (
+    FORKS
+    + """
+assert sorted(whole) == ["a.csv", "b.jsonl", "bad.jsonl"]
 for kill_at in itertools.count(1):
-    ended = job("out", kill_at)
-    for name, data in content("out").items():
-        assert name.startswith(".") or data == whole[name], (kill_at, name)
-    job("out", kill_at * 7 % 31) or job("out", None)  # some are killed again while they go on
+    begin("out")
+    has_ended = ended(start("out", kill_at))
+    check("out")
+    begin("out")
+    ended(start("out", kill_at * 7 % 31)) or ended(start("out", None))  # some are killed again while they go on
     assert content("out") == whole, (kill_at, sorted(content("out")))
     shutil.rmtree(folder / "out")
-    if ended:
+    if has_ended:
         break
 print(kill_at)
 """
+)
 
 
 def test_a_job_killed_before_any_change_of_the_disk_goes_on_to_the_same_bytes(tmp_path):
     done = subprocess.run([sys.executable, "-c", KILLS, str(tmp_path)], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     assert int(done.stdout) > 50
+
+
+# Several processes.
+
+SEVERAL = (
+    FORKS
+    + """
+import pyarrow.parquet  # once, and not in each process
+from flaxsent.hosts import Place
+
+def run(num_processes, kills, pause):
+    barrier = multiprocessing.Barrier(num_processes)
+    def process(index, kill_at):
+        def meet(job):
+            barrier.wait(60)
+            return Place(index, num_processes)
+        return start("out", kill_at, pause, meet)
+    processes = [process(index, kill_at) for index, kill_at in enumerate(kills)]
+    return all([ended(process) for process in processes])
+
+assert sorted(whole) == ["a.csv", "b.jsonl", "bad.jsonl", "c.parquet", "d.parquet"]
+rng, num_killed = random.Random(0), 0
+for number in range(int(sys.argv[2])):
+    begin("out")
+    num_processes, are_killed = rng.randint(1, 4), number % 3
+    while True:
+        kills = [rng.randint(5, 60) if are_killed and rng.random() < 0.7 else None for _ in range(num_processes)]
+        if run(num_processes, kills, rng.choice([0, 0.004])):
+            break
+        num_killed += 1
+        check("out")
+        num_processes, are_killed = rng.randint(1, 4), rng.random() < 0.5
+    assert content("out") == whole, (number, sorted(content("out")))
+    shutil.rmtree(folder / "out")
+print(num_killed)
+"""
+)
+
+
+def several(tmp_path, num_jobs):
+    (tmp_path / "in").mkdir()
+    for name, num_rows in (("c", 23), ("d", 8)):
+        table = pa.table({"n": range(num_rows), "text": ["z" * (n % 13) for n in range(num_rows)]})
+        pq.write_table(table, tmp_path / "in" / f"{name}.parquet", row_group_size=2)
+    script = SEVERAL.replace("jobs.jax =", "jobs._CHUNK_ROWS = 4; jobs.jax =")
+    return subprocess.run([sys.executable, "-c", script, str(tmp_path), str(num_jobs)], capture_output=True, text=True)
+
+
+def test_several_processes_of_which_some_are_killed_come_to_the_same_bytes(tmp_path):
+    done = several(tmp_path, 4)
+    assert done.returncode == 0, done.stderr
+    assert int(done.stdout) > 2
+
+
+@pytest.mark.slow
+def test_several_processes_come_to_the_same_bytes_in_forty_jobs(tmp_path):
+    done = several(tmp_path, 40)
+    assert done.returncode == 0, done.stderr
+    assert int(done.stdout) > 20
 
 
 COMMAND = [sys.executable, "-c", "import sys; from flaxsent.cli import main; sys.exit(main())", "classify"]
