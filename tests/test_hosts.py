@@ -129,13 +129,19 @@ sys.exit(main())
 """
 
 
-def start(*arguments, kill_at=0, environment=None):
+@pytest.fixture(scope="module")
+def compiled(tmp_path_factory):
+    """The environment of processes that need not all compile the same."""
+    return {"FLAXSENT_CACHE": str(tmp_path_factory.mktemp("compiled"))}
+
+
+def start(environment, *arguments, kill_at=0):
     """`flaxsent classify` in a process that kills itself before its part of that number is there."""
     return subprocess.Popen(
         [sys.executable, "-c", COMMAND, str(kill_at), "classify", *map(str, arguments)],
         stderr=subprocess.PIPE,
         text=True,
-        env=os.environ | {"FLAXSENT_CACHE": ""} | (environment or {}),
+        env=os.environ | environment,
     )
 
 
@@ -181,13 +187,13 @@ def folder(tmp_path):
 
 
 @pytest.mark.hosts
-def test_three_processes_are_one_and_so_are_two_that_go_on_after_one_was_killed(folder, tiny_folder):
+def test_three_processes_are_one_and_so_are_two_that_go_on_after_one_was_killed(folder, tiny_folder, compiled):
     options = ["--model", tiny_folder("bert"), "--input", folder / "in", "--bad-rows"]
 
     def arguments(name):
         return [*options, folder / f"{name}.jsonl", "--output", folder / name]
 
-    assert ended([start(*arguments("one"))])[0] == [0]
+    assert ended([start(compiled, *arguments("one"))])[0] == [0]
     one = content(folder / "one")
     assert sorted(one) == ["a.txt", "b.csv", "c.jsonl", "d.parquet", "e.parquet"]
     table = pq.read_table(folder / "one" / "d.parquet")
@@ -197,13 +203,13 @@ def test_three_processes_are_one_and_so_are_two_that_go_on_after_one_was_killed(
         assert [row["row"] for row in csv.DictReader(stream)] == [str(n) for n in range(2, 92)]
     assert [json.loads(line)["row"] for line in one["c.jsonl"].splitlines()] == [*range(1, 61)]
 
-    codes, told = ended([start(*arguments("three"), *place) for place in places(3)])
+    codes, told = ended([start(compiled, *arguments("three"), *place) for place in places(3)])
     assert codes == [0, 0, 0], told
     assert content(folder / "three") == one
     assert (folder / "three.jsonl").read_bytes() == (folder / "one.jsonl").read_bytes()
     assert sum("this share is done; the last process to finish completes" in line for line in told) == 2
 
-    killed = [start(*arguments("out"), *place, kill_at=4 * (place[5] == 1)) for place in places(3)]
+    killed = [start(compiled, *arguments("out"), *place, kill_at=4 * (place[5] == 1)) for place in places(3)]
     codes, told = ended(killed)
     assert codes == [0, -9, 0], told
     assert [line.count("this share is done") for line in told] == [1, 0, 1]
@@ -213,7 +219,7 @@ def test_three_processes_are_one_and_so_are_two_that_go_on_after_one_was_killed(
         assert name.startswith(".") or data == one[name]
     assert not (folder / "out.jsonl").exists()
 
-    codes, told = ended([start(*arguments("out"), "--resume", *place) for place in places(2)])
+    codes, told = ended([start(compiled, *arguments("out"), "--resume", *place) for place in places(2)])
     assert codes == [0, 0], told
     assert content(folder / "out") == one
     assert (folder / "out.jsonl").read_bytes() == (folder / "one.jsonl").read_bytes()
@@ -221,17 +227,17 @@ def test_three_processes_are_one_and_so_are_two_that_go_on_after_one_was_killed(
 
 
 @pytest.mark.hosts
-def test_processes_that_do_not_meet_are_one_line_each_and_write_nothing(folder, tiny_folder):
+def test_processes_that_do_not_meet_are_one_line_each_and_write_nothing(folder, tiny_folder, compiled):
     options = ["--input", folder / "in", "--output", folder / "out", "--bad-rows", folder / "bad.jsonl"]
     model, other = (["--model", tiny_folder("bert", **changes)] for changes in ({}, {"initializer_range": 0.5}))
     nobody, (first, second), (third, fourth) = places(2, wait=2), places(2, wait=12), places(2, wait=12)
     more = [*fourth[:3], 3, *fourth[4:]]
     processes = [
-        start(*options, *model, *nobody[1]),
-        start(*options, *model, *first),
-        start(*options, *other, *second),
-        start(*options, *model, *third),
-        start(*options, *model, *more),
+        start(compiled, *options, *model, *nobody[1]),
+        start(compiled, *options, *model, *first),
+        start(compiled, *options, *other, *second),
+        start(compiled, *options, *model, *third),
+        start(compiled, *options, *model, *more),
     ]
     codes, told = ended(processes)
     assert codes == [2] * 5, told

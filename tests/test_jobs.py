@@ -474,9 +474,9 @@ def several(tmp_path, num_jobs):
 
 
 def test_several_processes_of_which_some_are_killed_come_to_the_same_bytes(tmp_path):
-    done = several(tmp_path, 4)
+    done = several(tmp_path, 3)
     assert done.returncode == 0, done.stderr
-    assert int(done.stdout) > 2
+    assert int(done.stdout) > 1
 
 
 @pytest.mark.slow
