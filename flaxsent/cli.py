@@ -146,6 +146,18 @@ def _parser() -> argparse.ArgumentParser:
     command.add_argument("--json", action="store_true", help="one JSON object with every figure")
     command.add_argument("--plot", metavar="FILE", help="write a bar chart, such as bench.png")
     command.set_defaults(run=_bench)
+
+    command = commands.add_parser("scale", help="tell what a large job would take", description=_SCALE)
+    _add_model(command)
+    command.add_argument("--texts-per-second", type=_positive, required=True, metavar="X", help="of one device")
+    command.add_argument("--tokens-per-second", type=_positive, required=True, metavar="X", help="of one device")
+    command.add_argument("--matrix-use", type=_positive, metavar="X", help="of its matrix units then, up to 1")
+    command.add_argument("--documents", type=_positive, default=1e9, metavar="N", help="texts to do (default 1e9)")
+    command.add_argument("--hours", type=_positive, default=24.0, metavar="X", help="to do them in (default 24)")
+    command.add_argument("--devices-per-host", type=_positive, metavar="N", help="by default as many as here")
+    command.add_argument("--cores-per-host", type=_positive, metavar="N", help="by default as many as here")
+    command.add_argument("--json", action="store_true", help="one JSON object with every figure")
+    command.set_defaults(run=_scale)
     return parser
 
 
@@ -235,6 +247,17 @@ byte."""
 _EVALUATE = """Tells accuracy, F1, Matthews correlation, log loss, calibration error and the confusion matrix; for
 several labels at once micro and macro F1 and average precision; for regression Pearson and Spearman correlation. All
 are as scikit-learn and SciPy define them; the calibration error is that of 15 bins of equal width."""
+
+_SCALE = """Tells how many hosts and devices a job takes, what is full first on a host, and how evenly row groups are
+shared. The speed of a device comes from `flaxsent bench` or from a job; what a host's cores do is measured here, with
+texts as long as that speed tells; the sharing is simulated."""
+
+
+def _positive(value: str) -> float:
+    number = float(value)
+    if not 0 < number < float("inf"):
+        raise ValueError
+    return number
 
 
 def _add_files(command: argparse.ArgumentParser) -> None:
@@ -589,3 +612,22 @@ def _bench(options: argparse.Namespace) -> None:
     print(json.dumps(bench.to_json(report)) if options.json else bench.table(report))
     if options.plot is not None:
         bench.plot(report, options.plot)
+
+
+def _scale(options: argparse.Namespace) -> None:
+    from flaxsent import scale
+
+    if options.matrix_use is not None and options.matrix_use > 1:
+        raise ValueError(f"--matrix-use {options.matrix_use:g}: expected a share, 0 to 1.")
+    asked = scale.Scale(
+        texts_per_second=options.texts_per_second,
+        tokens_per_second=options.tokens_per_second,
+        documents=options.documents,
+        hours=options.hours,
+        devices_per_host=int(options.devices_per_host or jax.local_device_count()),
+        cores_per_host=int(options.cores_per_host or os.cpu_count() or 1),
+        matrix_use=options.matrix_use,
+    )
+    host = scale.measure(_load(options.model), tokens_per_text=asked.tokens_per_second / asked.texts_per_second)
+    figures = (asked, host, scale.answer(asked, host), scale.simulate())
+    print(json.dumps(scale.to_json(*figures)) if options.json else scale.table(*figures))

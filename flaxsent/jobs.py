@@ -42,7 +42,7 @@ from flaxsent.types import Text
 
 _CHUNK_ROWS = 16384
 """Most rows in a chunk; it ends where its texts fill a window of the engine, too."""
-_CHUNK_BYTES = 1 << 26
+CHUNK_BYTES = 1 << 26
 """Or where its rows take so much memory."""
 _UNIT_BYTES = 1 << 23
 """Row groups of Parquet are put together until they fill a chunk, or have texts of so many bytes: a window on an
@@ -459,7 +459,7 @@ def _facts(job: Job, classifier: AnyClassifier, model: str | None, characters: i
         "weights": _fingerprint(classifier),
         "backend": classifier.backend,
         "devices": f"{len(devices)} × {devices[0].device_kind}",
-        "chunk": [_CHUNK_ROWS, characters, _CHUNK_BYTES, _UNIT_BYTES],
+        "chunk": [_CHUNK_ROWS, characters, CHUNK_BYTES, _UNIT_BYTES],
         "versions": {name: importlib.metadata.version(name) for name in ("flaxsent", "jax", "jaxlib", "tokenizers")},
     }
     return json.loads(json.dumps(facts))
@@ -608,7 +608,7 @@ def _cut(rows: Iterator[Row], max_characters: int) -> Iterator[list[Row]]:
         chunk.append(row)
         num_characters += len(row.text) if isinstance(row.text, str) else sum(map(len, row.text))
         num_bytes += row.size
-        if len(chunk) >= _CHUNK_ROWS or num_characters >= max_characters or num_bytes >= _CHUNK_BYTES:
+        if len(chunk) >= _CHUNK_ROWS or num_characters >= max_characters or num_bytes >= CHUNK_BYTES:
             yield chunk
             chunk, num_characters, num_bytes = [], 0, 0
     if chunk:
