@@ -128,6 +128,8 @@ def _complaint(
         )
     if "Unexpected task" in told:
         return f"process {process_id} is one too many{where}: process 0 was started with fewer than {num_processes}."
+    if "Failed to add port" in told:
+        return f"the port of the coordinator{where} is taken on the host of process 0; choose another."
     if "Deadline" in told or "DEADLINE" in told:
         return (
             f"no coordinator{where}, or {who} did not come to it, within {wait} s; start each with the same command, "

@@ -194,8 +194,8 @@ def run(
             _write(job.folder / _FACTS, content)
         with Progress(job, is_silent=True) if progress is None else contextlib.nullcontext(progress) as bar:
             bar.take(_sizes(job, share), _sizes(job, set(share) - set(todo)))
-            for piece in share:
-                if piece.unit == 0:  # of which all was done, perhaps, before this process began
+            for piece in share if is_begun else ():
+                if piece.unit == 0:  # all the others of the file may be done, too
                     _join(job, piece.file, added)
             _classify(job, todo, engine, added, bar)
         return _finish(job) if todo or is_begun else None

@@ -269,5 +269,11 @@ def test_slurm_tells_the_places_and_nothing_else_does():
 
 
 @pytest.mark.hosts
-def test_one_process_may_be_all():
-    assert hosts.meet("job", coordinator=f"localhost:{free_port()}", num_processes=1, process_id=0) == Place(0, 1)
+def test_one_process_may_be_all_if_its_port_is_free():
+    port = free_port()
+    assert hosts.meet("job", coordinator=f"localhost:{port}", num_processes=1, process_id=0) == Place(0, 1)
+    with socket.socket(socket.AF_INET6) as taken:
+        taken.bind(("::", port))
+        taken.listen()
+        with pytest.raises(ConnectionError, match=f"the port of the coordinator at localhost:{port} is taken"):
+            hosts.meet("job", coordinator=f"localhost:{port}", num_processes=1, process_id=0)
