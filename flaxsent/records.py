@@ -75,7 +75,7 @@ class Source(NamedTuple):
     position: Callable[[], int]
     """How many bytes of the file have been read."""
     groups: tuple[Group, ...] | None = None
-    """All of a Parquet file: what can be read by itself."""
+    """Of a whole Parquet file: what can be read by itself."""
 
 
 class LabelledTexts(NamedTuple):
@@ -507,9 +507,9 @@ def _read_parquet(path: Path, text_columns: Sequence[str], chosen: range | None)
                 kind = kind.value_type
             if kind not in (pa.string(), pa.large_string(), pa.string_view(), pa.null()):
                 raise ValueError(f"{path} has values of type {kind} in the column {column!r}; expected text.")
-        groups = _groups(file.metadata, text_columns)
-        chosen = range(len(groups)) if chosen is None else chosen
-        num_before = sum(group.num_rows for group in groups[: chosen.start])
+        groups = _groups(file.metadata, text_columns) if chosen is None else None
+        chosen = range(file.num_row_groups) if chosen is None else chosen
+        num_before = sum(file.metadata.row_group(index).num_rows for index in range(chosen.start))
         num_read = [num_before]
         size, num_rows = path.stat().st_size, max(file.metadata.num_rows, 1)
         yield Source(

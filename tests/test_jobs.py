@@ -17,9 +17,10 @@ import pyarrow.parquet as pq
 import pytest
 
 import flaxsent
-from flaxsent import jobs
+from flaxsent import jobs, records
 from flaxsent.cli import main
 from flaxsent.engine import Engine
+from flaxsent.hosts import Place
 from flaxsent.jobs import JobOptions, Progress, plan, run
 from tests.conftest import AWKWARD_TEXTS, texts_of_lengths
 from tests.test_engine import TOLERANCE, obvious
@@ -428,6 +429,78 @@ def test_a_job_killed_before_any_change_of_the_disk_goes_on_to_the_same_bytes(tm
 
 
 # Several processes.
+
+
+def test_row_groups_are_read_by_themselves_with_the_numbers_of_their_rows(tmp_path):
+    pq.write_table(pa.table({"text": TEXTS}), tmp_path / "in.parquet", row_group_size=10)
+    with records.read(tmp_path / "in.parquet", text_columns=("text",)) as source:
+        expected = [(row.number, row.text) for row in source.rows]
+        groups = source.groups
+    assert [group.num_rows for group in groups] == [10] * 7 + [4]
+    found, position = [], 0
+    for part in (range(3), range(3, 4), range(4, 8)):
+        with records.read(tmp_path / "in.parquet", text_columns=("text",), groups=part) as source:
+            found += [(row.number, row.text) for row in source.rows]
+            position += source.position()
+    assert found == expected
+    # Each of three is rounded down.
+    assert 0 <= (tmp_path / "in.parquet").stat().st_size - position < 3
+
+
+@pytest.fixture
+def many(folder, monkeypatch):
+    """A folder of inputs, with bad rows, that is many units."""
+    monkeypatch.setattr(jobs, "_CHUNK_ROWS", 8)
+    (folder / "in").mkdir()
+    (folder / "in.csv").rename(folder / "in" / "a.csv")
+    (folder / "in" / "b.jsonl").write_text("".join(json.dumps({"text": text}) + "\n" for text in TEXTS) + "{}\n")
+    pq.write_table(pa.table({"text": [*TEXTS, None]}), folder / "in" / "c.parquet", row_group_size=5)
+    return folder
+
+
+def take(engine, folder, name, place, **options):
+    """One process's share."""
+    job_options = JobOptions(bad_rows=str(folder / f"{name}.jsonl"), is_shared=True, **options)
+    return run(plan([str(folder / "in")], str(folder / name), job_options), engine, meet=lambda _: place)
+
+
+@pytest.mark.parametrize("order", [[0, 1, 2], [2, 0, 1]])
+def test_the_last_of_several_processes_completes_the_folder(many, engine, monkeypatch, order):
+    assert do(engine, many / "in", many / "one", bad_rows=str(many / "one.jsonl")) == 2
+    scored = []
+    monkeypatch.setattr(engine, "_on_window", lambda stats: scored.append(stats.num_texts))
+    for index in order:
+        assert not (many / "out.jsonl").exists()
+        assert take(engine, many, "out", Place(index, 3), resume=index != order[0]) == (
+            2 if index == order[2] else None
+        )
+    assert sum(scored) == 3 * len(TEXTS), "nothing is done twice"
+    for name in names(many / "one"):
+        assert (many / "out" / name).read_bytes() == (many / "one" / name).read_bytes()
+    assert (many / "out.jsonl").read_bytes() == (many / "one.jsonl").read_bytes()
+    assert names(many / "out") == names(many / "one") == ["a.csv", "b.jsonl", "c.parquet"]
+    assert pq.read_table(many / "out" / "c.parquet")["row"].to_pylist() == [*range(1, len(TEXTS) + 1)]
+    assert take(engine, many, "out", Place(0, 3), resume=True) == 0
+
+
+def test_a_process_without_a_share_leaves_nothing_behind(many, engine):
+    assert take(engine, many, "out", Place(99, 100)) is None
+    assert names(many) == ["in"]
+
+
+def test_all_processes_must_mean_the_same_job(many, engine):
+    meant = set()
+
+    def meet(job):
+        meant.add(job)
+        raise ConnectionError
+
+    for options in ({}, {}, {"all_scores": True}):
+        with pytest.raises(ConnectionError):
+            run(plan([str(many / "in")], str(many / "out"), JobOptions(**options)), engine, meet=meet)
+    assert len(meant) == 2
+    assert names(many) == ["in"]
+
 
 SEVERAL = (
     FORKS
