@@ -148,7 +148,7 @@ _PACKED_ROW = 128
 """The shortest packed row: shorter ones cannot be filled as well."""
 _SEGMENT_TOKENS = 4
 """Packed rows have room for a text for every so many tokens."""
-_PADDED_ROWS = (16, 24, 32, 48, 64, 96, 128, 192, 256, 384, 512, 768, 1024, 1536, 2048, 3072, 4096, 6144)
+_PADDED_ROWS = (8, 16, 24, 32, 48, 64, 96, 128, 192, 256, 384, 512, 768, 1024, 1536, 2048, 3072, 4096, 6144)
 _POOL = 50
 """Padded steps of which the texts are sorted by length together."""
 _CHUNK = 1 << 16

@@ -265,7 +265,7 @@ def test_padded_steps_compile_once_a_length(tiny_folder):
     options = TrainOptions(batch_size=16, num_epochs=2, max_length=24)
     trainer = train.Trainer(load(tiny_folder("bert", **SMALL), backend="flax"), data, options=options)
     assert len([*trainer.moments(trainer.start())]) == trainer.num_steps
-    assert trainer.step._cache_size() == len(trainer.shapes) == 2  # 16 tokens and 24
+    assert trainer.step._cache_size() <= len(trainer.shapes) == 3  # 8, 16, 24 tokens
 
 
 @pytest.mark.parametrize("is_packed", [True, False])
