@@ -387,7 +387,7 @@ class _Log:
         """Opens the log; what it has of steps after `done` belongs to a run that was killed, and goes."""
         self._trainer, self._every, self._report = trainer, every, report
         self._losses: list[Any] = []
-        self._num_texts, self._since = 0, time.perf_counter()
+        self._num_texts, self._since, self._speed = 0, time.perf_counter(), 0.0
         self._file = None
         if _is_first():
             kept = [entry for entry in _entries(file) if entry["step"] <= done]
@@ -410,7 +410,9 @@ class _Log:
         if moment.step % self._every == 0 or moment.is_epoch_end:
             loss = mean_loss(self._losses, step=moment.step)  # waits for the device
             now = time.perf_counter()
-            speed = self._num_texts / (now - self._since)
+            if moment.evaluation is None or not self._speed:  # else the time of the evaluation would be in it
+                self._speed = self._num_texts / (now - self._since)
+            speed = self._speed
             rate = float(np.asarray(self._trainer.learning_rate(moment.step - 1)))
             self._bar.set_postfix_str(f"loss {loss:.4f}, learning rate {rate:.2e}, {speed:,.0f} texts/s", refresh=False)
             self._write(
