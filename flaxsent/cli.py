@@ -530,7 +530,11 @@ def _train(options: argparse.Namespace) -> None:
         if None in places:
             raise ValueError("--coordinator, --num-processes and --process-id go together; one is missing.")
         jax.distributed.initialize(*places)
-    training_run.run(run_options, train_options, report=lambda line: print(line, flush=True))
+    try:
+        training_run.run(run_options, train_options, report=lambda line: print(line, flush=True))
+    except KeyboardInterrupt:
+        print("flaxsent: stopped; --resume goes on from the last checkpoint", file=sys.stderr)
+        raise
 
 
 def _evaluate(options: argparse.Namespace) -> None:

@@ -126,8 +126,8 @@ def step_shapes(
     Tokens fill a step: `tokens_per_step`, or as many as `batch_size` texts have on average; padded, a step is so many
     texts. The number of rows is a multiple of `multiple_of`.
 
-    >>> step_shapes([20] * 100, longest=30, is_packed=True, batch_size=64, tokens_per_step=None, multiple_of=4)
-    (StepShape(num_rows=12, row_length=128, num_segments=32),)
+    >>> step_shapes([20] * 100, longest=30, is_packed=True, batch_size=64, tokens_per_step=None, multiple_of=1)
+    (StepShape(num_rows=10, row_length=128, num_segments=32),)
     """
 
     def num_rows(number: int | float) -> int:

@@ -46,7 +46,12 @@ def test_there_are_notebooks():
     assert NOTEBOOKS
 
 
-@each_notebook
+@pytest.mark.parametrize(
+    "path",
+    # What trains spends a minute compiling.
+    [pytest.param(path, marks=pytest.mark.slow if path.stem.startswith("02_") else ()) for path in NOTEBOOKS],
+    ids=lambda path: path.stem,
+)
 def test_notebook_runs(run, path):
     outputs = [output for cell in run(path).cells for output in cell.get("outputs", [])]
     assert outputs
