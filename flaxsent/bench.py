@@ -31,7 +31,7 @@ from jaxtyping import Float, Int
 from flaxsent import checkpoint, encoders
 from flaxsent.classifier import Classifier, load
 from flaxsent.config import ModelConfig, read_config
-from flaxsent.engine import Engine, Stats
+from flaxsent.engine import Engine, Stats, num_cores
 from flaxsent.packing import select
 from flaxsent.parity import backends_of, pytorch_model, quietly, random_params
 from flaxsent.tokenization import TOKENIZER_FILES
@@ -348,8 +348,9 @@ def read_texts(file: str | os.PathLike, num_texts: int) -> list[str]:
 
 
 def _flaxsent(folder: Path, dtype: str, stats: list[Stats]) -> Predict:
-    """On one device, as the peers."""
-    engine = Engine(_load(folder, dtype), devices=jax.local_devices()[:1], on_window=stats.append)
+    """On one accelerator, or on all cores of the CPU, as the peers."""
+    devices = jax.local_devices() if _is_on_cpu() else jax.local_devices()[:1]
+    engine = Engine(_load(folder, dtype), devices=devices, on_window=stats.append)
     engine.warmup()
     return lambda texts, batch_size: engine(texts).argmax(axis=-1)
 
@@ -406,7 +407,7 @@ def _pytorch_device() -> str:
     import torch
 
     if _is_on_cpu():
-        torch.set_num_threads(_num_cores())
+        torch.set_num_threads(num_cores())
         return "cpu"
     if not torch.cuda.is_available():
         raise RuntimeError("this PyTorch does not see the accelerator")
@@ -445,7 +446,7 @@ def _onnxruntime(source: Source, *, quantized: bool) -> Predict:
 
         quantize_dynamic(file, file := source.scratch / "int8.onnx", per_channel=True)
     options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = _num_cores()
+    options.intra_op_num_threads = num_cores()
     session = onnxruntime.InferenceSession(str(file), options, providers=["CPUExecutionProvider"])
     names = [argument.name for argument in session.get_inputs()]
 
@@ -467,7 +468,7 @@ def _openvino(source: Source, *, precision: str) -> Predict:
     hints = {
         "PERFORMANCE_HINT": "THROUGHPUT",
         "INFERENCE_PRECISION_HINT": precision,
-        "INFERENCE_NUM_THREADS": _num_cores(),
+        "INFERENCE_NUM_THREADS": num_cores(),
     }
     compiled = core.compile_model(core.read_model(file), "CPU", hints)
     names = [argument.any_name for argument in compiled.inputs]
@@ -645,10 +646,6 @@ def _is_on_cpu() -> bool:
     return jax.default_backend() == "cpu"
 
 
-def _num_cores() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
 def _machine() -> str:
     """The processor and its cores, or the accelerator."""
     if not _is_on_cpu():
@@ -657,7 +654,7 @@ def _machine() -> str:
     if Path("/proc/cpuinfo").exists():
         lines = Path("/proc/cpuinfo").read_text().splitlines()
         name = next((line.partition(": ")[2] for line in lines if line.startswith("model name")), name)
-    return f"{name}, {_num_cores()} cores"
+    return f"{name}, {num_cores()} cores"
 
 
 def _versions() -> dict[str, str]:

@@ -153,17 +153,20 @@ def load(
     )
 
 
+def load_fastest(source: str | os.PathLike | None = None, **arguments: Any) -> Classifier:
+    """`load`, natively where flaxsent has the family: faster than flax, and imports neither transformers nor torch."""
+    try:
+        return load(source, backend="native", **arguments)
+    except NotImplementedError:
+        return load(source, backend="flax", **arguments)
+
+
 def open_model(source: str | os.PathLike | None = None) -> AnyClassifier:
-    """What scores many texts fastest: an exported folder, else a checkpoint natively, else with flax.
+    """An exported folder, or a checkpoint by `load_fastest`.
 
     Raises: as `load_exported` and `load` do.
     """
-    if source is not None and is_exported(source):
-        return load_exported(source)
-    try:
-        return load(source, backend="native")
-    except NotImplementedError:
-        return load(source, backend="flax")
+    return load_exported(source) if source is not None and is_exported(source) else load_fastest(source)
 
 
 def classify(texts: Texts, classifier: AnyClassifier | None = None, *, top_k: int | None = 1) -> list[Prediction]:

@@ -17,7 +17,7 @@ import jax
 from tqdm import tqdm
 
 import flaxsent
-from flaxsent.classifier import Classifier, classify, load, open_model
+from flaxsent.classifier import classify, load, load_fastest, open_model
 from flaxsent.types import Prediction
 
 _CHUNK = 1024
@@ -27,8 +27,11 @@ _CHUNK = 1024
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs a command; the exit code is 0, 1 for a parity that fails, 2 for a mistake of the user's, 130 for Ctrl-C."""
     options = _parser().parse_args(arguments)
-    if arguments is None and options.keeps_compiled:  # else the process, and its settings, are another's
-        _keep_compiled()
+    if arguments is None:  # else the process, and its settings, are another's
+        if options.keeps_compiled:
+            _keep_compiled()
+        if options.uses_cores:
+            _use_cores()
     code = 0
     try:
         code = options.run(options) or 0
@@ -65,9 +68,18 @@ def _keep_compiled() -> None:
         jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
 
 
+def _use_cores() -> None:
+    """Makes a device of each core, unless it is set otherwise: the engine then gives each its own rows to compute."""
+    from flaxsent.engine import num_cores
+
+    is_set = "xla_force_host_platform_device_count" in os.environ.get("XLA_FLAGS", "")
+    if not is_set and getattr(jax.config, "jax_num_cpu_devices", 1) < 0:
+        jax.config.update("jax_num_cpu_devices", num_cores())
+
+
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="flaxsent", description="Text classification in JAX as pure functions.")
-    parser.set_defaults(keeps_compiled=False)
+    parser.set_defaults(keeps_compiled=False, uses_cores=False)
     parser.add_argument("--version", action="version", version=f"flaxsent {flaxsent.__version__}")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
 
@@ -79,7 +91,7 @@ def _parser() -> argparse.ArgumentParser:
     command.add_argument("--top-k", type=int, metavar="K", help="labels for each text, best first (default 1)")
     command.add_argument("--format", choices=_FORMATS, help="default: table on a terminal, tsv elsewhere")
     _add_files(command)
-    command.set_defaults(run=_classify, keeps_compiled=True)
+    command.set_defaults(run=_classify, keeps_compiled=True, uses_cores=True)
 
     command = commands.add_parser("info", help="tell what a checkpoint is and what it runs on")
     command.add_argument("model", nargs="?", metavar="MODEL", help="Hub id or folder; the embedded model by default")
@@ -112,7 +124,7 @@ def _parser() -> argparse.ArgumentParser:
         help="fit a temperature and store it in the folder's config.json: scores are divided by it from then on",
     )
     command.add_argument("--json", action="store_true", help="one JSON object with every figure")
-    command.set_defaults(run=_evaluate, keeps_compiled=True)
+    command.set_defaults(run=_evaluate, keeps_compiled=True, uses_cores=True)
 
     command = commands.add_parser("export", help="write a folder that runs without the encoders", description=_EXPORT)
     command.add_argument("model", nargs="?", metavar="MODEL", help="Hub id or folder; the embedded model by default")
@@ -145,7 +157,12 @@ def _parser() -> argparse.ArgumentParser:
     command.add_argument("--rounds", type=int, metavar="N", help="default 3, or less where they take too long")
     command.add_argument("--json", action="store_true", help="one JSON object with every figure")
     command.add_argument("--plot", metavar="FILE", help="write a bar chart, such as bench.png")
-    command.set_defaults(run=_bench)
+    command.add_argument(
+        "--footprint",
+        action="store_true",
+        help="instead, the time to the first answer beside HF pipeline's, and the memory of a file of 100,000 texts",
+    )
+    command.set_defaults(run=_bench, uses_cores=True)
 
     command = commands.add_parser("scale", help="tell what a large job would take", description=_SCALE)
     _add_model(command)
@@ -399,14 +416,6 @@ def _meeting(options: argparse.Namespace) -> Callable[[str], Any] | None:
     return functools.partial(hosts.meet, wait=wait, **place)
 
 
-def _load(model: str | None, **arguments: Any) -> Classifier:
-    """Natively where it can be: faster, and imports neither transformers nor torch."""
-    try:
-        return load(model, backend="native", **arguments)
-    except NotImplementedError:
-        return load(model, backend="flax", **arguments)
-
-
 def _chunks(texts: Iterable[str]) -> Iterator[list[str]]:
     """Lists of texts; what stands before a broken line still comes out."""
     chunk: list[str] = []
@@ -527,8 +536,9 @@ def _train(options: argparse.Namespace) -> None:
     )
     places = (options.coordinator, options.num_processes, options.process_id)
     if places != (None, None, None):
-        if None in places:
-            raise ValueError("--coordinator, --num-processes and --process-id go together; one is missing.")
+        from flaxsent import hosts
+
+        hosts.check(*places)
         jax.distributed.initialize(*places)
     try:
         training_run.run(run_options, train_options, report=lambda line: print(line, flush=True))
@@ -542,7 +552,7 @@ def _evaluate(options: argparse.Namespace) -> None:
 
     if options.calibrate:
         evaluate.check_writable(options.model)
-    classifier = _load(options.model)
+    classifier = load_fastest(options.model)
     config = classifier.config
     if options.calibrate:
         evaluate.check_calibrates(config.problem_type)
@@ -579,7 +589,7 @@ def _evaluate(options: argparse.Namespace) -> None:
 def _export(options: argparse.Namespace) -> None:
     from flaxsent.exporter import export
 
-    export(_load(options.model, dtype=options.dtype), options.folder, platforms=options.platforms.split(","))
+    export(load_fastest(options.model, dtype=options.dtype), options.folder, platforms=options.platforms.split(","))
     size = sum(file.stat().st_size for file in Path(options.folder).iterdir())
     print(f"{options.folder}: {size / 1e6:,.1f} MB, for {options.platforms.replace(',', ', ')}")
 
@@ -603,6 +613,11 @@ def _parity(options: argparse.Namespace) -> int:
 def _bench(options: argparse.Namespace) -> None:
     from flaxsent import bench
 
+    if options.footprint:
+        from flaxsent import footprint
+
+        figures = footprint.run()
+        return print(json.dumps(footprint.to_json(figures)) if options.json else footprint.table(figures))
     if options.plot is not None:
         bench.check_plot()
     report = bench.run(
@@ -632,6 +647,6 @@ def _scale(options: argparse.Namespace) -> None:
         cores_per_host=int(options.cores_per_host or os.cpu_count() or 1),
         matrix_use=options.matrix_use,
     )
-    host = scale.measure(_load(options.model), tokens_per_text=asked.tokens_per_second / asked.texts_per_second)
+    host = scale.measure(load_fastest(options.model), tokens_per_text=asked.tokens_per_second / asked.texts_per_second)
     figures = (asked, host, scale.answer(asked, host), scale.simulate())
     print(json.dumps(scale.to_json(*figures)) if options.json else scale.table(*figures))

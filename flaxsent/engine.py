@@ -8,6 +8,7 @@ devices; results are fetched late.
 import contextlib
 import functools
 import itertools
+import os
 import queue
 import threading
 from collections import deque
@@ -89,7 +90,7 @@ class Engine:
             row_lengths,
             is_packed=classifier.packs,
             longest=classifier.tokenizer.max_length,
-            tokens_per_step=tokens_per_step or _TOKENS_PER_STEP.get(platform, _TOKENS_ON_ACCELERATOR),
+            tokens_per_step=tokens_per_step or _tokens_per_device(platform, mesh.size),
             num_devices=mesh.size,
         )
         largest_step = max(shape.num_rows * shape.row_length for shape in self.shapes)
@@ -207,12 +208,24 @@ class Engine:
         return unique_UC[window.unique]
 
 
+def num_cores() -> int:
+    """Cores of the CPU that this process may use: as many devices of JAX are best (`jax_num_cpu_devices`)."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
 _TOKENS_PER_STEP = {"cpu": 1024}
-"""More than this leaves the caches of a CPU."""
+"""More than this leaves the caches of a CPU; devices of one CPU share it, down to a row of 512 each."""
+_LEAST_TOKENS_PER_DEVICE = 512
 _TOKENS_ON_ACCELERATOR = 32768
 _CHARACTERS_PER_TOKEN = 4
 _PACKED_ROW, _PADDED_ROWS = 128, (16, 24, 32, 48, 64, 96)
 """The shortest packed row, below which rows cannot be filled; the lengths of padded ones up to the same."""
+
+
+def _tokens_per_device(platform: str, num_devices: int) -> int:
+    if platform not in _TOKENS_PER_STEP:
+        return _TOKENS_ON_ACCELERATOR
+    return max(_TOKENS_PER_STEP[platform] // num_devices, _LEAST_TOKENS_PER_DEVICE)
 
 
 def _shapes(

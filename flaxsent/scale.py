@@ -7,8 +7,6 @@ here and now, the sharing of work is simulated by the rule itself, and the rest 
 import json
 import math
 import os
-import resource
-import sys
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -21,6 +19,7 @@ from flaxsent import hosts, records
 from flaxsent.bench import make_texts
 from flaxsent.classifier import Classifier
 from flaxsent.engine import Engine
+from flaxsent.footprint import peak_memory
 from flaxsent.jobs import CHUNK_BYTES
 from flaxsent.packing import pack_steps
 
@@ -109,12 +108,11 @@ def measure(classifier: Classifier, *, tokens_per_text: float, num_texts: int = 
         file = Path(folder) / "texts.jsonl"
         file.write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
         copying = _seconds(lambda: _copy(file, config.labels[0]))
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return Host(
         bytes_per_text=sum(map(len, texts)) / num_texts,
         tokenized_per_second=num_texts / tokenizing,
         handled_per_second=num_texts / (packing + copying),
-        memory=peak if sys.platform == "darwin" else peak * 1024,
+        memory=peak_memory(),
     )
 
 

@@ -22,8 +22,9 @@ except ImportError as err:
     raise ImportError('training needs optax, which is not installed: pip install "flaxsent[train]"') from err
 
 from flaxsent import flax_auto
-from flaxsent.classifier import Classifier, classify
+from flaxsent.classifier import Classifier
 from flaxsent.optimization import TrainOptions, make_optimizer, make_schedule
+from flaxsent.postprocess import postprocess
 from flaxsent.records import LabelledTexts
 from flaxsent.training_data import Batch, Corpus, Plan, labels_as_arrays, plan_epoch, step_shapes
 from flaxsent.types import Params, ProblemType, Tokens
@@ -334,7 +335,13 @@ class Trainer:
         params = snapshot.state.average if snapshot.best is None else snapshot.best
         dtype = jax.tree.leaves(self.classifier.params)[0].dtype
         copied = jax.tree.map(lambda leaf: jnp.asarray(np.array(leaf.addressable_data(0)), dtype), params)
-        return dataclasses.replace(self.classifier, params=copied)
+        # A temperature was fitted to other parameters.
+        return dataclasses.replace(
+            self.classifier,
+            params=copied,
+            config=(config := dataclasses.replace(self.classifier.config, temperature=1.0)),
+            postprocess=functools.partial(postprocess, problem_type=config.problem_type),
+        )
 
     def _corpus(self, data: LabelledTexts, teacher: Float[np.ndarray, "N C"] | None) -> Corpus:
         labels = labels_as_arrays(data, self.classifier.config)
@@ -436,13 +443,3 @@ def mean_loss(losses: Sequence[Float[Array, ""]], *, step: int) -> float:
     if not np.isfinite(value):
         raise ValueError(f"the loss is {value} at step {step}; try a lower learning_rate, or a longer warmup.")
     return value
-
-
-def accuracy(classifier: Classifier, data: LabelledTexts) -> float:
-    """Share of the texts whose best label is the right one."""
-    predictions = classify(data.texts, classifier)
-    right = [
-        prediction.label == classifier.config.labels[label]
-        for prediction, label in zip(predictions, data.labels, strict=True)
-    ]
-    return float(np.mean(right))

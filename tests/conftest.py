@@ -85,3 +85,11 @@ def texts_of_lengths(lengths, seed: int = 0) -> list[str]:
         " ".join(rng.choice(["the", "film", "not", "bad", "good", "hate", "so", "a", "i"], length))
         for length in lengths
     ]
+
+
+def accuracy(classifier, data) -> float:
+    """Share of the texts whose best label is the right one."""
+    found = [prediction.label for prediction in flaxsent.classify(data.texts, classifier)]
+    return float(
+        np.mean([label == classifier.config.labels[index] for label, index in zip(found, data.labels, strict=True)])
+    )

@@ -19,6 +19,7 @@ FLOORS = [
     {"engine", "exporter", "training_data", "optimization"},
     {"train", "parity"},
     {"bench", "evaluate", "jobs", "ray", "training_run"},
+    {"footprint"},
     {"scale"},
     {"cli"},
 ]

@@ -18,7 +18,7 @@ from flaxsent import optimization, train, training_data
 from flaxsent.optimization import TrainOptions
 from flaxsent.records import LabelledTexts
 from flaxsent.training_data import Batch
-from tests.conftest import NATIVE, texts_of_lengths
+from tests.conftest import NATIVE, accuracy, texts_of_lengths
 
 
 @pytest.fixture(autouse=True)
@@ -212,7 +212,7 @@ def test_fit_learns_repeats_itself_and_leaves_its_input_alone(tiny_folder):
     data, told = toy_data(300), []
     options = TrainOptions(learning_rate=1e-3, batch_size=20, num_epochs=3, average_decay=0.9)
     trained = flaxsent.fit(classifier, data, data, options=options, report=told.append)
-    assert train.accuracy(trained, toy_data(100)) > 0.9 > train.accuracy(classifier, toy_data(100))
+    assert accuracy(trained, toy_data(100)) > 0.9 > accuracy(classifier, toy_data(100))
     assert told[-1].startswith("epoch 3 dev accuracy")
     jax.tree.map(np.testing.assert_array_equal, before, classifier.params)
     again = flaxsent.fit(classifier, data, options=options)
@@ -225,7 +225,7 @@ def test_fit_learns_with_the_flax_backend(tiny_folder):
     classifier = load(tiny_folder("bert", **SMALL), labels=NAMES, backend="flax", seed=1)
     options = TrainOptions(learning_rate=1e-3, batch_size=20, num_epochs=3, average_decay=0.9)
     trained = flaxsent.fit(classifier, toy_data(300), options=options)
-    assert train.accuracy(trained, toy_data(100)) > 0.9
+    assert accuracy(trained, toy_data(100)) > 0.9
 
 
 @pytest.mark.parametrize("problem_type", ["multi_label_classification", "regression"])

@@ -16,9 +16,9 @@ import numpy as np
 import pytest
 
 import flaxsent
-from flaxsent import cli, records, train, training_run
+from flaxsent import cli, records, training_run
 from flaxsent.training_run import RunOptions
-from tests.conftest import texts_of_lengths
+from tests.conftest import accuracy, texts_of_lengths
 
 ROWS = [
     (f"{word} {text}", name)
@@ -73,7 +73,7 @@ def test_a_run_leaves_a_whole_folder_with_its_log_and_curves_and_nothing_else(ca
     trained = flaxsent.load(output, backend="native")
     assert trained.config.labels == ("NEGATIVE", "POSITIVE")
     dev = records.read_labelled(files[1], label2id={"NEGATIVE": 0, "POSITIVE": 1})
-    assert f"{train.accuracy(trained, dev):.4f}" == out.split()[-3]
+    assert f"{accuracy(trained, dev):.4f}" == out.split()[-3]
     code, _, err = run(capsys, *arguments_of(tiny_folder("bert"), files, output))
     assert code == 2
     assert err == f"flaxsent: error: {output} is there already; pass --overwrite to replace it.\n"
