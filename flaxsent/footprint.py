@@ -34,7 +34,7 @@ class Footprint(NamedTuple):
     """The figures of a run."""
 
     first_answers: dict[str, list[float]]
-    """Seconds of a whole process that labels one text, one a round; what JAX had compiled was kept from a start before."""
+    """Seconds of a process that labels one text, one a round; what JAX had compiled was kept from a start before."""
     num_texts: list[int]
     """Of the file, after which the memory was looked at."""
     memory: list[int]

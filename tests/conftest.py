@@ -8,6 +8,7 @@ import json
 from pathlib import Path
 
 import jax
+import jaxtyping
 import numpy as np
 import pytest
 from jaxtyping import install_import_hook
@@ -70,6 +71,23 @@ def tiny_folder(tmp_path_factory):
         return made[key]
 
     return make
+
+
+@pytest.fixture(scope="module")
+def symbolic_sizes():
+    """While functions are lowered, sizes are symbols where signatures say int, which beartype would refuse."""
+    functions = flaxsent.exporter._functions
+
+    def unchecked(*arguments):
+        jaxtyping.config.update("jaxtyping_disable", True)
+        try:
+            return functions(*arguments)
+        finally:
+            jaxtyping.config.update("jaxtyping_disable", False)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(flaxsent.exporter, "_functions", unchecked)
+        yield
 
 
 @pytest.fixture(scope="session")

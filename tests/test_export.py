@@ -13,10 +13,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import safetensors.numpy
-from jaxtyping import config
 
 import flaxsent
-from flaxsent import exported, exporter
+from flaxsent import exported
 from flaxsent.cli import main
 from flaxsent.packing import pack, unpack
 from tests.conftest import AWKWARD_TEXTS, NATIVE, texts_of_lengths
@@ -44,20 +43,8 @@ def slow_but(fast, families):
 
 
 @pytest.fixture(scope="module", autouse=True)
-def sizes_may_be_symbols():
-    """While functions are lowered, sizes are symbols where signatures say int, which beartype would refuse."""
-    functions = exporter._functions
-
-    def unchecked(*arguments):
-        config.update("jaxtyping_disable", True)
-        try:
-            return functions(*arguments)
-        finally:
-            config.update("jaxtyping_disable", False)
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(exporter, "_functions", unchecked)
-        yield
+def all_lower(symbolic_sizes):
+    """Every test here may lower."""
 
 
 @pytest.fixture(scope="module")
