@@ -50,6 +50,7 @@ def test_logits_equal_pytorch_padded_and_packed(tiny_folder, changes):
     assert 0.5 < np.abs(theirs).max() < 20, "a random model of another size than trained ones"
 
 
+@pytest.mark.slow
 def test_a_text_alone_equals_the_text_padded_and_packed(tiny_folder):
     classifier = flaxsent.load(tiny_folder("albert", **INNER), backend="native")
     texts = texts_of_lengths([0, 5, 38, 0], seed=2)
@@ -71,6 +72,7 @@ def test_one_token_equals_pytorch(tiny_folder):
     assert np.abs(jax.jit(classifier.forward)(classifier.params, tokens) - theirs).max() <= TOLERANCE
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("dtype", "tolerance"), [("float32", 0), ("float16", 0.03), ("bfloat16", 0.3)])
 def test_padding_and_halves_give_numbers(tiny_folder, dtype, tolerance):
     """Rows: nothing but padding, one token alone, a long text."""
@@ -122,6 +124,7 @@ def test_saved_folder_opens_in_pytorch_bit_for_bit(tiny_folder, tmp_path, change
 RATES = ("hidden_dropout_prob", "attention_probs_dropout_prob", "classifier_dropout_prob")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("rate", RATES)
 def test_each_dropout_acts_by_itself_from_its_place_on(tiny_folder, rate):
     classifier = flaxsent.load(tiny_folder("albert", **dict.fromkeys(RATES, 0) | {rate: 0.3}), backend="native")

@@ -83,6 +83,7 @@ def test_logits_equal_pytorch_padded_and_packed(tiny_folder, family, changes):
     assert 0.5 < np.abs(theirs).max() < 20, "a random model of another size than trained ones"
 
 
+@pytest.mark.slow
 @pytest.mark.torch
 @each_family
 def test_a_language_behind_the_last_eos_starts_mbarts_decoder_and_is_not_pooled(tiny_folder, family):
@@ -114,6 +115,7 @@ def test_one_token_equals_pytorch(tiny_folder, family):
     assert np.abs(logits - pytorch_logits(folder, encodings)).max() <= TOLERANCE
 
 
+@pytest.mark.slow
 @each_family
 def test_a_text_alone_equals_the_text_padded_and_packed(tiny_folder, family):
     classifier = flaxsent.load(tiny_folder(family), backend="native")
@@ -124,6 +126,7 @@ def test_a_text_alone_equals_the_text_padded_and_packed(tiny_folder, family):
         assert np.abs(ours - alone).max() <= TOLERANCE
 
 
+@pytest.mark.slow
 @each_family
 @pytest.mark.parametrize(("dtype", "tolerance"), [("float32", 0), ("float16", 0.03), ("bfloat16", 0.3)])
 def test_padding_and_halves_give_numbers(tiny_folder, family, dtype, tolerance):
@@ -215,6 +218,7 @@ def all_stages(classifier, text):
     return stages
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("rate", RATES)
 def test_each_dropout_acts_by_itself_from_its_place_on(tiny_folder, rate):
     folder = tiny_folder("bart", **dict.fromkeys(RATES, 0) | {rate: 0.3})
@@ -227,6 +231,7 @@ def test_each_dropout_acts_by_itself_from_its_place_on(tiny_folder, rate):
         assert touched == [index >= place for index in range(len(exact))]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("stack", ["encoder", "decoder"])
 def test_layerdrop_leaves_out_layers_of_its_stack_in_training(tiny_folder, stack):
     rates = dict.fromkeys(RATES, 0) | {f"{stack}_layerdrop": 0.25}

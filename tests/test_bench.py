@@ -113,6 +113,7 @@ def test_operations_are_those_of_the_matrices(folder):
     assert bench._operations([5, 5], config) == 2 * 2 * (first + last)
 
 
+@pytest.mark.slow
 @pytest.mark.torch
 @pytest.mark.flax_auto
 def test_installed_peers_give_the_same_labels(folder, tmp_path, capsys):

@@ -96,6 +96,7 @@ def test_info_tells_what_the_checkpoint_is(capsys):
     assert f"jax {version('jax')}" in facts["versions"]
 
 
+@pytest.mark.slow
 def test_train_and_evaluate_from_files(capsys, tmp_path, tiny_folder):
     data = tmp_path / "data.tsv"
     data.write_text("text\tlabel\n" + "good good\tPOSITIVE\nbad bad\tNEGATIVE\n" * 4)

@@ -68,6 +68,7 @@ def test_logits_equal_pytorch_padded_and_packed(tiny_folder, changes):
     assert 1 < np.abs(theirs).max() < 20
 
 
+@pytest.mark.slow
 def test_a_text_alone_equals_the_text_padded_and_packed(tiny_folder):
     classifier = flaxsent.load(tiny_folder("deberta-v2", **TWO, conv_kernel_size=7))
     texts = texts_of_lengths([0, 5, 38, 2, 0], seed=2)
@@ -77,6 +78,7 @@ def test_a_text_alone_equals_the_text_padded_and_packed(tiny_folder):
         assert np.abs(ours - alone).max() <= TOLERANCE
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("dtype", "tolerance"), [("float32", 0), ("float16", 0.03), ("bfloat16", 0.3)])
 def test_padding_and_halves_give_numbers(tiny_folder, dtype, tolerance):
     """Rows: nothing but padding, one token alone, a long text."""
@@ -174,6 +176,7 @@ def test_old_names_are_read_as_pytorch_reads_them(tiny_folder, tmp_path):
 RATES = ("hidden_dropout_prob", "attention_probs_dropout_prob", "pooler_dropout", "cls_dropout")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("rate", RATES)
 def test_each_dropout_acts_by_itself_from_its_place_on(tiny_folder, rate):
     classifier = flaxsent.load(tiny_folder("deberta-v2", **CONV, **dict.fromkeys(RATES, 0) | {rate: 0.3}))

@@ -25,10 +25,9 @@ TOLERANCE = 1e-6
 
 TEXTS = [*AWKWARD_TEXTS, *texts_of_lengths([3, 7, 20])]
 PAIRS = [*zip(TEXTS, reversed(TEXTS), strict=True)]
-_FAST = ("bart", "deberta-v2")
-"""Beside BERT, which other tests have: two whose code looks at lengths. Compiling takes its time."""
 VARIANTS = [
-    pytest.param(family, changes, marks=[] if family in _FAST and not changes else pytest.mark.slow)
+    # Compiling takes its time; BERT is in other tests too.
+    pytest.param(family, changes, marks=[] if family == "distilbert" else pytest.mark.slow)
     for family, changes in [
         *((family, {}) for family in NATIVE),
         ("modernbert", {"classifier_pooling": "mean"}),
@@ -36,10 +35,6 @@ VARIANTS = [
         ("bert", {"problem_type": "multi_label_classification"}),
     ]
 ]
-
-
-def slow_but(fast, families):
-    return [family if family == fast else pytest.param(family, marks=pytest.mark.slow) for family in families]
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -111,9 +106,8 @@ def test_what_is_carried_is_what_the_classifier_has(bert):
     assert {*manifest["files"], exported.MANIFEST} == {file.name for file in folder.iterdir()}
 
 
-@pytest.mark.parametrize(
-    "family", ["bert", *(pytest.param(name, marks=pytest.mark.slow) for name in NATIVE if name != "bert")]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("family", NATIVE)
 def test_gradients_flow_through_it(tiny_folder, tmp_path, family):
     classifier = flaxsent.load(tiny_folder(family), backend="native")
     flaxsent.export(classifier, tmp_path / "export")
@@ -198,6 +192,7 @@ def test_no_texts_and_rows_that_it_does_not_take(bert):
         carried.predict_packed(carried.params, packed, 3)
 
 
+@pytest.mark.slow
 def test_bfloat16_stays_bfloat16(tiny_folder, tmp_path):
     assert main(["export", str(tiny_folder("roberta")), str(tmp_path / "export"), "--dtype", "bfloat16"]) == 0
     classifier = flaxsent.load(tiny_folder("roberta"), backend="native", dtype="bfloat16")

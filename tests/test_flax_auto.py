@@ -52,6 +52,7 @@ def pytorch_outputs(model, tokens):
     return np.stack(logits), hidden
 
 
+@pytest.mark.slow
 @pytest.mark.torch
 @pytest.mark.flax_auto
 @pytest.mark.filterwarnings("ignore::UserWarning", "ignore::DeprecationWarning", "ignore::FutureWarning")  # theirs
@@ -71,6 +72,7 @@ def test_flax_family_equals_pytorch_padded_and_under_jit(tiny_folder, family):
             assert np.abs(ours[row, : len(states)] - states).max() <= TOLERANCE
 
 
+@pytest.mark.slow
 @pytest.mark.torch
 @pytest.mark.flax_auto
 @pytest.mark.filterwarnings("ignore::UserWarning", "ignore::DeprecationWarning", "ignore::FutureWarning")

@@ -117,6 +117,7 @@ def test_defaults_are_those_of_transformers():
     assert dataclasses.replace(ours, json="") == dataclasses.replace(whole, json="")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("changes", [{}, MEAN], ids=["cls", "mean"])
 def test_a_text_alone_equals_the_text_padded_and_packed(tiny_folder, changes):
     """Texts are longer than the windows, and short ones lie within a window of their neighbours in the row."""
@@ -156,6 +157,7 @@ def test_a_thousand_tokens_equal_pytorch_at_every_stage(tiny_folder):
         assert largest_difference(state, theirs[stage], tokens, stage) <= TOLERANCE, stage
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("dtype", "tolerance"), [("float32", 0), ("float16", 0.03), ("bfloat16", 0.3)])
 def test_padding_and_halves_give_numbers(tiny_folder, dtype, tolerance):
     """Rows: nothing but padding, one token alone, a long text."""
@@ -176,6 +178,7 @@ def test_padding_and_halves_give_numbers(tiny_folder, dtype, tolerance):
     assert np.abs(logits - exact)[1:].max() <= tolerance
 
 
+@pytest.mark.slow
 def test_gradients_are_numbers_with_padding_and_missing_texts(tiny_folder):
     classifier = flaxsent.load(tiny_folder("modernbert", **MEAN))
     tokens = pad(Encodings([[], [5, 6]], [[], [0, 0]], 0), length=9)
@@ -222,6 +225,7 @@ def test_a_masked_language_model_keeps_its_head_and_gets_a_classifier(tiny_folde
 RATES = {"embedding_dropout": 0, "attention_dropout": 1, "mlp_dropout": 1, "classifier_dropout": 5}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("rate", RATES)
 def test_each_dropout_acts_by_itself_from_its_place_on(tiny_folder, rate):
     classifier = flaxsent.load(tiny_folder("modernbert", **{rate: 0.3}))

@@ -61,6 +61,7 @@ def test_one_token_equals_pytorch(tiny_folder):
         assert np.abs(logits - pytorch(folder)(torch.tensor([[5]])).logits.numpy()).max() <= TOLERANCE
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("dtype", "tolerance"), [("float32", 0), ("float16", 0.03), ("bfloat16", 0.3)])
 def test_padding_and_halves_give_numbers(tiny_folder, dtype, tolerance):
     """Rows: nothing but padding, one token alone, a text at the limit."""

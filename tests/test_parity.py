@@ -8,7 +8,6 @@ import pytest
 
 import flaxsent
 from flaxsent import encoders
-from flaxsent.flax_auto import FAMILIES as FLAX_FAMILIES
 from tests.conftest import AWKWARD_TEXTS, NATIVE, texts_of_lengths
 
 pytestmark = pytest.mark.torch
@@ -80,21 +79,6 @@ def test_native_equals_pytorch_at_every_stage(tiny_folder, family, texts):
     for stage, state in ours.items():
         assert largest_difference(state, theirs[stage], tokens, stage) <= TOLERANCE, stage
     assert 0.5 < np.abs(theirs["logits"]).max() < 20, "a random model of another size than trained ones"
-
-
-@pytest.mark.flax_auto
-@pytest.mark.parametrize("texts", [SINGLES, PAIRS], ids=["single", "pair"])
-@pytest.mark.parametrize("family", sorted({*NATIVE} & {*FLAX_FAMILIES}))
-def test_flax_equals_pytorch(tiny_folder, family, texts):
-    folder = tiny_folder(family)
-    classifier = flaxsent.load(folder, backend="flax")
-    tokens = classifier.tokenize(texts)
-    theirs = pytorch_stages(folder, tokens)
-    last = max(name for name in theirs if name != "logits")
-    hidden = classifier.hidden_states(classifier.params, tokens)
-    assert largest_difference(hidden, theirs[last], tokens, last) <= TOLERANCE
-    logits = classifier.forward(classifier.params, tokens)
-    assert largest_difference(logits, theirs["logits"], tokens, "logits") <= TOLERANCE
 
 
 @pytest.mark.parametrize("activation", ["gelu", "gelu_new", "relu", "silu", "quick_gelu", "mish", "tanh", "relu6"])

@@ -228,6 +228,7 @@ def test_fit_learns_with_the_flax_backend(tiny_folder):
     assert accuracy(trained, toy_data(100)) > 0.9
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("problem_type", ["multi_label_classification", "regression"])
 def test_fit_learns_several_labels_and_values(tiny_folder, problem_type):
     data = toy_data(300)
@@ -259,6 +260,7 @@ def test_steps_of_packed_rows_compile_once_and_padded_ones_once_a_length(tiny_fo
     assert (trainer.step._cache_size(), trainer.sums._cache_size()) == (1, 1)
 
 
+@pytest.mark.slow
 @pytest.mark.flax_auto
 def test_padded_steps_compile_once_a_length(tiny_folder):
     data = LabelledTexts(texts_of_lengths(np.random.default_rng(0).integers(1, 60, 100).tolist()), [0, 1] * 50)
@@ -288,6 +290,7 @@ def test_an_epoch_has_each_text_once_in_full_rows(is_packed):
         assert min(counts) > 0.6 * np.mean(counts)
 
 
+@pytest.mark.slow
 def test_accumulation_leaves_the_step_as_it_is(tiny_folder):
     classifier = load(tiny_folder("bert", **SMALL, **NO_DROPOUT))
     data = toy_data(120)
@@ -300,6 +303,7 @@ def test_accumulation_leaves_the_step_as_it_is(tiny_folder):
         np.testing.assert_allclose(one, other, atol=1e-6 * max(np.abs(one).max(), 1e-2))
 
 
+@pytest.mark.slow
 def test_bfloat16_computes_near_float32_and_keeps_float32_parameters(tiny_folder):
     classifier = load(tiny_folder("bert", **SMALL, **NO_DROPOUT))
     options = TrainOptions(learning_rate=1e-4)
@@ -319,6 +323,7 @@ def test_flax_computes_in_bfloat16_from_float32_parameters(tiny_folder):
     assert "bf16[" in str(jax.make_jaxpr(step.step)(step.start().state, batch))
 
 
+@pytest.mark.slow
 def test_frozen_parameters_stay_and_the_others_move(tiny_folder):
     classifier = load(tiny_folder("bert", **SMALL))
     options = TrainOptions(learning_rate=1e-3, warmup=0.0, freeze=("bert.embeddings.*", "*.query.*"))
@@ -395,6 +400,7 @@ def test_cosine_falls_slowly_at_first():
         np.testing.assert_allclose([schedule(at) for at in (0, 25, 50, 100)], [1, 0.853553, 0.5, 0], atol=1e-5)
 
 
+@pytest.mark.slow
 def test_early_stopping_ends_the_run_with_the_best_epoch(tiny_folder, monkeypatch):
     classifier = load(tiny_folder("bert", **SMALL), labels=NAMES, seed=1)
     options = TrainOptions(num_epochs=6, early_stopping=2, batch_size=20, learning_rate=1e-3)

@@ -81,6 +81,7 @@ def test_a_run_leaves_a_whole_folder_with_its_log_and_curves_and_nothing_else(ca
     assert (code, out) == (0, f"{output} is there already; nothing to resume\n")
 
 
+@pytest.mark.slow
 def test_a_run_that_was_stopped_goes_on_to_the_same_bytes(capsys, monkeypatch, tmp_path, files, tiny_folder):
     model, whole, stopped = tiny_folder("bert"), tmp_path / "whole", tmp_path / "stopped"
     assert run(capsys, *arguments_of(model, files, whole, "--early-stopping", "5"))[0] == 0
