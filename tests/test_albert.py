@@ -38,6 +38,7 @@ def read(**changes):
     return read_config(json.dumps({"model_type": "albert"} | parity.CONFIGS["albert"] | changes))
 
 
+@pytest.mark.slow
 @pytest.mark.torch
 @each_variant
 def test_logits_equal_pytorch_padded_and_packed(tiny_folder, changes):

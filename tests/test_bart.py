@@ -168,6 +168,7 @@ def test_the_same_parameters_feed_both_backends(family):
         assert encoders.shapes(config) == flax_auto.build(config, jnp.dtype("float32")).shapes
 
 
+@pytest.mark.slow
 @quietly
 @pytest.mark.flax_auto
 @each_family

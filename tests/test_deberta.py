@@ -56,6 +56,7 @@ def padded_and_packed_logits(classifier, texts, *, row_length):
     return logits[: len(texts), 0], unpack(logits[len(texts) :], placement)
 
 
+@pytest.mark.slow
 @pytest.mark.torch
 @each_variant
 def test_logits_equal_pytorch_padded_and_packed(tiny_folder, changes):

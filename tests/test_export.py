@@ -26,8 +26,7 @@ TOLERANCE = 1e-6
 TEXTS = [*AWKWARD_TEXTS, *texts_of_lengths([3, 7, 20])]
 PAIRS = [*zip(TEXTS, reversed(TEXTS), strict=True)]
 VARIANTS = [
-    # Compiling takes its time; BERT is in other tests too.
-    pytest.param(family, changes, marks=[] if family == "distilbert" else pytest.mark.slow)
+    pytest.param(family, changes, marks=pytest.mark.slow)  # compiling takes its time; BERT is in other tests too
     for family, changes in [
         *((family, {}) for family in NATIVE),
         ("modernbert", {"classifier_pooling": "mean"}),
@@ -395,6 +394,7 @@ def test_no_folder_is_told():
         flaxsent.load_exported("/nowhere")
 
 
+@pytest.mark.slow
 def test_the_command_line_exports_and_classifies(bert, tiny_folder, tmp_path, capsys):
     folder, model = tmp_path / "export", tiny_folder("bert")
     assert main(["export", str(model), str(folder), "--platforms", "cpu,tpu"]) == 0

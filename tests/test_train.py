@@ -252,6 +252,7 @@ def steps(classifier, data, options, num, **arguments):
     return trainer, moment.snapshot.state, losses
 
 
+@pytest.mark.slow
 def test_steps_of_packed_rows_compile_once_and_padded_ones_once_a_length(tiny_folder):
     data = LabelledTexts(texts_of_lengths(np.random.default_rng(0).integers(1, 60, 200).tolist()), [0, 1] * 100)
     options = TrainOptions(batch_size=16, num_epochs=2)

@@ -60,6 +60,7 @@ def without_speed(log: Path) -> list[dict]:
     return [{name: value for name, value in entry.items() if name != "texts_per_second"} for entry in entries]
 
 
+@pytest.mark.slow
 def test_a_run_leaves_a_whole_folder_with_its_log_and_curves_and_nothing_else(capsys, tmp_path, files, tiny_folder):
     output = tmp_path / "out"
     code, out, err = run(capsys, *arguments_of(tiny_folder("bert"), files, output))
@@ -292,7 +293,7 @@ def test_text_that_is_not_utf8_is_told_with_its_row(capsys, tmp_path, files, tin
         (["--labels", "a,a"], "expected labels that differ"),
         (["--output", "/dev/null/x"], "/dev/null is no folder to write in"),
         (["--train", "/nowhere.tsv"], "/nowhere.tsv: no such file"),
-        (["--process-id", "1"], "--coordinator, --num-processes and --process-id go together"),
+        (["--process-id", "1"], "go together; pass all three"),
     ],
 )
 def test_arguments_are_checked_before_anything_is_read(capsys, monkeypatch, tmp_path, files, more, message):
