@@ -62,6 +62,8 @@ class Exported:
     """Whether the folder has the function for packed rows: the flax backend has none to export."""
     platforms: tuple[str, ...]
     """What it was exported for: some of cpu, cuda, rocm, tpu."""
+    sha256: str
+    """Of all the files, one behind the other, in the order of their names."""
     backend: Literal["exported"] = "exported"
 
 
@@ -109,6 +111,7 @@ def load_exported(folder: str | os.PathLike) -> Exported:
         tokenizer=tokenizer,
         packs=packs,
         platforms=manifest.platforms,
+        sha256="".join(file.sha256 for _, file in sorted(manifest.files.items())),
     )
 
 

@@ -36,6 +36,7 @@ from tqdm import tqdm
 from flaxsent import hosts, records, tokenization
 from flaxsent.classifier import AnyClassifier
 from flaxsent.engine import Engine, Stats
+from flaxsent.exported import Exported
 from flaxsent.hosts import Place
 from flaxsent.records import STDIN, Group, Layout, Row, Writer
 from flaxsent.types import Text
@@ -471,6 +472,8 @@ def _fingerprint(classifier: AnyClassifier) -> str:
         digest.update(content)
     for leaf in jax.tree.leaves(classifier.params):
         digest.update(np.asarray(leaf).tobytes())
+    if isinstance(classifier, Exported):
+        digest.update(classifier.sha256.encode())  # of the function, too
     return digest.hexdigest()
 
 

@@ -1,5 +1,6 @@
 """An exported folder gives the classifier's numbers without the encoders, and is refused when it is not what it was."""
 
+import dataclasses
 import json
 import os
 import shutil
@@ -15,7 +16,7 @@ import pytest
 import safetensors.numpy
 
 import flaxsent
-from flaxsent import exported
+from flaxsent import exported, jobs
 from flaxsent.cli import main
 from flaxsent.packing import pack, unpack
 from tests.conftest import AWKWARD_TEXTS, NATIVE, texts_of_lengths
@@ -459,3 +460,10 @@ def test_a_saved_folder_goes_to_onnx_through_pytorch(bert, tmp_path):
     (logits,) = session.run(None, {name: getattr(tokens, name).astype(np.int64) for name in names})
     # Logits of up to 10, by other kernels.
     np.testing.assert_allclose(logits, classifier.forward(classifier.params, tokens), rtol=0, atol=2e-5)
+
+
+def test_a_job_with_another_function_is_another_job(bert):
+    carried = flaxsent.load_exported(bert[1])
+    other = dataclasses.replace(carried, sha256=carried.sha256[::-1])
+    assert jobs._fingerprint(carried) != jobs._fingerprint(other)
+    assert jobs._fingerprint(carried) == jobs._fingerprint(flaxsent.load_exported(bert[1]))
