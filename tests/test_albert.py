@@ -61,6 +61,7 @@ def test_a_text_alone_equals_the_text_padded_and_packed(tiny_folder):
         assert np.abs(ours - alone).max() <= TOLERANCE
 
 
+@pytest.mark.slow
 @pytest.mark.torch
 def test_one_token_equals_pytorch(tiny_folder):
     import torch

@@ -87,6 +87,7 @@ SPELLINGS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.torch
 @pytest.mark.parametrize(("plain", "other"), SPELLINGS.values(), ids=SPELLINGS.keys())
 def test_both_spellings_give_pytorchs_logits(tiny_folder, plain, other):
