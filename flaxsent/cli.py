@@ -196,6 +196,7 @@ def _add_train(command: argparse.ArgumentParser) -> None:
     files = command.add_argument_group("files")
     files.add_argument("--train", required=True, metavar="FILE", help="texts to learn from")
     files.add_argument("--dev", metavar="FILE", help="texts to evaluate on after each epoch")
+    files.add_argument("--unlabelled", metavar="FILE", help="texts of which only the teacher's scores are learnt")
     files.add_argument("--output", required=True, metavar="FOLDER")
     files.add_argument("--text-column", default="text", metavar="NAME", help="default text")
     files.add_argument("--second-column", metavar="NAME", help="of the second texts, for pairs")
@@ -234,7 +235,9 @@ def _add_train(command: argparse.ArgumentParser) -> None:
     how.add_argument(
         "--early-stopping", type=int, default=0, metavar="N", help="end after N epochs that are not better"
     )
-    how.add_argument("--freeze", nargs="+", default=(), metavar="PATTERN", help="such as 'bert.embeddings.*'")
+    how.add_argument(
+        "--freeze", nargs="+", action="extend", default=[], metavar="PATTERN", help="such as 'bert.embeddings.*'"
+    )
     how.add_argument("--teacher", metavar="ID_OR_FOLDER", help="a classifier with the same labels to learn from too")
     how.add_argument(
         "--teacher-weight", type=float, default=0.5, metavar="X", help="its share of the loss (default 0.5)"
@@ -280,7 +283,11 @@ def _positive(value: str) -> float:
 def _add_files(command: argparse.ArgumentParser) -> None:
     files = command.add_argument_group("files")
     files.add_argument(
-        "--input", nargs="+", metavar="FILE", help="files, folders, patterns such as 'data/*.csv', or - for lines"
+        "--input",
+        nargs="+",
+        action="extend",
+        metavar="FILE",
+        help="files, folders, patterns such as 'data/*.csv', or - for lines",
     )
     files.add_argument(
         "--output", metavar="FILE", help="in the format of its name; a folder for files named as the inputs are"
@@ -522,6 +529,7 @@ def _train(options: argparse.Namespace) -> None:
         output=options.output,
         model=options.model,
         teacher=options.teacher,
+        unlabelled=options.unlabelled,
         text_columns=tuple(column for column in columns if column is not None),
         label_column=options.label_column,
         label_separator=options.label_separator,

@@ -116,8 +116,8 @@ def make_optimizer(options: TrainOptions, num_steps: int, params: Params) -> opt
     optimizer = optax.chain(*parts)
     if not options.freeze:
         return optimizer
-    frozen = _frozen(params, options.freeze)
-    labels = jax.tree.map(lambda is_frozen: "frozen" if is_frozen else "trained", frozen)
+    frozen = is_frozen(params, options.freeze)
+    labels = jax.tree.map(lambda is_held: "frozen" if is_held else "trained", frozen)
     return optax.partition({"trained": optimizer, "frozen": optax.set_to_zero()}, labels)
 
 
@@ -158,7 +158,12 @@ def _block(path: tuple[str, ...]) -> tuple[tuple[str, ...], int] | None:
     return None
 
 
-def _frozen(params: Params, patterns: tuple[str, ...]) -> Params:
+def is_frozen(params: Params, patterns: tuple[str, ...]) -> Params:
+    """Which parameters match one of the patterns of `freeze`.
+
+    Raises:
+        ValueError: a pattern that no parameter has, or none is left to train.
+    """
     names = jax.tree_util.tree_map_with_path(
         lambda path, _: jax.tree_util.keystr(path, simple=True, separator="."), params
     )

@@ -150,6 +150,23 @@ def read_annotations(
     return data
 
 
+def read_texts(file: str | Path, text_columns: Sequence[str] = ("text",)) -> list[Text]:
+    """Reads the texts of a file of lines, CSV, TSV, JSONL or Parquet.
+
+    Raises:
+        FileNotFoundError: no such file.
+        ImportError: a Parquet file, and pyarrow is not installed.
+        ValueError: a column is missing, or a row is broken; the message has its number.
+    """
+    texts = []
+    with read(file, text_columns=text_columns) as source:
+        for row in source.rows:
+            if row.error is not None:
+                raise ValueError(f"{file} row {row.number} {row.error}.")
+            texts.append(row.text)
+    return texts
+
+
 def problem_type_of(data: Annotations) -> ProblemType:
     """What the labels look like: lists are multi-label, numbers of which one is no integer are regression.
 

@@ -23,11 +23,11 @@ except ImportError as err:
 
 from flaxsent import flax_auto
 from flaxsent.classifier import Classifier
-from flaxsent.optimization import TrainOptions, make_optimizer, make_schedule
+from flaxsent.optimization import TrainOptions, is_frozen, make_optimizer, make_schedule
 from flaxsent.postprocess import postprocess
 from flaxsent.records import LabelledTexts
 from flaxsent.training_data import Batch, Corpus, Plan, labels_as_arrays, plan_epoch, step_shapes
-from flaxsent.types import Params, ProblemType, Tokens
+from flaxsent.types import Params, ProblemType, Text, Tokens
 
 logger = logging.getLogger(__name__)
 
@@ -70,14 +70,16 @@ def loss(
     """Mean over the texts of a batch, with dropout drawn from `key`; None is no dropout.
 
     Cross entropy for one label of several, binary cross entropy for several, squared error for regression: the losses
-    of transformers' `*ForSequenceClassification.forward`. With a teacher, mixed with the distance to its scores.
+    of transformers' `*ForSequenceClassification.forward`. With a teacher, mixed with the distance to its scores, which
+    is all that counts for a text without a label.
     """
     logits = forward(params, batch.tokens, key).astype(jnp.float32)
     weights = jnp.asarray(batch.weights)
     each = _losses(logits, jnp.asarray(batch.labels), problem_type, label_smoothing)
     if batch.teacher is not None:
         distances = _distances(logits, jnp.asarray(batch.teacher), problem_type, teacher_temperature)
-        each = (1 - teacher_weight) * each + teacher_weight * distances
+        own = (1 - teacher_weight) * (1.0 if batch.is_labelled is None else jnp.asarray(batch.is_labelled))
+        each = own * each + (1 - own) * distances
     return jnp.sum(each * weights) / jnp.maximum(jnp.sum(weights), 1)
 
 
@@ -153,6 +155,16 @@ def _gradient(
     return jax.lax.scan(add, zeros, (parts, jax.random.split(key, accumulation)))[0]
 
 
+def _with_frozen(loss: Loss, frozen: Params) -> Loss:
+    """Without the gradients of frozen parameters, which cost nothing then: what lies below them is not run back."""
+
+    def partly(params: Params, batch: Batch, key: Key[Array, ""] | None) -> Float[Array, ""]:
+        held = jax.tree.map(lambda leaf, is_held: jax.lax.stop_gradient(leaf) if is_held else leaf, params, frozen)
+        return loss(held, batch, key)
+
+    return partly
+
+
 class Evaluation(NamedTuple):
     """How the averaged parameters do on dev."""
 
@@ -205,6 +217,7 @@ class Trainer:
         dev: LabelledTexts | None = None,
         *,
         options: TrainOptions | None = None,
+        unlabelled: Sequence[Text] = (),
         teacher: Float[np.ndarray, "N C"] | None = None,
     ) -> None:
         """Encodes the texts and plans the steps; compiles nothing yet.
@@ -214,7 +227,8 @@ class Trainer:
             train: the texts to learn from.
             dev: the texts to evaluate on after each epoch.
             options: how.
-            teacher: scores of the texts of `train` by another classifier with the same labels.
+            unlabelled: more texts to learn the teacher's scores of.
+            teacher: scores of the texts of `train`, then of `unlabelled`, by another classifier with the same labels.
 
         Raises:
             ValueError: labels that do not fit the classifier, or options that do not fit it or the data.
@@ -225,10 +239,13 @@ class Trainer:
             raise ValueError("early_stopping needs dev.")
         if options.label_smoothing and config.problem_type != "single_label_classification":
             raise ValueError(f"label_smoothing is for one label of several; this is {config.problem_type}.")
-        if teacher is not None and teacher.shape != (len(train.texts), config.num_labels):
-            raise ValueError(f"teacher has the shape {teacher.shape}; expected {len(train.texts), config.num_labels}.")
-        self._train = self._corpus(train, teacher)
-        self._dev = None if dev is None else self._corpus(dev, None)
+        if unlabelled and teacher is None:
+            raise ValueError("unlabelled texts need the scores of a teacher.")
+        expected = (len(train.texts) + len(unlabelled), config.num_labels)
+        if teacher is not None and teacher.shape != expected:
+            raise ValueError(f"teacher has the shape {teacher.shape}; expected {expected}.")
+        self._train = self._corpus(train, unlabelled, teacher)
+        self._dev = None if dev is None else self._corpus(dev)
         devices = sorted(jax.devices(), key=lambda device: (device.process_index, device.id))
         mesh = Mesh(np.asarray(devices), ("rows",))
         self._by_row, self._replicated = (NamedSharding(mesh, PartitionSpec(*axes)) for axes in (("rows",), ()))
@@ -258,7 +275,7 @@ class Trainer:
         )
         step = functools.partial(
             train_step,
-            loss=trained,
+            loss=_with_frozen(trained, is_frozen(classifier.params, options.freeze)),
             optimizer=self._optimizer,
             average_decay=options.average_decay,
             accumulation=options.accumulation,
@@ -343,10 +360,14 @@ class Trainer:
             postprocess=functools.partial(postprocess, problem_type=config.problem_type),
         )
 
-    def _corpus(self, data: LabelledTexts, teacher: Float[np.ndarray, "N C"] | None) -> Corpus:
+    def _corpus(
+        self, data: LabelledTexts, unlabelled: Sequence[Text] = (), teacher: Float[np.ndarray, "N C"] | None = None
+    ) -> Corpus:
         labels = labels_as_arrays(data, self.classifier.config)
         tokenizer = self.classifier.tokenizer
-        encodings = tokenizer.encode(data.texts, max_length=min(self.options.max_length, tokenizer.max_length))
+        encodings = tokenizer.encode(
+            [*data.texts, *unlabelled], max_length=min(self.options.max_length, tokenizer.max_length)
+        )
         return Corpus(encodings=encodings, labels=labels, teacher=teacher, config=self.classifier.config)
 
     def _plan(self, epoch: int) -> list[Plan]:
@@ -402,18 +423,20 @@ def fit(
     dev: LabelledTexts | None = None,
     *,
     options: TrainOptions | None = None,
+    unlabelled: Sequence[Text] = (),
     teacher: Float[np.ndarray, "N C"] | None = None,
     report: Callable[[str], None] = logger.info,
     on_epoch: Callable[[Classifier], None] | None = None,
 ) -> Classifier:
     """Fine-tunes a classifier and returns it with the moving average of its parameters.
 
+    With `teacher`, it learns another classifier's scores too: of the texts of `train`, then of those of `unlabelled`.
     `report` gets a line of text now and then, `on_epoch` the classifier as it is after each epoch.
 
     Raises:
         ValueError: as `Trainer` does, or the loss is no number any more.
     """
-    trainer = Trainer(classifier, train, dev, options=options, teacher=teacher)
+    trainer = Trainer(classifier, train, dev, options=options, unlabelled=unlabelled, teacher=teacher)
     snapshot, losses = trainer.start(), []
     for moment in trainer.moments(snapshot):
         snapshot = moment.snapshot

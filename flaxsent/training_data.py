@@ -28,6 +28,8 @@ class Batch(NamedTuple):
     """1 for a text, 0 where there is none."""
     teacher: Float[AnyArray, "*texts C"] | None = None
     """Another classifier's scores of the texts, to be learnt too."""
+    is_labelled: Float[AnyArray, "*texts"] | None = None
+    """1 for a text with a label, 0 for one of which only the teacher's scores are to be learnt; None: all have one."""
 
 
 class Plan(NamedTuple):
@@ -39,10 +41,11 @@ class Plan(NamedTuple):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Corpus:
-    """Encoded texts with their labels as arrays."""
+    """Encoded texts with their labels as arrays; texts without labels come last."""
 
     encodings: Encodings
-    labels: Shaped[np.ndarray, "*N_or_C"]
+    labels: Shaped[np.ndarray, "*L_or_C"]
+    """Of the first L texts."""
     teacher: Float[np.ndarray, "N C"] | None
     config: ModelConfig
 
@@ -66,12 +69,12 @@ class Corpus:
             laid[placement.row, placement.segment] = values
             return laid
 
-        return Batch(
-            tokens,
-            lay(self.labels[texts]),
-            lay(np.ones(len(texts), np.float32)),
-            None if self.teacher is None else lay(self.teacher[texts]),
-        )
+        is_labelled = texts < len(self.labels)
+        labels = self.labels[np.where(is_labelled, texts, 0)]  # of a text without a label, any: it counts for nothing
+        batch = Batch(tokens, lay(labels), lay(np.ones(len(texts), np.float32)))
+        if self.teacher is None:
+            return batch
+        return batch._replace(teacher=lay(self.teacher[texts]), is_labelled=lay(is_labelled.astype(np.float32)))
 
 
 def labels_as_arrays(data: LabelledTexts, config: ModelConfig) -> Shaped[np.ndarray, "*N_or_C"]:

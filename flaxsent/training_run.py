@@ -33,13 +33,15 @@ from flaxsent.engine import Engine
 from flaxsent.records import Annotations, LabelledTexts
 from flaxsent.tokenization import TOKENIZER_FILES
 from flaxsent.train import SCORES, Evaluation, Moment, Snapshot, Trainer, TrainOptions, mean_loss
-from flaxsent.types import Backend, ProblemType
+from flaxsent.types import Backend, ProblemType, Text
 
 logger = logging.getLogger(__name__)
 
 INSTALL = 'pip install "flaxsent[train]"'
 LOG, CURVES, FACTS = "log.jsonl", "curves.png", "training.json"
 """Files that stand beside the checkpoint's own in the output."""
+TEACHER_SCORES = "teacher.npy"
+"""A file of the work."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -53,6 +55,8 @@ class RunOptions:
     """Hub id or folder; None is the embedded checkpoint."""
     teacher: str | None = None
     """Hub id or folder of a classifier whose scores are learnt too."""
+    unlabelled: str | None = None
+    """Texts of which only the teacher's scores are learnt."""
     text_columns: tuple[str, ...] = ("text",)
     """One, or two for pairs."""
     label_column: str = "label"
@@ -79,6 +83,7 @@ class _Data:
 
     train: LabelledTexts
     dev: LabelledTexts | None
+    unlabelled: list[Text]
     labels: tuple[str, ...]
     problem_type: ProblemType
     is_new: bool
@@ -120,7 +125,9 @@ def _check(options: RunOptions) -> None:
             raise ValueError(f"{name}={getattr(options, name)}; expected a number of steps.")
     if options.label_separator == "" or (options.labels is not None and len({*options.labels}) < len(options.labels)):
         raise ValueError("expected labels that differ, and a separator that is not empty.")
-    for file in (options.train, options.dev):
+    if options.unlabelled is not None and options.teacher is None:
+        raise ValueError("unlabelled texts need a teacher.")
+    for file in (options.train, options.dev, options.unlabelled):
         if file is not None and not Path(file).is_file():
             raise FileNotFoundError(f"{file}: no such file.")
 
@@ -153,10 +160,13 @@ def run(
         return report(f"{options.output} is there already; nothing to resume")
     data = _read(options)
     classifier = _load(options, data, seed=train_options.seed)
-    teacher = None if options.teacher is None else _teacher_scores(options.teacher, data, classifier.config)
-    trainer = Trainer(classifier, data.train, data.dev, options=train_options, teacher=teacher)
-    facts = _facts(options, train_options, data, trainer)
-    _take(work, facts)
+    facts = _facts(options, train_options, data, classifier)
+    _compare(work, facts)
+    teacher = None if options.teacher is None else _teacher_scores(options.teacher, data, classifier.config, work)
+    trainer = Trainer(
+        classifier, data.train, data.dev, options=train_options, unlabelled=data.unlabelled, teacher=teacher
+    )
+    _take(work, facts, teacher)
     with _Checkpoints(work, trainer) as checkpoints:
         snapshot = checkpoints.last() or trainer.start()
         log = _Log(work / LOG, trainer, done=int(snapshot.state.step), every=options.log_every, report=report)
@@ -203,6 +213,7 @@ def _read(options: RunOptions) -> _Data:
     return _Data(
         train=records.to_labelled(train, label2id=label2id, problem_type=problem_type),
         dev=None if dev is None else records.to_labelled(dev, label2id=label2id, problem_type=problem_type),
+        unlabelled=[] if options.unlabelled is None else records.read_texts(options.unlabelled, options.text_columns),
         labels=labels,
         problem_type=problem_type,
         is_new=labels != own.labels or problem_type != own.problem_type,
@@ -235,8 +246,10 @@ def _load(options: RunOptions, data: _Data, *, seed: int) -> Classifier:
     )
 
 
-def _teacher_scores(model: str, data: _Data, config: ModelConfig) -> Float[np.ndarray, "N C"]:
-    """The teacher's scores of the texts, in the order of the student's labels."""
+def _teacher_scores(model: str, data: _Data, config: ModelConfig, work: Path) -> Float[np.ndarray, "N C"]:
+    """The teacher's scores of the texts, in the order of the student's labels; a run that goes on has them already."""
+    if (work / FACTS).exists():
+        return np.load(work / TEACHER_SCORES)
     own = _own_config(model)
     if {*own.labels} != {*config.labels} or own.problem_type != config.problem_type:
         raise ValueError(
@@ -245,12 +258,12 @@ def _teacher_scores(model: str, data: _Data, config: ModelConfig) -> Float[np.nd
         )
     teacher = load(model, backend="native" if own.family in encoders.FAMILIES else "flax")
     with Engine(teacher) as engine:
-        return engine(data.train.texts)[:, [own.labels.index(label) for label in config.labels]]
+        scores_NC = engine([*data.train.texts, *data.unlabelled])
+    return scores_NC[:, [own.labels.index(label) for label in config.labels]]
 
 
-def _facts(options: RunOptions, train_options: TrainOptions, data: _Data, trainer: Trainer) -> dict[str, Any]:
+def _facts(options: RunOptions, train_options: TrainOptions, data: _Data, classifier: Classifier) -> dict[str, Any]:
     """All that the parameters depend on."""
-    classifier = trainer.classifier
     facts = {
         "options": dataclasses.asdict(train_options),
         "model": options.model,
@@ -259,11 +272,11 @@ def _facts(options: RunOptions, train_options: TrainOptions, data: _Data, traine
         "teacher": options.teacher,
         "train": _digest(*data.train),
         "dev": None if data.dev is None else _digest(*data.dev),
+        "unlabelled": _digest(*data.unlabelled),
         "labels": data.labels,
         "problem_type": data.problem_type,
-        "steps": trainer.num_steps,
-        "shapes": trainer.shapes,
         "platform": jax.default_backend(),
+        "devices": jax.device_count(),
         "versions": {name: importlib.metadata.version(name) for name in ("flaxsent", "jax", "jaxlib", "optax")},
     }
     return json.loads(json.dumps(facts))
@@ -276,8 +289,8 @@ def _digest(*contents: Any) -> str:
     return digest.hexdigest()
 
 
-def _take(work: Path, facts: Mapping[str, Any]) -> None:
-    """Makes the folder of the work, or finds that it is this run's."""
+def _compare(work: Path, facts: Mapping[str, Any]) -> None:
+    """Finds that the folder of the work, if there is one, is this run's."""
     if (work / FACTS).exists():
         then = json.loads((work / FACTS).read_bytes())
         for name, now in facts.items():
@@ -287,9 +300,15 @@ def _take(work: Path, facts: Mapping[str, Any]) -> None:
                     f"{_short(now, then.get(name))}; delete {work} to begin anew."
                 )
     _wait("the facts were compared")
+
+
+def _take(work: Path, facts: Mapping[str, Any], teacher: Float[np.ndarray, "N C"] | None) -> None:
+    """Makes the folder of the work; it is one when it has the facts."""
     if _is_first() and not (work / FACTS).exists():
         shutil.rmtree(work, ignore_errors=True)
         work.mkdir()
+        if teacher is not None:
+            np.save(work / TEACHER_SCORES, teacher)
         _write(work / FACTS, json.dumps(facts, indent=1))
     _wait("the facts were written")
 

@@ -171,6 +171,41 @@ def test_a_student_that_is_its_teacher_has_nothing_to_learn_of_it(problem_type):
     assert jnp.abs(other).max() >= 1e-2
 
 
+@pytest.mark.parametrize("problem_type", LABELS)
+def test_of_a_text_without_a_label_only_the_teacher_counts(tiny_folder, problem_type):
+    classifier = load(tiny_folder("bert", **SMALL), problem_type=problem_type)
+    num_labels = classifier.config.num_labels
+    scores = np.random.default_rng(1).uniform(0.1, 0.9, (len(TEXTS), num_labels)).astype(np.float32)
+    losses = []
+    for labels in (LABELS[problem_type][:2], LABELS[problem_type][1::-1]):
+        trainer = train.Trainer(
+            classifier,
+            LabelledTexts(TEXTS[:2], labels),
+            options=TrainOptions(batch_size=64),
+            unlabelled=TEXTS[2:],
+            teacher=scores,
+        )
+        (plan,) = trainer._plan(0)
+        batch = trainer._train.batch(plan)
+        assert jnp.sum(batch.weights) == len(TEXTS)
+        assert jnp.sum(batch.is_labelled) == 2
+        logits = jnp.asarray(np.random.default_rng(2).normal(size=batch.teacher.shape), jnp.float32)
+        given = {"forward": lambda *_: logits, "problem_type": problem_type}  # noqa: B023
+        alone = batch._replace(weights=batch.weights * batch.is_labelled)
+        rest = batch._replace(weights=batch.weights * (1 - batch.is_labelled), labels=np.zeros_like(batch.labels))
+        whole, with_labels = (train.loss({}, one, None, teacher_weight=0.3, **given) for one in (batch, alone))
+        without = train.loss({}, rest, None, teacher_weight=1.0, **given)
+        expected = (2 * with_labels + (len(TEXTS) - 2) * without) / len(TEXTS)
+        assert abs(float(whole) - float(expected)) <= 1e-5 * abs(float(expected))  # float32 sums in another order
+        losses.append(float(whole))
+    assert losses[0] != losses[1]  # the labels that there are do count
+
+
+def test_unlabelled_texts_need_a_teacher(tiny_folder):
+    with pytest.raises(ValueError, match="unlabelled texts need the scores of a teacher"):
+        train.Trainer(load(tiny_folder("bert", **SMALL)), toy_data(5), unlabelled=["no label"])
+
+
 def test_texts_that_are_not_there_count_for_nothing():
     logits = jnp.asarray(np.random.default_rng(0).normal(size=(2, 3, 4)), jnp.float32)
     labels, weights = jnp.asarray([[0, 1, 2], [3, 0, 0]]), jnp.asarray([[1.0, 1, 1], [1, 0, 0]])
@@ -334,6 +369,18 @@ def test_frozen_parameters_stay_and_the_others_move(tiny_folder):
         before = functools.reduce(lambda node, key: node[key.key], path, classifier.params)
         is_frozen = name.startswith("bert.embeddings.") or ".query." in name
         assert (leaf == before).all() == is_frozen, name
+
+
+def test_what_lies_below_all_that_is_trained_is_not_run_back(tiny_folder):
+    classifier = load(tiny_folder("bert", **SMALL))
+
+    def operations(*freeze):
+        trainer = train.Trainer(classifier, toy_data(60), options=TrainOptions(freeze=freeze))
+        batch = trainer._put_batch(trainer._train, trainer._plan(0)[0])
+        return trainer.step.lower(trainer.start().state, batch).compile().cost_analysis()["flops"]
+
+    # A step is a run forward and two as long back; only the head is run back here.
+    assert operations("bert.embeddings.*", "bert.encoder.*") <= 0.5 * operations()
 
 
 @pytest.mark.parametrize(

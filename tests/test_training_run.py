@@ -111,6 +111,49 @@ def test_a_run_that_was_stopped_goes_on_to_the_same_bytes(capsys, monkeypatch, t
     assert without_speed(stopped / "log.jsonl") == without_speed(whole / "log.jsonl")
 
 
+@pytest.mark.slow
+def test_a_run_with_a_teacher_goes_on_without_asking_it_again(capsys, monkeypatch, tmp_path, files, tiny_folder):
+    flaxsent.save(
+        flaxsent.load(tiny_folder("bert"), backend="native", labels=["NEGATIVE", "POSITIVE"], new_head=True, seed=5),
+        tmp_path / "teacher",
+    )
+    (tmp_path / "more.txt").write_text("good film\nbad film\nno film\n")
+    more = ("--teacher", str(tmp_path / "teacher"), "--unlabelled", str(tmp_path / "more.txt"))
+    whole, stopped = (arguments_of(tiny_folder("bert"), files, tmp_path / name, *more) for name in ("whole", "stopped"))
+    assert run(capsys, *whole)[0] == 0
+    add = training_run._Log.add
+
+    def stop(log, moment):
+        if moment.step == 3:
+            raise KeyboardInterrupt
+        add(log, moment)
+
+    monkeypatch.setattr(training_run._Log, "add", stop)
+    assert run(capsys, *stopped)[0] == 130
+    monkeypatch.undo()
+    monkeypatch.setattr(training_run, "Engine", None)
+    assert run(capsys, *stopped, "--resume")[0] == 0
+    weights = [(tmp_path / name / "model.safetensors").read_bytes() for name in ("whole", "stopped")]
+    assert weights[0] == weights[1]
+    monkeypatch.undo()
+    assert run(capsys, *arguments_of(tiny_folder("bert"), files, tmp_path / "fewer", *more[:2]))[0] == 0
+    assert (tmp_path / "fewer" / "model.safetensors").read_bytes() != weights[0]
+
+
+def test_options_that_do_not_fit_leave_no_work_behind(capsys, tmp_path, files, tiny_folder):
+    code, _, err = run(capsys, *arguments_of(tiny_folder("bert"), files, tmp_path / "out", "--freeze", "no.such"))
+    assert code == 2
+    assert "no parameter matches 'no.such'" in err
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["dev.tsv", "train.tsv"]
+
+
+def test_freeze_may_be_given_several_times():
+    options = cli._parser().parse_args(
+        ["train", "--train", "a", "--output", "b", "--freeze", "x", "y", "--freeze", "z"]
+    )
+    assert options.freeze == ["x", "y", "z"]
+
+
 COMMAND = [sys.executable, "-c", "import sys; from flaxsent.cli import main; sys.exit(main())"]
 ENVIRONMENT = os.environ | {"PYTHONDONTWRITEBYTECODE": "1"}
 
@@ -293,6 +336,8 @@ def test_text_that_is_not_utf8_is_told_with_its_row(capsys, tmp_path, files, tin
         (["--labels", "a,a"], "expected labels that differ"),
         (["--output", "/dev/null/x"], "/dev/null is no folder to write in"),
         (["--train", "/nowhere.tsv"], "/nowhere.tsv: no such file"),
+        (["--unlabelled", "/nowhere.tsv", "--teacher", "x"], "/nowhere.tsv: no such file"),
+        (["--unlabelled", "/nowhere.tsv"], "unlabelled texts need a teacher"),
         (["--process-id", "1"], "go together; pass all three"),
     ],
 )
@@ -317,7 +362,7 @@ def test_a_teachers_scores_come_in_the_order_of_the_students_labels(tmp_path, fi
     options = RunOptions(train=files[0], output="x", model=str(tiny_folder("bert")), teacher=str(tmp_path / "teacher"))
     data = training_run._read(options)
     student = training_run._load(options, data, seed=0)
-    scores_NC = training_run._teacher_scores(str(tmp_path / "teacher"), data, student.config)
+    scores_NC = training_run._teacher_scores(str(tmp_path / "teacher"), data, student.config, tmp_path / "no work")
     expected = flaxsent.classify(data.train.texts, teacher, top_k=2)
     for row, prediction in zip(scores_NC, expected, strict=True):
         by_label = dict(zip(*prediction, strict=True))
