@@ -257,8 +257,19 @@ def _teacher_scores(model: str, data: _Data, config: ModelConfig, work: Path) ->
             f"{', '.join(config.labels)} ({config.problem_type})."
         )
     teacher = load(model, backend="native" if own.family in encoders.FAMILIES else "flax")
+    texts = [*data.train.texts, *data.unlabelled]
+    is_quiet = None if _is_first() else True
     with Engine(teacher) as engine:
-        scores_NC = engine([*data.train.texts, *data.unlabelled])
+        scores = tqdm(
+            engine.stream(texts),
+            "teacher",
+            len(texts),
+            disable=is_quiet,
+            unit=" texts",
+            dynamic_ncols=True,
+            leave=False,
+        )
+        scores_NC = np.stack([*scores])
     return scores_NC[:, [own.labels.index(label) for label in config.labels]]
 
 

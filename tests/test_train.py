@@ -371,6 +371,7 @@ def test_frozen_parameters_stay_and_the_others_move(tiny_folder):
         assert (leaf == before).all() == is_frozen, name
 
 
+@pytest.mark.slow
 def test_what_lies_below_all_that_is_trained_is_not_run_back(tiny_folder):
     classifier = load(tiny_folder("bert", **SMALL))
 
