@@ -80,7 +80,8 @@ def test_what_cannot_be_a_place_or_be_shared_is_refused(tmp_path, monkeypatch, c
     monkeypatch.chdir(tmp_path)
     (tmp_path / "in.csv").write_text("text\nso good\n")
     (tmp_path / "rows.csv").write_text("text,row\nso good,1\n")
-    assert main(["classify", "--input", "in.csv", "--output", "out", *arguments]) == 2
+    inputs = [] if "--input" in arguments else ["--input", "in.csv"]
+    assert main(["classify", *inputs, "--output", "out", *arguments]) == 2
     told = capsys.readouterr().err
     assert message in told
     assert told.startswith("flaxsent: error: ")
