@@ -156,7 +156,7 @@ def read_texts(file: str | Path, text_columns: Sequence[str] = ("text",)) -> lis
     Raises:
         FileNotFoundError: no such file.
         ImportError: a Parquet file, and pyarrow is not installed.
-        ValueError: a column is missing, or a row is broken; the message has its number.
+        ValueError: a column is missing, a row is broken, whose number the message has, or there is none.
     """
     texts = []
     with read(file, text_columns=text_columns) as source:
@@ -164,6 +164,8 @@ def read_texts(file: str | Path, text_columns: Sequence[str] = ("text",)) -> lis
             if row.error is not None:
                 raise ValueError(f"{file} row {row.number} {row.error}.")
             texts.append(row.text)
+    if not texts:
+        raise ValueError(f"{file} has no rows; expected at least one.")
     return texts
 
 

@@ -140,6 +140,18 @@ def test_a_run_with_a_teacher_goes_on_without_asking_it_again(capsys, monkeypatc
     assert (tmp_path / "fewer" / "model.safetensors").read_bytes() != weights[0]
 
 
+@pytest.mark.parametrize(
+    ("content", "message"), [(b"", "more.txt has no rows"), (b"so good\n\xff\n", "more.txt row 2 is not UTF-8 text")]
+)
+def test_unlabelled_texts_that_cannot_be_read_are_told(capsys, tmp_path, files, tiny_folder, content, message):
+    (tmp_path / "more.txt").write_bytes(content)
+    more = ("--teacher", str(tiny_folder("bert")), "--unlabelled", str(tmp_path / "more.txt"))
+    code, _, err = run(capsys, *arguments_of(tiny_folder("bert"), files, tmp_path / "out", *more))
+    assert (code, err.count("\n")) == (2, 1)
+    assert message in err
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["dev.tsv", "more.txt", "train.tsv"]
+
+
 def test_options_that_do_not_fit_leave_no_work_behind(capsys, tmp_path, files, tiny_folder):
     code, _, err = run(capsys, *arguments_of(tiny_folder("bert"), files, tmp_path / "out", "--freeze", "no.such"))
     assert code == 2

