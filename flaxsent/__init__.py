@@ -1,7 +1,6 @@
 """Text classification in JAX as pure functions: tokenize → forward → postprocess.
 
-Importing this sets nothing and imports neither torch nor transformers. Names are looked up when they are asked for, so
-that `load_exported` runs where the encoders cannot.
+Importing this sets nothing and imports neither torch nor transformers. Names are looked up when they are asked for.
 """
 
 from importlib import import_module
@@ -9,48 +8,53 @@ from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from flaxsent.base import FlaxsentError as FlaxsentError
+    from flaxsent.base import Prediction as Prediction
+    from flaxsent.base import Tokens as Tokens
+    from flaxsent.checkpoint.exported import export as export
+    from flaxsent.checkpoint.folder import load as load
+    from flaxsent.checkpoint.folder import save as save
     from flaxsent.classifier import Classifier as Classifier
-    from flaxsent.classifier import classify as classify
-    from flaxsent.classifier import load as load
-    from flaxsent.classifier import save as save
+    from flaxsent.classifier import forward as forward
+    from flaxsent.classifier import tokenize as tokenize
     from flaxsent.engine import Engine as Engine
-    from flaxsent.exported import Exported as Exported
-    from flaxsent.exported import load_exported as load_exported
-    from flaxsent.exporter import export as export
-    from flaxsent.train import fit as fit
-    from flaxsent.types import Prediction as Prediction
-    from flaxsent.types import Tokens as Tokens
+    from flaxsent.engine import classify as classify
+    from flaxsent.postprocessing import postprocess as postprocess
+    from flaxsent.training.trainer import fit as fit
 
 __version__ = version("flaxsent")
 
-_ROOM_OF = {
+_MODULES = {
     "Classifier": "classifier",
     "Engine": "engine",
-    "Exported": "exported",
-    "Prediction": "types",
-    "Tokens": "types",
-    "classify": "classifier",
-    "export": "exporter",
-    "fit": "train",
-    "load": "classifier",
-    "load_exported": "exported",
-    "save": "classifier",
+    "FlaxsentError": "base",
+    "Prediction": "base",
+    "Tokens": "base",
+    "classify": "engine",
+    "export": "checkpoint.exported",
+    "fit": "training.trainer",
+    "forward": "classifier",
+    "load": "checkpoint.folder",
+    "postprocess": "postprocessing",
+    "save": "checkpoint.folder",
+    "tokenize": "classifier",
 }
+"""Where the names of the table of contents stand."""
 
 
 def __getattr__(name: str) -> Any:
-    """A name of the table, or a room."""
-    if name in _ROOM_OF:
-        return getattr(import_module(f"flaxsent.{_ROOM_OF[name]}"), name)
-    room = f"flaxsent.{name}"
+    """A name of the table, or a module."""
+    if name in _MODULES:
+        return getattr(import_module(f"flaxsent.{_MODULES[name]}"), name)
+    module = f"flaxsent.{name}"
     try:
         if not name.startswith("_"):
-            return import_module(room)
+            return import_module(module)
     except ModuleNotFoundError as err:
-        if err.name != room:
+        if err.name != module:
             raise
     raise AttributeError(f"module 'flaxsent' has no attribute {name!r}")
 
 
 def __dir__() -> list[str]:
-    return sorted({*globals(), *_ROOM_OF})
+    return sorted({*globals(), *_MODULES})

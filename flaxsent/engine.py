@@ -1,4 +1,4 @@
-"""Streams of texts at full speed, in order: what is done with a classifier when there are many texts.
+"""Any pure function of rows of tokens over many texts, in order: `Engine` for streams, `classify` for a list.
 
 Texts come in windows. A window's texts are tokenized and packed into steps, batches of rows of a few fixed shapes, in a
 thread, while the devices compute the window before it. Each shape is compiled once; its rows are spread over the
@@ -13,19 +13,58 @@ import queue
 import threading
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, Literal, NamedTuple, TypeVar
 
 import jax
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, PyTree, Shaped
 
-from flaxsent.classifier import AnyClassifier
-from flaxsent.packing import SEGMENT_TOKENS, Step, StepShape, pack_steps, unpack
+from flaxsent.base import FlaxsentError, Params, Prediction, Text, Texts, Tokens
+from flaxsent.checkpoint.folder import load
+from flaxsent.classifier import Classifier, tell_truncated
+from flaxsent.packing import PACKED_ROW, Step, StepShape, list_steps, num_segments, pack_steps, row_lengths, unpack
+from flaxsent.postprocessing import check_top_k, decode
 from flaxsent.tokenization import checked
-from flaxsent.types import Params, Text, Texts, Tokens
 
 _T = TypeVar("_T")
+
+Function = Callable[[Params, Tokens, int], PyTree[Array]]
+"""`function(params, tokens, num_segments)` of rows `[R, T]`: a pytree of arrays with one entry a text, `[R, S, ...]`, or
+one a token, `[R, T, ...]`, where S is `num_segments`. Pure: it is compiled, and equal texts are computed once."""
+
+Layout = Literal["packed", "padded"]
+
+
+def classify(texts: Texts, classifier: Classifier | None = None, *, top_k: int | None = 1) -> list[Prediction]:
+    """Labels and scores of a list of texts or pairs, in their order; the embedded checkpoint if none is given.
+
+    Texts are packed where the family can be, in steps of a few shapes, each compiled once. For a stream of texts, or
+    more of them than memory should hold, there is `Engine`.
+
+    Raises:
+        TypeError: a bare str, or an element that is neither a str nor a pair of them.
+        FlaxsentError: a text that cannot be encoded, a score that is not finite, or `top_k` is no number of labels.
+
+    >>> classify(["I hate this so much!"])[0].label
+    'NEGATIVE'
+    """
+    check_top_k(top_k)
+    classifier = _embedded() if classifier is None else classifier
+    tokenizer = classifier.tokenizer
+    encodings = tokenizer.encode(texts)
+    num_texts = len(encodings.input_ids)
+    tell_truncated(encodings.num_truncated, num_texts, tokenizer.max_length)
+    probs_BC = np.zeros((num_texts, classifier.config.num_labels), np.float32)
+    for step in list_steps(encodings, longest=tokenizer.max_length, is_packed=classifier.packs):
+        probs_RSC = classifier.predict(classifier.params, step.tokens, step.shape.num_segments)
+        probs_BC[step.texts] = unpack(np.asarray(probs_RSC), step.placement)
+    return decode(probs_BC, labels=classifier.config.labels, top_k=top_k)
+
+
+@functools.cache
+def _embedded() -> Classifier:
+    return load(backend="native")
 
 
 class Stats(NamedTuple):
@@ -41,14 +80,21 @@ class Stats(NamedTuple):
 
 class _Window(NamedTuple):
     steps: list[Step]
-    unique: Int[np.ndarray, " B"]
+    unique: list[int]
     """For each text, which of the computed ones it is."""
     num_unique: int
     stats: Stats
 
 
+class _Running(NamedTuple):
+    """What a stream works with, whatever happens to its engine."""
+
+    params: Params
+    compiled: dict[StepShape, Any]
+
+
 class Engine:
-    """Scores of streams of texts, from a classifier; holds its compiled functions, and may be shared by threads.
+    """A function of streams of texts, by a classifier's params; holds what it has compiled, and threads may share it.
 
     >>> import flaxsent
     >>> with Engine(flaxsent.load(backend="native")) as engine:
@@ -58,67 +104,80 @@ class Engine:
 
     def __init__(
         self,
-        classifier: AnyClassifier,
+        classifier: Classifier,
         *,
+        function: Function | None = None,
+        layout: Layout | None = None,
         row_lengths: Sequence[int] | None = None,
         tokens_per_step: int | None = None,
         steps_per_window: int = 64,
         devices: Sequence[Any] | None = None,
         on_window: Callable[[Stats], None] | None = None,
     ) -> None:
-        """Puts the parameters on the devices; compiles nothing yet.
+        """Puts the parameters on the devices, once on each; compiles nothing yet.
 
         Args:
-            classifier: with the native backend, or exported from it, texts are packed; with flax, each is padded to one
-                of several lengths.
+            classifier: whose params and tokenizer are used.
+            function: `classifier.scores` by default; `classifier.logits`, `classifier.embeddings`, or any other
+                `Function`.
+            layout: "packed" rows hold several texts, "padded" ones one; packed by default where the family can be.
             row_lengths: tokens in a row, one compiled shape each; the longest must take the longest text.
             tokens_per_step: tokens and padding in a step, on each device.
             steps_per_window: how many steps' worth of texts are looked at together, and held in memory.
             devices: all local ones by default; the rows of a step are spread over them.
-            on_window: called with the figures of each window, when its scores are there.
+            on_window: called with the figures of each window, when its results are there.
 
         Raises:
-            ValueError: the row lengths do not fit the checkpoint or the step.
+            FlaxsentError: the row lengths do not fit the checkpoint or the step, or the family does not pack.
         """
+        if layout not in ("packed", "padded", None):
+            raise FlaxsentError(f"layout={layout!r}: expected 'packed', 'padded' or None.")
+        if layout == "packed" and not classifier.packs:
+            raise FlaxsentError(f"{classifier.config.family} takes one text a row; pass layout='padded'.")
         self.classifier = classifier
+        self.function = classifier.scores if function is None else function
         self._on_window = on_window
         mesh = Mesh(np.asarray(jax.local_devices() if devices is None else devices), ("rows",))
-        self._by_row, replicated = NamedSharding(mesh, PartitionSpec("rows")), NamedSharding(mesh, PartitionSpec())
-        self._params: Params | None = jax.device_put(classifier.params, replicated)
-        platform = mesh.devices.flat[0].platform
+        self._by_row, self._replicated = (NamedSharding(mesh, PartitionSpec(*axes)) for axes in (("rows",), ()))
+        self._running: _Running | None = _Running(replicate(classifier.params, self._replicated), {})
         self.shapes = _shapes(
             row_lengths,
-            is_packed=classifier.packs,
+            is_packed=classifier.packs if layout is None else layout == "packed",
             longest=classifier.tokenizer.max_length,
-            tokens_per_step=tokens_per_step or _tokens_per_device(platform, mesh.size),
+            tokens_per_step=tokens_per_step or _tokens_per_device(mesh.devices.flat[0].platform, mesh.size),
             num_devices=mesh.size,
         )
         largest_step = max(shape.num_rows * shape.row_length for shape in self.shapes)
         self.characters_per_window = steps_per_window * largest_step * _CHARACTERS_PER_TOKEN
-        self._shardings = {"in_shardings": (replicated, self._by_row), "out_shardings": self._by_row}
-        self._compiled: dict[StepShape, Any] = {}
         self._compiling = threading.Lock()
 
-    def __call__(self, texts: Texts) -> Float[np.ndarray, "B C"]:
-        """The scores of texts or pairs, in their order: probabilities, or the values themselves for regression.
+    def __call__(self, texts: Texts) -> Any:
+        """The results for texts or pairs, in their order: the function's pytree, of arrays `[B, ...]` of what has one
+        entry a text, and of lists of arrays `[tokens, ...]` of what has one a token.
+
+        Scores are float32 `[B, C]`: probabilities, or the values themselves for regression.
 
         Raises:
-            TypeError, ValueError: as `Tokenizer.encode` does.
+            TypeError, FlaxsentError: as `Tokenizer.encode` does; or the function gives another shape.
             RuntimeError: the engine is closed.
         """
-        empty = np.zeros((0, self.classifier.config.num_labels), np.float32)
-        return np.concatenate([empty, *self.batches(self._windows(texts))])
+        windows = [*self.batches(self._windows(texts))]
+        if not windows:
+            return next(self.batches([[]]))
+        return jax.tree.map(_concatenate, *windows)
 
-    def stream(self, texts: Texts) -> Iterator[Float[np.ndarray, " C"]]:
-        """The scores of an endless iterable of texts, one by one, in order; reads ahead by a few windows.
+    def stream(self, texts: Texts) -> Iterator[Any]:
+        """The result for each of an endless iterable of texts, one by one, in order; reads ahead by a few windows.
 
         Raises: as `__call__`, when it comes to it.
         """
-        for scores_BC in self.batches(self._windows(texts)):
-            yield from scores_BC
+        for results in self.batches(self._windows(texts)):
+            leaves, treedef = jax.tree.flatten(results)
+            for values in zip(*leaves, strict=True):
+                yield jax.tree.unflatten(treedef, values)
 
-    def batches(self, batches: Iterable[Texts]) -> Generator[Float[np.ndarray, "B C"], None, None]:
-        """The scores of each list of texts, in order; each list is a window, computed by itself.
+    def batches(self, batches: Iterable[Texts]) -> Generator[Any, None, None]:
+        """The results for each list of texts, in order; each list is a window, computed by itself.
 
         Raises: as `__call__`, when it comes to it.
         """
@@ -137,9 +196,9 @@ class Engine:
             self._executable(shape)
 
     def close(self) -> None:
-        """Frees the parameters and what was compiled; the engine cannot be used after."""
-        self._params = None
-        self._compiled.clear()
+        """Frees the parameters and what was compiled; a stream that is under way ends with RuntimeError."""
+        with self._compiling:
+            self._running = None
 
     def __enter__(self) -> "Engine":
         return self
@@ -147,21 +206,21 @@ class Engine:
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    def _scores(self, params: Params, tokens: Tokens, *, num_segments: int) -> Float[Array, "R S C"]:
-        if self.classifier.packs:
-            return self.classifier.predict_packed(params, tokens, num_segments)
-        return self.classifier.predict(params, tokens)[:, None]
-
-    def _executable(self, shape: StepShape) -> Any:
+    def _executable(self, shape: StepShape) -> tuple[Params, Any]:
         with self._compiling:
-            if self._params is None:
+            if self._running is None:
                 raise RuntimeError("the engine is closed; make another.")
-            if shape not in self._compiled:
-                zeros_RT = np.zeros((shape.num_rows, shape.row_length), np.int32)
-                scores = functools.partial(self._scores, num_segments=shape.num_segments)
-                lowered = jax.jit(scores, **self._shardings).lower(self._params, Tokens(*[zeros_RT] * 4))
-                self._compiled[shape] = lowered.compile()
-            return self._compiled[shape]
+            params, compiled = self._running
+            if shape not in compiled:
+                shardings = {"in_shardings": (self._replicated, self._by_row), "out_shardings": self._by_row}
+                lowered = jax.jit(self._of_shape(shape), **shardings).lower(params, _abstract_tokens(shape))
+                for leaf in jax.tree.leaves(lowered.out_info):
+                    _is_by_text(leaf.shape, shape)
+                compiled[shape] = lowered.compile()
+            return params, compiled[shape]
+
+    def _of_shape(self, shape: StepShape) -> Callable[[Params, Tokens], PyTree[Array]]:
+        return lambda params, tokens: self.function(params, tokens, shape.num_segments)
 
     def _windows(self, texts: Texts) -> Iterator[list[Text]]:
         """As many texts as make the steps of a window, by their characters, of which English has four a token."""
@@ -179,33 +238,102 @@ class Engine:
         batch = [*checked(texts)]
         unique = {text: index for index, text in enumerate(dict.fromkeys(batch))}
         encodings = self.classifier.tokenizer.encode(unique)
-        config = self.classifier.config
-        steps = pack_steps(
-            encodings, self.shapes, first_position=config.first_position, pad_token_id=config.pad_token_id
-        )
+        steps = pack_steps(encodings, self.shapes)
         return _Window(
             steps,
-            np.array([unique[text] for text in batch], np.int64),
+            [unique[text] for text in batch],
             len(unique),
             Stats(
                 num_texts=len(batch),
-                num_tokens=sum(map(len, encodings.input_ids)),
+                num_tokens=sum(encodings.lengths),
                 num_places=sum(step.tokens.input_ids.size for step in steps),
                 num_truncated=encodings.num_truncated,
             ),
         )
 
-    def _start(self, step: Step) -> Float[Array, "R S C"]:
-        tokens = jax.device_put(step.tokens, self._by_row)
-        return self._executable(step.shape)(self._params, tokens)
+    def _start(self, step: Step) -> PyTree[Array]:
+        params, executable = self._executable(step.shape)
+        return executable(params, jax.device_put(step.tokens, self._by_row))
 
-    def _finish(self, window: _Window, scores: Sequence[Float[Array, "_ _ C"]]) -> Float[np.ndarray, "B C"]:
-        unique_UC = np.zeros((window.num_unique, self.classifier.config.num_labels), np.float32)
-        for step, scores_RSC in zip(window.steps, scores, strict=True):
-            unique_UC[step.texts] = unpack(np.asarray(scores_RSC), step.placement)
+    def _finish(self, window: _Window, results: Sequence[PyTree[Array]]) -> Any:
+        if window.steps:
+            steps = [_by_text(step, jax.device_get(result)) for step, result in zip(window.steps, results, strict=True)]
+            order = np.concatenate([step.texts for step in window.steps])
+            places = np.empty(window.num_unique, np.int64)
+            places[order] = np.arange(window.num_unique)
+            joined = jax.tree.map(_concatenate, *steps)
+            found = jax.tree.map(lambda leaf: _take(leaf, places[window.unique]), joined)
+        else:
+            found = self._of_no_texts()
         if self._on_window is not None:
             self._on_window(window.stats)
-        return unique_UC[window.unique]
+        return found
+
+    def _of_no_texts(self) -> Any:
+        """What one row without texts gives: the function's pytree and dtypes."""
+        shape = self.shapes[0]._replace(num_rows=1)
+        results = jax.eval_shape(self._of_shape(shape), self.classifier.params, _abstract_tokens(shape))
+        return jax.tree.map(
+            lambda leaf: np.zeros((0, *leaf.shape[2:]), leaf.dtype) if _is_by_text(leaf.shape, shape) else PerToken(),
+            results,
+        )
+
+
+def _abstract_tokens(shape: StepShape) -> Tokens:
+    return Tokens(*[jax.ShapeDtypeStruct((shape.num_rows, shape.row_length), np.int32)] * 4)
+
+
+class PerToken(list[np.ndarray]):
+    """What has one entry a token: an array `[tokens, ...]` for each text. A leaf to `jax.tree`, unlike a list."""
+
+
+def _is_by_text(result_shape: tuple[int, ...], shape: StepShape) -> bool:
+    """Whether a result of a step has one entry a text; if not, it has one a token.
+
+    Raises:
+        FlaxsentError: it has neither.
+    """
+    by_text, by_token = (shape.num_rows, shape.num_segments), (shape.num_rows, shape.row_length)
+    if result_shape[:2] not in (by_text, by_token):
+        raise FlaxsentError(
+            f"the function of the engine gives an array of shape {result_shape} for {shape.num_rows} rows of "
+            f"{shape.row_length} tokens; expected {by_text} first, one entry a text, or {by_token}, one a token."
+        )
+    return result_shape[:2] == by_text
+
+
+def _by_text(step: Step, results: PyTree[np.ndarray]) -> Any:
+    """The results of a step, by the texts in it."""
+    row_N, segment_N = step.placement
+
+    def select(leaf: np.ndarray) -> Shaped[np.ndarray, "N *values"] | PerToken:
+        if _is_by_text(leaf.shape, step.shape):
+            return unpack(leaf, step.placement)
+        is_of_text_NT = step.tokens.segment_ids[row_N] == segment_N[:, None] + 1
+        return PerToken(leaf[row, is_of_T] for row, is_of_T in zip(row_N, is_of_text_NT, strict=True))
+
+    return jax.tree.map(select, results)
+
+
+def _concatenate(*parts: Any) -> Any:
+    return PerToken(itertools.chain(*parts)) if isinstance(parts[0], PerToken) else np.concatenate(parts)
+
+
+def _take(leaf: Any, indices: Sequence[int] | Shaped[np.ndarray, " B"]) -> Any:
+    return PerToken(leaf[index] for index in indices) if isinstance(leaf, PerToken) else leaf[np.asarray(indices, int)]
+
+
+def replicate(params: Params, sharding: NamedSharding) -> Params:
+    """The params on all devices of a sharding, once on each; the devices of one CPU all read the same memory."""
+    devices = sharding.mesh.devices.flat
+
+    def put(leaf: Array) -> Array:
+        source = np.asarray(leaf) if devices[0].platform == "cpu" else leaf
+        # Of an array on the host, a CPU's device needs no copy; of one on a device, this device needs none.
+        copies = [jax.device_put(source, device, may_alias=True) for device in devices]
+        return jax.make_array_from_single_device_arrays(leaf.shape, sharding, copies)
+
+    return jax.tree.map(put, params)
 
 
 def num_cores() -> int:
@@ -218,8 +346,6 @@ _TOKENS_PER_STEP = {"cpu": 1024}
 _LEAST_TOKENS_PER_DEVICE = 512
 _TOKENS_ON_ACCELERATOR = 32768
 _CHARACTERS_PER_TOKEN = 4
-_PACKED_ROW, _PADDED_ROWS = 128, (16, 24, 32, 48, 64, 96)
-"""The shortest packed row, below which rows cannot be filled; the lengths of padded ones up to the same."""
 
 
 def _tokens_per_device(platform: str, num_devices: int) -> int:
@@ -229,20 +355,23 @@ def _tokens_per_device(platform: str, num_devices: int) -> int:
 
 
 def _shapes(
-    row_lengths: Sequence[int] | None, *, is_packed: bool, longest: int, tokens_per_step: int, num_devices: int
+    lengths: Sequence[int] | None, *, is_packed: bool, longest: int, tokens_per_step: int, num_devices: int
 ) -> tuple[StepShape, ...]:
-    if row_lengths is None:
-        doubled = list(itertools.takewhile(lambda length: length < longest, (_PACKED_ROW << n for n in range(32))))
-        between = [] if is_packed else [*_PADDED_ROWS, *(length * 3 // 2 for length in doubled)]
-        row_lengths = [length for length in (*doubled, *between) if length < longest]
-        row_lengths.append(max(longest, _PACKED_ROW) if is_packed else longest)
-    if not row_lengths or min(row_lengths) < 1 or max(row_lengths) < longest:
-        raise ValueError(f"row_lengths={row_lengths}: expected numbers of which one is at least {longest}, the limit.")
-    shapes = []
-    for length in sorted(set(row_lengths)):
-        num_rows = max(tokens_per_step // length, 1) * num_devices
-        shapes.append(StepShape(num_rows, length, -(-length // SEGMENT_TOKENS) if is_packed else 1))
-    return tuple(shapes)
+    if lengths is None:
+        lengths = row_lengths(longest)
+        if is_packed:  # full rows need no lengths between
+            doubled = [length for length in lengths if length >= PACKED_ROW and length & (length - 1) == 0]
+            lengths = [*(length for length in doubled if length < longest), max(longest, PACKED_ROW)]
+    if not lengths or min(lengths) < 1 or max(lengths) < longest:
+        raise FlaxsentError(f"row_lengths={lengths}: expected numbers of which one is at least {longest}, the limit.")
+    return tuple(
+        StepShape(
+            num_rows=max(tokens_per_step // length, 1) * num_devices,
+            row_length=length,
+            num_segments=num_segments(length) if is_packed else 1,
+        )
+        for length in sorted(set(lengths))
+    )
 
 
 def _ahead(items: Iterator[_T], *, depth: int = 2) -> Generator[_T, None, None]:

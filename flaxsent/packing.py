@@ -1,21 +1,39 @@
-"""Ragged ids ↔ rows of arrays, on the host (NumPy only): comes after `tokenization.py`, before `encoders/`.
+"""Ragged ids ↔ rows of arrays, on the host (NumPy only): comes after `tokenization.py`, before `models/`.
 
 Two layouts of the same `Tokens`: `pad` puts one text in a row, `pack` puts as many as fit. Nothing to the right of this
-file knows which was used. `pack_steps` packs for the engine, into batches of a few fixed shapes.
+file knows which was used. `pack_steps` lays out a stream in batches of a few fixed shapes, `list_steps` a list at once.
 """
 
 import bisect
 import itertools
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 import numpy as np
-from jaxtyping import Float, Int
+from jaxtyping import Int, Shaped
 
-from flaxsent.types import Encodings, Tokens
+from flaxsent.base import Encodings, FlaxsentError, Tokens
 
 SEGMENT_TOKENS = 8
 """Packed rows of fixed shapes have room for a text for every so many tokens."""
+
+PACKED_ROW = 128
+"""The shortest packed row of a stream: shorter ones cannot be filled as well. It is a tile of a TPU, too."""
+
+
+def row_lengths(longest: int, *, shortest: int = 16) -> list[int]:
+    """The lengths that rows may have, few enough to compile each: doubled, and once between; `longest` is the last.
+
+    >>> row_lengths(100)
+    [16, 24, 32, 48, 64, 96, 100]
+    """
+    table = (length for power in range(32) for length in (2 << power, 3 << power))
+    return [*itertools.takewhile(lambda length: length < longest, (n for n in table if n >= shortest)), longest]
+
+
+def num_segments(row_length: int) -> int:
+    """Most texts in a packed row of a fixed shape."""
+    return -(-row_length // SEGMENT_TOKENS)
 
 
 class Placement(NamedTuple):
@@ -46,26 +64,24 @@ class Step(NamedTuple):
     placement: Placement
 
 
-def pad(encodings: Encodings, *, length: int | None = None, first_position: int = 0, pad_token_id: int = 0) -> Tokens:
+def pad(encodings: Encodings, *, length: int | None = None) -> Tokens:
     """Lays one text in each row, `[B, L]`; L is `length`, or the longest text.
 
-    `first_position` is the position of a text's first token: 0, or `padding_idx + 1` for RoBERTa families.
-
     Raises:
-        ValueError: a text is longer than `length`.
+        FlaxsentError: a text is longer than `length`.
 
-    >>> pad(Encodings([[7, 8], [9]], [[0, 0], [0]], 0)).input_ids.tolist()
+    >>> pad(Encodings([[7, 8], [9]], [[0, 0], [0]])).input_ids.tolist()
     [[7, 8], [9, 0]]
     """
-    longest = max(map(len, encodings.input_ids), default=1)
+    longest = max(encodings.lengths, default=1)
     if length is not None and longest > length:
-        raise ValueError(f"length={length} is less than the {longest} tokens of a text; truncate it in encode first.")
+        raise FlaxsentError(
+            f"length={length} is less than the {longest} tokens of a text; truncate it in encode first."
+        )
     return _lay_out(
         encodings,
         Placement(np.arange(len(encodings.input_ids)), np.zeros(len(encodings.input_ids), np.int64)),
         shape=(len(encodings.input_ids), longest if length is None else length),
-        first_position=first_position,
-        pad_token_id=pad_token_id,
     )
 
 
@@ -73,73 +89,63 @@ def check_padded(tokens: Tokens) -> None:
     """Refuses packed rows, of which only the first text would count, where they can be seen: on the host.
 
     Raises:
-        ValueError: a row holds more than one text.
+        FlaxsentError: a row holds more than one text.
     """
     if isinstance(tokens.segment_ids, np.ndarray) and tokens.segment_ids.max(initial=0) > 1:
-        raise ValueError(
+        raise FlaxsentError(
             "these rows hold more than one text; this function takes padded ones: pass packed rows to "
-            "forward_packed or predict_packed with num_segments."
+            "forward_packed, with num_segments."
         )
 
 
 def select(encodings: Encodings, indices: Sequence[int]) -> Encodings:
     """The texts at `indices`, in that order."""
-    return Encodings(
+    return encodings._replace(
         input_ids=[encodings.input_ids[index] for index in indices],
         token_type_ids=[encodings.token_type_ids[index] for index in indices],
         num_truncated=0,
     )
 
 
-def pack(
-    encodings: Encodings,
-    *,
-    row_length: int,
-    max_segments: int | None = None,
-    first_position: int = 0,
-    pad_token_id: int = 0,
-) -> tuple[Tokens, Placement]:
+def pack(encodings: Encodings, *, row_length: int, max_segments: int | None = None) -> tuple[Tokens, Placement]:
     """Lays texts end to end in few rows: longest first, into the fullest row that has room (best fit decreasing).
 
     `max_segments` bounds the number of texts in a row.
 
     Raises:
-        ValueError: a text is longer than a row, or `max_segments` is less than 1.
+        FlaxsentError: a text is longer than a row, or `max_segments` is less than 1.
 
-    >>> tokens, placement = pack(Encodings([[7], [8, 9], [5]], [[0], [0, 0], [0]], 0), row_length=4)
+    >>> tokens, placement = pack(Encodings([[7], [8, 9], [5]], [[0], [0, 0], [0]]), row_length=4)
     >>> tokens.input_ids.tolist(), tokens.segment_ids.tolist(), placement.segment.tolist()
     ([[8, 9, 7, 5]], [[1, 1, 2, 3]], [1, 0, 2])
     """
     if max_segments is not None and max_segments < 1:
-        raise ValueError(f"max_segments={max_segments} leaves no room for a text; pass 1 or more.")
-    lengths = [len(ids) for ids in encodings.input_ids]
+        raise FlaxsentError(f"max_segments={max_segments} leaves no room for a text; pass 1 or more.")
+    lengths = encodings.lengths
     if max(lengths, default=0) > row_length:
-        raise ValueError(f"row_length={row_length} is less than the {max(lengths)} tokens of a text; use longer rows.")
+        raise FlaxsentError(
+            f"row_length={row_length} is less than the {max(lengths)} tokens of a text; use longer rows."
+        )
     shape = StepShape(0, row_length, len(lengths) if max_segments is None else max_segments)
     rows = best_fit(sorted(range(len(lengths)), key=lambda text: -lengths[text]), lengths, shape)
     texts, placement = _place(rows)
     placement = Placement(*(array[np.argsort(texts)] for array in placement))
-    tokens = _lay_out(
-        encodings, placement, shape=(len(rows), row_length), first_position=first_position, pad_token_id=pad_token_id
-    )
-    return tokens, placement
+    return _lay_out(encodings, placement, shape=(len(rows), row_length)), placement
 
 
-def pack_steps(
-    encodings: Encodings, shapes: Sequence[StepShape], *, first_position: int = 0, pad_token_id: int = 0
-) -> list[Step]:
+def pack_steps(encodings: Encodings, shapes: Sequence[StepShape]) -> list[Step]:
     """Packs texts into steps of the given shapes, the shortest rows last.
 
     Texts that need long rows open them; shorter texts fill what is left of these rows and of their last step. So rows
     that are not full stand in the last step of the shortest shape at most, unless short texts run out.
 
     Raises:
-        ValueError: a text is longer than the longest row.
+        FlaxsentError: a text is longer than the longest row.
     """
-    lengths = [len(ids) for ids in encodings.input_ids]
+    lengths = encodings.lengths
     shapes = sorted(shapes, key=lambda shape: shape.row_length)
     if max(lengths, default=0) > shapes[-1].row_length:
-        raise ValueError(f"a text of {max(lengths)} tokens is longer than the rows of {shapes[-1].row_length}.")
+        raise FlaxsentError(f"a text of {max(lengths)} tokens is longer than the rows of {shapes[-1].row_length}.")
     left = sorted(range(len(lengths)), key=lengths.__getitem__)
     steps = []
     for index, shape in reversed([*enumerate(shapes)]):
@@ -152,40 +158,55 @@ def pack_steps(
         for start in range(0, len(rows), shape.num_rows):
             chosen = rows[start : start + shape.num_rows]
             if any(chosen):
-                tokens, texts, placement = lay_rows(
-                    encodings,
-                    chosen,
-                    row_length=shape.row_length,
-                    first_position=first_position,
-                    pad_token_id=pad_token_id,
-                )
-                steps.append(Step(shape, tokens, texts, placement))
+                steps.append(Step(shape, *lay_rows(encodings, chosen, row_length=shape.row_length)))
     return steps
 
 
+def list_steps(encodings: Encodings, *, longest: int, is_packed: bool) -> Iterator[Step]:
+    """Lays out a list at once: steps of texts of like length, with a number of rows that is a power of two.
+
+    `longest` is the limit of the checkpoint. A step has no more than `_MOST_TOKENS` places, or one row.
+
+    >>> [step.shape for step in list_steps(Encodings([[7] * 9, [8] * 30], [[0] * 9, [0] * 30]), longest=64, is_packed=True)]
+    [StepShape(num_rows=2, row_length=32, num_segments=4)]
+    """
+    lengths = encodings.lengths
+    table = row_lengths(longest)
+    left = sorted(range(len(lengths)), key=lengths.__getitem__)
+    while left:
+        row_length = table[bisect.bisect_left(table, lengths[left[-1]])]
+        shape = StepShape(
+            max(1 << (_MOST_TOKENS // row_length).bit_length() - 1, 1),
+            row_length,
+            num_segments(row_length) if is_packed else 1,
+        )
+        if is_packed:
+            candidates = left[: -shape.num_rows * shape.num_segments - 1 : -1]  # as many as may fill the step
+            rows = best_fit(candidates, lengths, shape)[: shape.num_rows]
+        else:
+            rows = [[text] for text in left[: -shape.num_rows - 1 : -1]]
+        taken = {text for row in rows for text in row}
+        left = [text for text in left if text not in taken]
+        num_rows = 1 << (len(rows) - 1).bit_length()
+        rows += [[] for _ in range(num_rows - len(rows))]
+        yield Step(shape._replace(num_rows=num_rows), *lay_rows(encodings, rows, row_length=row_length))
+
+
+_MOST_TOKENS = 8192
+"""Places of a step of `list_steps`: what its attention takes is bounded, whatever the length of the texts."""
+
+
 def lay_rows(
-    encodings: Encodings,
-    rows: Sequence[Sequence[int]],
-    *,
-    row_length: int,
-    first_position: int = 0,
-    pad_token_id: int = 0,
+    encodings: Encodings, rows: Sequence[Sequence[int]], *, row_length: int
 ) -> tuple[Tokens, Int[np.ndarray, " B"], Placement]:
     """The tokens of rows that were chosen before, with the index of each text and where it stands.
 
-    >>> tokens, texts, placement = lay_rows(Encodings([[7], [8, 9]], [[0], [0, 0]], 0), [[1, 0], []], row_length=4)
+    >>> tokens, texts, placement = lay_rows(Encodings([[7], [8, 9]], [[0], [0, 0]]), [[1, 0], []], row_length=4)
     >>> tokens.input_ids.tolist(), texts.tolist(), placement.segment.tolist()
     ([[8, 9, 7, 0], [0, 0, 0, 0]], [1, 0], [0, 1])
     """
     texts, placement = _place(rows)
-    tokens = _lay_out(
-        select(encodings, texts.tolist()),
-        placement,
-        shape=(len(rows), row_length),
-        first_position=first_position,
-        pad_token_id=pad_token_id,
-    )
-    return tokens, texts, placement
+    return _lay_out(select(encodings, texts.tolist()), placement, shape=(len(rows), row_length)), texts, placement
 
 
 def best_fit(texts: Sequence[int], lengths: Sequence[int], shape: StepShape) -> list[list[int]]:
@@ -209,9 +230,9 @@ def best_fit(texts: Sequence[int], lengths: Sequence[int], shape: StepShape) -> 
     return rows
 
 
-def unpack(values_RSC: Float[np.ndarray, "R S C"], placement: Placement) -> Float[np.ndarray, "B C"]:
+def unpack(values: Shaped[np.ndarray, "R S *values"], placement: Placement) -> Shaped[np.ndarray, "B *values"]:
     """The texts' values in the order in which `pack` was given them."""
-    return values_RSC[placement.row, placement.segment]
+    return values[placement.row, placement.segment]
 
 
 def _fill(rows: list[list[int]], left: list[int], lengths: Sequence[int], shape: StepShape) -> None:
@@ -242,10 +263,8 @@ def _within(counts: Int[np.ndarray, " N"]) -> Int[np.ndarray, " M"]:
     return np.arange(counts.sum()) - np.repeat(np.cumsum(counts) - counts, counts)
 
 
-def _lay_out(
-    encodings: Encodings, placement: Placement, *, shape: tuple[int, int], first_position: int, pad_token_id: int
-) -> Tokens:
-    lengths = np.array([len(ids) for ids in encodings.input_ids], np.int64)
+def _lay_out(encodings: Encodings, placement: Placement, *, shape: tuple[int, int]) -> Tokens:
+    lengths = np.array(encodings.lengths, np.int64)
     # A text begins where the texts before it in its row end.
     order = np.lexsort((placement.segment, placement.row))
     ends = np.cumsum(lengths[order])
@@ -261,9 +280,9 @@ def _lay_out(
         return array.reshape(shape)
 
     return Tokens(
-        input_ids=rows(pad_token_id, _flat(encodings.input_ids)),
+        input_ids=rows(encodings.pad_token_id, _flat(encodings.input_ids)),
         token_type_ids=rows(0, _flat(encodings.token_type_ids)),
-        position_ids=rows(0, position + first_position),
+        position_ids=rows(0, position + encodings.first_position),
         segment_ids=rows(0, np.repeat(placement.segment + 1, lengths)),
     )
 

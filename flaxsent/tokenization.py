@@ -4,10 +4,8 @@ The tokenizer keeps no truncation or padding state: each call encodes afresh, so
 tokenizers of transformers set that state on every call and raise "Already borrowed" when shared.)
 """
 
-import contextlib
 import dataclasses
 import json
-import logging
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -15,9 +13,8 @@ from tempfile import TemporaryDirectory
 
 import tokenizers
 
-from flaxsent.types import Encodings, Text, Texts
-
-logger = logging.getLogger(__name__)
+from flaxsent.base import Encodings, FlaxsentError, Text, Texts
+from flaxsent.files import quietly, require
 
 TOKENIZER_FILES = (
     "tokenizer.json",
@@ -43,6 +40,9 @@ class Tokenizer:
     """Longest text in tokens, special tokens included."""
     has_token_types: bool
     """Whether the model tells the two texts of a pair apart; if not, `token_type_ids` are all 0."""
+    first_position: int
+    """The position of a text's first token: 0, or `padding_idx + 1` for RoBERTa families."""
+    pad_token_id: int
     files: Mapping[str, bytes]
     """The files to save beside the weights, `tokenizer.json` among them."""
 
@@ -53,44 +53,60 @@ class Tokenizer:
 
         Raises:
             TypeError: a bare str, or an element that is neither a str nor a pair of them.
-            ValueError: `max_length` is beyond the checkpoint's limit, or a text is not valid Unicode.
+            FlaxsentError: `max_length` is beyond the checkpoint's limit, or a text is not valid Unicode or has no tokens.
         """
         limit = self._limit(max_length)
         batch = [*checked(texts)]
-        encodings = self.backend.encode_batch(batch)
+        encodings = self._encode_batch(batch)
         too_long = [index for index, encoding in enumerate(encodings) if len(encoding) > limit]
         for index in too_long:
             encodings[index] = _encode_cut(self.backend, batch[index], limit)
-        if too_long:
-            logger.warning("%d of %d texts were truncated to %d tokens", len(too_long), len(batch), limit)
+        for index, encoding in enumerate(encodings):
+            if not encoding.ids:
+                raise FlaxsentError(
+                    f"text {index}, {batch[index]!r}, has no tokens, as this checkpoint adds no special ones; leave it out."
+                )
         return Encodings(
             input_ids=[encoding.ids for encoding in encodings],
             token_type_ids=[
                 encoding.type_ids if self.has_token_types else [0] * len(encoding) for encoding in encodings
             ],
             num_truncated=len(too_long),
+            first_position=self.first_position,
+            pad_token_id=self.pad_token_id,
         )
+
+    def _encode_batch(self, batch: list[Text]) -> list[tokenizers.Encoding]:
+        try:
+            return self.backend.encode_batch(batch)
+        except Exception as err:  # plain, from the library
+            raise FlaxsentError(
+                f"the tokenizer cannot encode one of these {len(batch)} texts: {' '.join(str(err).split())}; its "
+                "vocabulary may lack the token for unknown pieces."
+            ) from err
 
     def _limit(self, max_length: int | None) -> int:
         if max_length is None:
             return self.max_length
         special = self.backend.num_special_tokens_to_add(True)
         if type(max_length) is not int or not special < max_length <= self.max_length:
-            raise ValueError(
+            raise FlaxsentError(
                 f"a length of {max_length!r} tokens was asked for; this checkpoint takes {special + 1} to "
                 f"{self.max_length}: pass one of these."
             )
         return max_length
 
 
-def read_tokenizer(folder: Path, *, family: str, max_positions: int, type_vocab_size: int) -> Tokenizer:
+def read_tokenizer(
+    folder: Path, *, family: str, max_positions: int, type_vocab_size: int, first_position: int, pad_token_id: int
+) -> Tokenizer:
     """Reads the tokenizer files of a checkpoint folder.
 
     The limit is that of the positions, or of `model_max_length` where that is smaller: 1e30 there is transformers'
     way of saying that nobody knows.
 
     Raises:
-        ValueError: there are none, or they cannot be read.
+        FlaxsentError: there are none, or they cannot be read.
         ImportError: only SentencePiece's file is there, and what converts it is not installed.
     """
     files = {name: (folder / name).read_bytes() for name in TOKENIZER_FILES if (folder / name).is_file()}
@@ -100,7 +116,7 @@ def read_tokenizer(folder: Path, *, family: str, max_positions: int, type_vocab_
     try:
         backend = tokenizers.Tokenizer.from_buffer(files["tokenizer.json"])
     except Exception as err:  # the library raises plain Exception
-        raise ValueError(f"{folder / 'tokenizer.json'} is not a tokenizer: {err}; fetch it again.") from err
+        raise FlaxsentError(f"{folder / 'tokenizer.json'} is not a tokenizer: {err}; fetch it again.") from err
     backend.no_truncation()
     backend.no_padding()
     backend.encode_special_tokens = True
@@ -108,7 +124,7 @@ def read_tokenizer(folder: Path, *, family: str, max_positions: int, type_vocab_
     model_max_length = settings.get("model_max_length")
     max_length = min(max_positions, model_max_length) if type(model_max_length) is int else max_positions
     if max_length <= (special := backend.num_special_tokens_to_add(True)):
-        raise ValueError(
+        raise FlaxsentError(
             f"{folder} has model_max_length={model_max_length} and {max_positions} positions; expected more than the "
             f"{special} special tokens of a pair."
         )
@@ -116,6 +132,8 @@ def read_tokenizer(folder: Path, *, family: str, max_positions: int, type_vocab_
         backend=backend,
         max_length=max_length,
         has_token_types=type_vocab_size > 1,
+        first_position=first_position,
+        pad_token_id=pad_token_id,
         files={name: files[name] for name in _SAVED_FILES if name in files},
     )
 
@@ -156,9 +174,9 @@ def _settings(content: bytes | None) -> dict:
     try:
         settings = json.loads(content)
     except (ValueError, RecursionError) as err:
-        raise ValueError(f"tokenizer_config.json is not JSON: {err}; fetch it again.") from err
+        raise FlaxsentError(f"tokenizer_config.json is not JSON: {err}; fetch it again.") from err
     if not isinstance(settings, dict):
-        raise ValueError(f"tokenizer_config.json holds a {type(settings).__name__}; expected an object.")
+        raise FlaxsentError(f"tokenizer_config.json holds a {type(settings).__name__}; expected an object.")
     return settings
 
 
@@ -169,13 +187,13 @@ def _convert(folder: Path, files: Mapping[str, bytes], settings: Mapping[str, ob
     """
     vocabularies = {name: content for name, content in files.items() if not name.endswith("_config.json")}
     if not vocabularies.keys() - {"special_tokens_map.json", "added_tokens.json"}:
-        raise ValueError(
+        raise FlaxsentError(
             f"{folder} has no tokenizer; expected tokenizer.json, or one of {', '.join(TOKENIZER_FILES[4:])}."
         )
     if not vocabularies.keys() & {"vocab.txt", "vocab.json"}:
         _check_sentencepiece(folder, vocabularies)
     plain = {name: value for name, value in settings.items() if not _NAMES_CODE_OR_FILE.fullmatch(name)}
-    with _quietly():
+    with quietly("transformers"):
         from transformers import AutoTokenizer
 
     with TemporaryDirectory() as copy:
@@ -189,11 +207,11 @@ def _convert(folder: Path, files: Mapping[str, bytes], settings: Mapping[str, ob
             )
             converted = tokenizer.backend_tokenizer.to_str()
         except Exception as err:
-            raise ValueError(f"the vocabulary in {folder} could not be converted: {err}".splitlines()[0]) from err
+            raise FlaxsentError(f"the vocabulary in {folder} could not be converted: {err}".splitlines()[0]) from err
     # Without them, transformers 5 gives a vocabulary of the special tokens only.
     expected = [name for kind, name in tokenizer.vocab_files_names.items() if kind != "tokenizer_file"]
     if missing := [name for name in expected if name not in vocabularies]:
-        raise ValueError(
+        raise FlaxsentError(
             f"{folder} has no {' and no '.join(missing)}, which {type(tokenizer).__name__} is read from; fetch it."
         )
     return converted.encode()
@@ -203,11 +221,8 @@ def _check_sentencepiece(folder: Path, vocabularies: Iterable[str]) -> None:
     """Without them transformers fails on an attribute of None, or asks for tiktoken."""
     for name in vocabularies:
         if name.endswith(".model"):
-            try:
-                import google.protobuf  # noqa: F401
-                import sentencepiece  # noqa: F401
-            except ImportError as err:
-                raise ImportError(f"{folder / name} needs to be converted: pip install sentencepiece protobuf") from err
+            for module in ("sentencepiece", "google.protobuf"):
+                require(module, needed_by=f"converting {folder / name}", install="sentencepiece protobuf")
 
 
 def _tokenizer_class(folder: Path) -> dict[str, object]:
@@ -220,17 +235,6 @@ def _tokenizer_class(folder: Path) -> dict[str, object]:
     return {"tokenizer_class": name} if isinstance(name, str) else {}
 
 
-@contextlib.contextmanager
-def _quietly() -> Iterator[None]:
-    """While transformers is imported it warns, once, of having no PyTorch: here none is needed."""
-    theirs, says_nothing = logging.getLogger("transformers"), lambda record: False
-    theirs.addFilter(says_nothing)
-    try:
-        yield
-    finally:
-        theirs.removeFilter(says_nothing)
-
-
 # Settings that name code, another repository, or a file: transformers 4 reads a `vocab_file` from wherever it points.
 _NAMES_CODE_OR_FILE = re.compile(r"_.*|auto_map|trust_remote_code|name_or_path|vocab|merges|.*_(files?|spm)")
 
@@ -240,7 +244,7 @@ def checked(texts: Texts) -> Iterator[Text]:
 
     Raises:
         TypeError: a bare str, or an element that is neither a str nor a pair of them.
-        ValueError: a text is not valid Unicode.
+        FlaxsentError: a text is not valid Unicode.
     """
     if isinstance(texts, str):
         raise TypeError(f"expected a sequence of texts, got one str: {texts[:40]!r}; pass a list, [text].")
@@ -258,7 +262,7 @@ def _check_unicode(part: str, index: int) -> None:
     try:
         part.encode()
     except UnicodeEncodeError as err:
-        raise ValueError(
+        raise FlaxsentError(
             f"text {index} has a lone surrogate at character {err.start}, which is not Unicode text; decode it anew, "
             "or replace it by text.encode('utf-8', 'replace').decode()."
         ) from err

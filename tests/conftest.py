@@ -19,16 +19,20 @@ jax.config.update("jax_default_matmul_precision", "highest")
 
 with install_import_hook("flaxsent", "beartype.beartype"):
     import flaxsent
-    import flaxsent.bench
+    import flaxsent.bench.scale
     import flaxsent.cli
-    import flaxsent.exporter
-    import flaxsent.parity
-    import flaxsent.train
-    import flaxsent.training_run
+    import flaxsent.evaluation.report
+    import flaxsent.jobs.run
+    import flaxsent.parity.compare
+    import flaxsent.training.run
 
-NATIVE = sorted(flaxsent.encoders.FAMILIES)
+from flaxsent.checkpoint import exported
+from flaxsent.models import flax_auto
+from flaxsent.parity.random_checkpoints import random_checkpoint
+
+NATIVE = sorted(flaxsent.models.FAMILIES)
 HAS_TORCH = importlib.util.find_spec("torch") is not None
-HAS_FLAX_AUTO = flaxsent.flax_auto.is_installed()
+HAS_FLAX_AUTO = flax_auto.is_installed()
 
 AWKWARD_TEXTS = [
     "",
@@ -67,7 +71,7 @@ def tiny_folder(tmp_path_factory):
         key = json.dumps([family, changes], sort_keys=True)
         if key not in made:
             made[key] = tmp_path_factory.mktemp(family)
-            flaxsent.parity.random_checkpoint(made[key], family, **changes)
+            random_checkpoint(made[key], family, **changes)
         return made[key]
 
     return make
@@ -76,7 +80,7 @@ def tiny_folder(tmp_path_factory):
 @pytest.fixture(scope="module")
 def symbolic_sizes():
     """While functions are lowered, sizes are symbols where signatures say int, which beartype would refuse."""
-    functions = flaxsent.exporter._functions
+    functions = exported._functions
 
     def unchecked(*arguments):
         jaxtyping.config.update("jaxtyping_disable", True)
@@ -86,7 +90,7 @@ def symbolic_sizes():
             jaxtyping.config.update("jaxtyping_disable", False)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(flaxsent.exporter, "_functions", unchecked)
+        patch.setattr(exported, "_functions", unchecked)
         yield
 
 

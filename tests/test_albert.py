@@ -9,11 +9,13 @@ import numpy as np
 import pytest
 
 import flaxsent
-from flaxsent import encoders, flax_auto, parity
-from flaxsent.config import read_config
-from flaxsent.encoders import albert
+from flaxsent import models as encoders
+from flaxsent.models import flax_auto
+from flaxsent.parity import compare as parity
+from flaxsent.models.config import read_config
+from flaxsent.models import albert
 from flaxsent.packing import pad
-from flaxsent.types import Encodings
+from flaxsent.base import Encodings
 from tests.conftest import texts_of_lengths
 from tests.test_deberta import padded_and_packed_logits
 from tests.test_parity import PAIRS, SINGLES, TOLERANCE, pytorch, pytorch_stages

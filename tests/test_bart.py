@@ -11,11 +11,13 @@ import pytest
 import safetensors.numpy
 
 import flaxsent
-from flaxsent import encoders, flax_auto, parity
-from flaxsent.config import read_config
-from flaxsent.encoders import bart
+from flaxsent import models as encoders
+from flaxsent.models import flax_auto
+from flaxsent.parity import compare as parity
+from flaxsent.models.config import read_config
+from flaxsent.models import bart
 from flaxsent.packing import pack, pad, unpack
-from flaxsent.types import Encodings
+from flaxsent.base import Encodings
 from tests.conftest import texts_of_lengths
 from tests.test_parity import PAIRS, SINGLES, TOLERANCE, pytorch, pytorch_stages
 

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 import flaxsent
-from flaxsent import bench
+from flaxsent.bench import speed as bench
 from flaxsent.cli import main
 from flaxsent.engine import Engine
 

@@ -13,7 +13,7 @@ import pytest
 import safetensors.numpy
 
 import flaxsent
-from flaxsent.config import read_config, to_json
+from flaxsent.models.config import read_config, to_json
 
 BACKENDS = ["native", pytest.param("flax", marks=pytest.mark.flax_auto)]
 

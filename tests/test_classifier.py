@@ -12,10 +12,10 @@ import numpy as np
 import pytest
 
 import flaxsent
-from flaxsent import flax_auto
+from flaxsent.models import flax_auto
 from flaxsent.packing import pack, select, unpack
-from flaxsent.postprocess import decode, postprocess
-from flaxsent.types import Encodings, Tokens
+from flaxsent.postprocessing import decode, postprocess
+from flaxsent.base import Encodings, Tokens
 from tests.conftest import AWKWARD_TEXTS, texts_of_lengths
 
 # float32 sums of another order when rows have another length; logits are of size 1 to 10.

@@ -9,11 +9,12 @@ import pytest
 import safetensors.numpy
 
 import flaxsent
-from flaxsent import encoders, parity
-from flaxsent.config import read_config
-from flaxsent.encoders import deberta
+from flaxsent import models as encoders
+from flaxsent.parity import compare as parity
+from flaxsent.models.config import read_config
+from flaxsent.models import deberta
 from flaxsent.packing import pack, pad, unpack
-from flaxsent.types import Encodings
+from flaxsent.base import Encodings
 from tests.conftest import texts_of_lengths
 from tests.test_parity import PAIRS, SINGLES, TOLERANCE, pytorch, pytorch_stages
 

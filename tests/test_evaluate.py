@@ -21,10 +21,10 @@ import scipy.optimize
 import sklearn.metrics
 
 import flaxsent
-from flaxsent import evaluate
+from flaxsent.evaluation import report as evaluate
 from flaxsent.cli import main
-from flaxsent.config import TEMPERATURE_KEY, read_config, set_temperature, to_json
-from flaxsent.postprocess import postprocess
+from flaxsent.models.config import TEMPERATURE_KEY, read_config, set_temperature, to_json
+from flaxsent.postprocessing import postprocess
 from tests.conftest import texts_of_lengths
 
 # Of scores of float32 logits, computed in rows of another length or by another backend.

@@ -16,7 +16,8 @@ import pytest
 import safetensors.numpy
 
 import flaxsent
-from flaxsent import exported, jobs
+from flaxsent.checkpoint import exported
+from flaxsent.jobs import run as jobs
 from flaxsent.cli import main
 from flaxsent.packing import pack, unpack
 from tests.conftest import AWKWARD_TEXTS, NATIVE, texts_of_lengths

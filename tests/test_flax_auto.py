@@ -10,9 +10,9 @@ import pytest
 import safetensors.numpy
 
 import flaxsent
-from flaxsent import flax_auto
-from flaxsent.checkpoint import SAFETENSORS
-from flaxsent.config import read_config
+from flaxsent.models import flax_auto
+from flaxsent.checkpoint.weights import SAFETENSORS
+from flaxsent.models.config import read_config
 from tests.conftest import texts_of_lengths
 
 # As in test_parity.py.

@@ -2,8 +2,8 @@
 
 import pytest
 
-from flaxsent import footprint
-from flaxsent.footprint import Footprint
+from flaxsent.bench import footprint
+from flaxsent.bench.footprint import Footprint
 
 FLAT = Footprint(
     first_answers={"flaxsent": [2.0, 4.0, 3.0], "pipeline": [10.0, 10.0, 10.0]},

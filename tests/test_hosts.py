@@ -12,9 +12,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from flaxsent import hosts, jobs
+from flaxsent.jobs import shards as hosts
+from flaxsent.jobs import run as jobs
 from flaxsent.cli import main
-from flaxsent.hosts import Place, assign, spread
+from flaxsent.jobs.shards import Place, assign, spread
 from tests.conftest import texts_of_lengths
 
 # The rule.
@@ -113,7 +114,7 @@ def test_the_work_of_another_job_is_refused_before_anyone_is_waited_for(tmp_path
 
 COMMAND = """
 import os, signal, sys
-from flaxsent import jobs
+from flaxsent.jobs import run as jobs
 from flaxsent.cli import main
 
 jobs._CHUNK_ROWS = 64  # so that few rows are many units

@@ -17,11 +17,12 @@ import pyarrow.parquet as pq
 import pytest
 
 import flaxsent
-from flaxsent import jobs, records
+from flaxsent.jobs import run as jobs
+from flaxsent.data import records
 from flaxsent.cli import main
 from flaxsent.engine import Engine
-from flaxsent.hosts import Place
-from flaxsent.jobs import JobOptions, Progress, plan, run
+from flaxsent.jobs.shards import Place
+from flaxsent.jobs.run import JobOptions, Progress, plan, run
 from tests.conftest import AWKWARD_TEXTS, texts_of_lengths
 from tests.test_engine import TOLERANCE, obvious
 
@@ -339,7 +340,7 @@ import itertools, multiprocessing, os, random, shutil, signal, sys, time, warnin
 from pathlib import Path
 from types import SimpleNamespace
 import numpy as np
-from flaxsent import jobs
+from flaxsent.jobs import run as jobs
 
 class Engine:
     '''Scores of nothing, but at once: a killed process with JAX in it takes seconds.'''
@@ -506,7 +507,7 @@ SEVERAL = (
     FORKS
     + """
 import pyarrow.parquet  # once, and not in each process
-from flaxsent.hosts import Place
+from flaxsent.jobs.shards import Place
 
 def run(num_processes, kills, pause):
     barrier = multiprocessing.Barrier(num_processes)

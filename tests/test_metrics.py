@@ -5,7 +5,7 @@ import pytest
 import scipy.stats
 import sklearn.metrics
 
-from flaxsent import metrics
+from flaxsent.evaluation import metrics
 
 # float64 sums of a few hundred terms in another order.
 TOLERANCE = 1e-12

@@ -10,11 +10,12 @@ import pytest
 import safetensors.numpy
 
 import flaxsent
-from flaxsent import encoders, parity
-from flaxsent.config import read_config
-from flaxsent.encoders import modernbert
+from flaxsent import models as encoders
+from flaxsent.parity import compare as parity
+from flaxsent.models.config import read_config
+from flaxsent.models import modernbert
 from flaxsent.packing import pad
-from flaxsent.types import Encodings
+from flaxsent.base import Encodings
 from tests.conftest import texts_of_lengths
 from tests.test_deberta import padded_and_packed_logits
 from tests.test_parity import PAIRS, SINGLES, TOLERANCE, largest_difference, pytorch, pytorch_stages

@@ -8,10 +8,11 @@ import numpy as np
 import pytest
 
 import flaxsent
-from flaxsent import encoders, parity
-from flaxsent.config import read_config
-from flaxsent.encoders import mpnet
-from flaxsent.types import Encodings
+from flaxsent import models as encoders
+from flaxsent.parity import compare as parity
+from flaxsent.models.config import read_config
+from flaxsent.models import mpnet
+from flaxsent.base import Encodings
 from tests.conftest import texts_of_lengths
 from tests.test_parity import TOLERANCE, pytorch, pytorch_stages
 

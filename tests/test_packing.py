@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from flaxsent.packing import Placement, StepShape, pack, pack_steps, pad, select, unpack
-from flaxsent.types import Encodings
+from flaxsent.base import Encodings
 
 
 def random_encodings(lengths, seed=0) -> Encodings:

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 import flaxsent
-from flaxsent import encoders
+from flaxsent import models as encoders
 from tests.conftest import AWKWARD_TEXTS, NATIVE, texts_of_lengths
 
 pytestmark = pytest.mark.torch

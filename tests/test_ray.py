@@ -9,7 +9,7 @@ import pytest
 from jaxtyping import config
 
 import flaxsent
-import flaxsent.ray
+import flaxsent.jobs.ray
 from tests.conftest import texts_of_lengths
 
 # The same sums in another order: scores of size 1.

@@ -6,7 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from flaxsent import cli, encoders, flax_auto
+from flaxsent import cli
+from flaxsent import models as encoders
+from flaxsent.models import flax_auto
 from tests.test_rooms import FLOOR_OF
 
 README = (Path(__file__).parent.parent / "README.md").read_text(encoding="utf-8")

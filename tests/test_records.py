@@ -13,8 +13,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from flaxsent import records
-from flaxsent.records import Layout, Row, format_of, open_writer, read
+from flaxsent.data import records
+from flaxsent.data.records import Layout, Row, format_of, open_writer, read
 
 TABLE = {
     "id": ["1", "2", "3", "4"],

@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 
 import flaxsent
-from flaxsent import scale
+from flaxsent.bench import scale
 from flaxsent.cli import main
-from flaxsent.scale import Host, Scale, answer, measure, simulate, table
+from flaxsent.bench.scale import Host, Scale, answer, measure, simulate, table
 
 ASKED = Scale(1000.0, 30_000.0, documents=1e9, hours=10.0, devices_per_host=4, cores_per_host=8)
 HOST = Host(bytes_per_text=200.0, tokenized_per_second=1000.0, handled_per_second=50_000.0, memory=10**9)

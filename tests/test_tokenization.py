@@ -14,8 +14,8 @@ import pytest
 import tokenizers
 
 import flaxsent
-from flaxsent.checkpoint import EMBEDDED
-from flaxsent.config import read_config
+from flaxsent.checkpoint.weights import EMBEDDED
+from flaxsent.models.config import read_config
 from flaxsent.tokenization import _encode_cut, _shares, read_tokenizer
 from tests.conftest import AWKWARD_TEXTS
 

@@ -14,10 +14,12 @@ import numpy as np
 import pytest
 
 import flaxsent
-from flaxsent import optimization, train, training_data
-from flaxsent.optimization import TrainOptions
-from flaxsent.records import LabelledTexts
-from flaxsent.training_data import Batch
+from flaxsent.training import optimizer
+from flaxsent.training import trainer
+from flaxsent.training import batches
+from flaxsent.training.optimizer import TrainOptions
+from flaxsent.data.records import Examples
+from flaxsent.training.batches import Batch
 from tests.conftest import NATIVE, accuracy, texts_of_lengths
 
 
@@ -49,7 +51,7 @@ def load(folder, *, problem_type="single_label_classification", backend="native"
 
 def a_batch(classifier, labels, *, is_packed):
     """All texts in packed rows, or padded, with the function that gives the mean loss of such a batch."""
-    data = LabelledTexts(TEXTS, labels)
+    data = Examples(TEXTS, labels)
     arrays = training_data.labels_as_arrays(data, classifier.config)
     corpus = training_data.Corpus(
         encodings=classifier.tokenizer.encode(TEXTS), labels=arrays, teacher=None, config=classifier.config
@@ -133,7 +135,7 @@ def test_other_losses_equal_pytorch(tiny_folder, tmp_path, problem_type):
     labels = LABELS[problem_type]
     batch, loss = a_batch(classifier, labels, is_packed=True)
     value, gradient = gradient_of(loss)(classifier.params, batch, None)
-    arrays = training_data.labels_as_arrays(LabelledTexts(TEXTS, labels), classifier.config)
+    arrays = training_data.labels_as_arrays(Examples(TEXTS, labels), classifier.config)
     their_value, theirs = pytorch_gradients(tmp_path, arrays.tolist(), problem_type=problem_type)
     assert abs(float(value) - their_value) <= 1e-5 * abs(their_value)
     check_gradients(flaxsent.checkpoint.to_tensors(gradient), theirs)
@@ -180,7 +182,7 @@ def test_of_a_text_without_a_label_only_the_teacher_counts(tiny_folder, problem_
     for labels in (LABELS[problem_type][:2], LABELS[problem_type][1::-1]):
         trainer = train.Trainer(
             classifier,
-            LabelledTexts(TEXTS[:2], labels),
+            Examples(TEXTS[:2], labels),
             options=TrainOptions(batch_size=64),
             unlabelled=TEXTS[2:],
             teacher=scores,
@@ -226,14 +228,14 @@ def test_dropout_of_packed_rows_differs_by_key_and_keeps_the_mean(tiny_folder, f
     assert first == again != second
 
 
-def toy_data(num: int, seed: int = 0) -> LabelledTexts:
+def toy_data(num: int, seed: int = 0) -> Examples:
     """A text is labelled by the word it has: good, bad or neither."""
     rng = np.random.default_rng(seed)
     labels = rng.integers(0, 3, num).tolist()
     fillers = texts_of_lengths(rng.integers(1, 4, num).tolist())
     words = ("so", "good good", "bad bad")
     clean = [" ".join(word for word in text.split() if word not in ("good", "bad")) for text in fillers]
-    return LabelledTexts([f"{words[label]} {text}" for label, text in zip(labels, clean, strict=True)], labels)
+    return Examples([f"{words[label]} {text}" for label, text in zip(labels, clean, strict=True)], labels)
 
 
 SMALL = {"num_hidden_layers": 1}
@@ -269,7 +271,7 @@ def test_fit_learns_several_labels_and_values(tiny_folder, problem_type):
     data = toy_data(300)
     several, values = [(), (1,), (0, 2)], [0.0, 1.0, -1.0]
     labels = [(several if problem_type.startswith("multi") else values)[label] for label in data.labels]
-    data, told = LabelledTexts(data.texts, labels), []
+    data, told = Examples(data.texts, labels), []
     classifier = load(tiny_folder("bert", **SMALL), problem_type=problem_type, seed=1)
     options = TrainOptions(learning_rate=2e-3, batch_size=20, num_epochs=6, average_decay=0.9)
     flaxsent.fit(classifier, data, data, options=options, report=told.append)
@@ -289,7 +291,7 @@ def steps(classifier, data, options, num, **arguments):
 
 @pytest.mark.slow
 def test_steps_of_packed_rows_compile_once_and_padded_ones_once_a_length(tiny_folder):
-    data = LabelledTexts(texts_of_lengths(np.random.default_rng(0).integers(1, 60, 200).tolist()), [0, 1] * 100)
+    data = Examples(texts_of_lengths(np.random.default_rng(0).integers(1, 60, 200).tolist()), [0, 1] * 100)
     options = TrainOptions(batch_size=16, num_epochs=2)
     trainer = train.Trainer(load(tiny_folder("bert", **SMALL)), data, data, options=options)
     assert len([*trainer.moments(trainer.start())]) == trainer.num_steps > 10
@@ -299,7 +301,7 @@ def test_steps_of_packed_rows_compile_once_and_padded_ones_once_a_length(tiny_fo
 @pytest.mark.slow
 @pytest.mark.flax_auto
 def test_padded_steps_compile_once_a_length(tiny_folder):
-    data = LabelledTexts(texts_of_lengths(np.random.default_rng(0).integers(1, 60, 100).tolist()), [0, 1] * 50)
+    data = Examples(texts_of_lengths(np.random.default_rng(0).integers(1, 60, 100).tolist()), [0, 1] * 50)
     options = TrainOptions(batch_size=16, num_epochs=2, max_length=24)
     trainer = train.Trainer(load(tiny_folder("bert", **SMALL), backend="flax"), data, options=options)
     assert len([*trainer.moments(trainer.start())]) == trainer.num_steps
@@ -503,7 +505,7 @@ def test_options_out_of_their_range_are_refused_by_name(monkeypatch, option, mes
 )
 def test_labels_that_do_not_fit_are_refused_before_the_first_step(tiny_folder, problem_type, labels, message):
     with pytest.raises(ValueError, match=message):
-        train.Trainer(load(tiny_folder("bert", **SMALL), problem_type=problem_type), LabelledTexts(["a", "b"], labels))
+        train.Trainer(load(tiny_folder("bert", **SMALL), problem_type=problem_type), Examples(["a", "b"], labels))
 
 
 @pytest.mark.slow

@@ -16,8 +16,10 @@ import numpy as np
 import pytest
 
 import flaxsent
-from flaxsent import cli, records, training_run
-from flaxsent.training_run import RunOptions
+from flaxsent import cli
+from flaxsent.data import records
+from flaxsent.training import run as training_run
+from flaxsent.training.run import RunOptions
 from tests.conftest import accuracy, texts_of_lengths
 
 ROWS = [
@@ -269,7 +271,7 @@ def test_every_format_gives_the_same_labels(tmp_path, tiny_folder, name, values,
 def test_labels_between_separators_and_pairs_of_texts(tmp_path, tiny_folder):
     file = written(tmp_path, "x.tsv", [{"a": "x", "b": "y", "y": "joy|fear"}, {"a": "x", "b": "y", "y": "[]"}])
     data = data_of(file, tiny_folder("bert"), text_columns=("a", "b"), label_column="y", label_separator="|")
-    assert data.train == records.LabelledTexts([("x", "y")] * 2, [(0, 1), ()])
+    assert data.train == records.Examples([("x", "y")] * 2, [(0, 1), ()])
 
 
 def test_the_head_is_drawn_only_for_labels_that_the_checkpoint_has_not(tmp_path, tiny_folder):

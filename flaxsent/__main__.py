@@ -1,0 +1,7 @@
+"""`python -m flaxsent`: the command line."""
+
+import sys
+
+from flaxsent.cli import main
+
+sys.exit(main())

@@ -1,0 +1,1 @@
+"""The speed and the memory beside other libraries, and what a large job takes."""

@@ -1,0 +1,189 @@
+"""`load`: folder, Hub id, exported folder or nothing → `Classifier`; and `save`, the way back."""
+
+import dataclasses
+import functools
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import safetensors.numpy
+
+from flaxsent import models
+from flaxsent.base import Backend, FlaxsentError, Params, ProblemType
+from flaxsent.checkpoint import exported, hub, weights
+from flaxsent.classifier import Classifier, embeddings, forward, forward_packed, hidden_states, tokenize
+from flaxsent.files import replacing
+from flaxsent.models import flax_auto
+from flaxsent.models.config import PROBLEM_TYPES, ModelConfig, old_temperature, read_config, to_json
+from flaxsent.postprocessing import postprocess
+from flaxsent.tokenization import TOKENIZER_FILES, read_tokenizer
+
+
+def load(
+    source: str | os.PathLike | None = None,
+    *,
+    backend: Backend | None = None,
+    dtype: Any = None,
+    revision: str | None = None,
+    labels: Sequence[str] | None = None,
+    problem_type: ProblemType | None = None,
+    new_head: bool | None = None,
+    seed: int = 0,
+    matmul_precision: str | None = "highest",
+) -> Classifier:
+    """Loads a checkpoint: a folder, a Hub id (at `revision`), an exported folder, or the embedded sentiment model.
+
+    Args:
+        source: None is the embedded checkpoint. Of an exported folder, all that follows is settled already.
+        backend: of `forward`: "flax" (transformers 4's FlaxAuto classes), "native" (flaxsent's own encoders), or None:
+            flax where it is installed and has the family, else native. `forward_packed` is native always.
+        dtype: of the parameters and of the computation: float32 (the default), bfloat16 or float16.
+        revision: branch, tag or commit on the Hub.
+        labels: those of the classifier, in the order of the logits; the checkpoint's own by default.
+        problem_type: what the logits are for; the checkpoint's own by default, with new labels one label of several, or
+            regression if there is one.
+        new_head: whether to draw the layer of the logits, to be trained. By default it is drawn for labels that are not
+            the checkpoint's own, and for an encoder that has none. False keeps it under other names.
+        seed: from which the new head is drawn.
+        matmul_precision: `jax.default_matmul_precision` within the forward: "highest" makes float32 mean float32 on
+            GPU and TPU too; None leaves it to JAX.
+
+    Raises:
+        FileNotFoundError, ConnectionError: no such checkpoint, or the Hub cannot be reached.
+        FlaxsentError: a file is damaged, hostile, or does not fit the config; or an argument does not fit it.
+        MissingPackageError: the backend or the file format needs a package that is not installed.
+    """
+    if source is not None and exported.is_exported(source):
+        settled = {"backend": backend, "dtype": dtype, "labels": labels, "problem_type": problem_type}
+        if given := [name for name, value in settled.items() if value is not None]:
+            raise FlaxsentError(f"{source} was exported, which settled {' and '.join(given)}; export the model anew.")
+        return exported.read(Path(source))
+    dtype = float_dtype(jnp.float32 if dtype is None else dtype)
+    folder = hub.find(source, revision=revision)
+    own = _read_config(folder)
+    config = _with_labels(own, labels, problem_type)
+    chosen = _choose_backend(backend, config, dtype)
+    is_new = (config.labels != own.labels or not own.is_classifier) and labels is not None
+    draws_head = is_new if new_head is None else new_head
+    if new_head is False and config.num_labels != own.num_labels:
+        raise FlaxsentError(
+            f"new_head=False keeps a layer for {own.num_labels} labels; {config.num_labels} were given."
+        )
+    params = _read_params(folder, config, dtype, key=jax.random.key(seed) if draws_head else None)
+    if not draws_head and (temperature := old_temperature(own)) != 1:
+        params = models.divide_logits(params, temperature)
+    tokenizer = read_tokenizer(
+        folder,
+        family=config.family,
+        max_positions=config.max_length,
+        type_vocab_size=config.type_vocab_size,
+        first_position=config.first_position,
+        pad_token_id=config.pad_token_id,
+    )
+    highest = max(tokenizer.backend.get_vocab().values(), default=0)
+    if highest >= config.vocab_size:
+        raise FlaxsentError(f"{folder} has a tokenizer with ids up to {highest}, but {config.vocab_size} embeddings.")
+    natively = functools.partial(functools.partial, config=config, matmul_precision=matmul_precision)
+    by_flax = functools.partial(natively, dtype=dtype)
+    packs = models.is_native(config)
+    return Classifier(
+        tokenize=functools.partial(tokenize, tokenizer=tokenizer),
+        forward=natively(forward) if chosen == "native" else by_flax(flax_auto.forward),
+        forward_packed=natively(forward_packed) if packs else None,
+        hidden_states=natively(hidden_states) if chosen == "native" else by_flax(flax_auto.hidden_states),
+        embeddings=natively(embeddings) if packs else by_flax(flax_auto.embeddings),
+        postprocess=functools.partial(postprocess, config=config),
+        params=params,
+        config=config,
+        tokenizer=tokenizer,
+        backend=chosen,
+    )
+
+
+def save(classifier: Classifier, folder: str | os.PathLike, *, dtype: Any = None) -> None:
+    """Writes an ordinary Hugging Face folder: config.json, model.safetensors with PyTorch's names, the tokenizer.
+
+    It appears when it is whole. Of a folder that is there, the files of a checkpoint are replaced, all at once; others
+    stay. `dtype` is that of the stored weights, that of the params by default.
+
+    Raises:
+        OSError: the folder cannot be written; what was there still is.
+    """
+    stored = jax.tree.leaves(classifier.params)[0].dtype if dtype is None else float_dtype(dtype)
+    tensors = weights.to_tensors(jax.tree.map(lambda leaf: leaf.astype(stored), classifier.params))
+    tensors |= models.computed_tensors(classifier.config)
+    with replacing(Path(folder), owned=OWN_FILES) as unfinished:
+        safetensors.numpy.save_file(tensors, unfinished / weights.SAFETENSORS, metadata={"format": "pt"})
+        (unfinished / weights.SAFETENSORS).chmod(0o644)  # it is made for its owner alone
+        (unfinished / "config.json").write_text(to_json(classifier.config, dtype=stored.name), encoding="utf-8")
+        for name, content in classifier.tokenizer.files.items():
+            (unfinished / name).write_bytes(content)
+
+
+OWN_FILES = ("config.json", *weights.WEIGHT_FILES, *TOKENIZER_FILES)
+"""Names of files that `save` writes, or that would contradict what it writes."""
+
+
+def float_dtype(dtype: Any) -> jnp.dtype:
+    """One of the dtypes to compute in.
+
+    Raises:
+        FlaxsentError: it is none.
+    """
+    try:
+        found = jnp.dtype(dtype)
+    except TypeError as err:
+        raise FlaxsentError(f"dtype={dtype!r} is no dtype; pass float32, bfloat16 or float16.") from err
+    if found not in (jnp.float32, jnp.bfloat16, jnp.float16):
+        raise FlaxsentError(f"dtype={found.name} is not one to compute in; pass float32, bfloat16 or float16.")
+    return found
+
+
+def _read_config(folder: Path) -> ModelConfig:
+    try:
+        return read_config((folder / "config.json").read_text(encoding="utf-8"))
+    except UnicodeDecodeError as err:
+        raise FlaxsentError(f"{folder / 'config.json'} is not UTF-8 text: {err}; fetch it again.") from err
+
+
+def _with_labels(own: ModelConfig, labels: Sequence[str] | None, problem_type: ProblemType | None) -> ModelConfig:
+    if labels is not None and (isinstance(labels, str) or not labels or len(set(labels)) < len(labels)):
+        raise FlaxsentError(f"labels={labels!r}: expected a list of one or more different labels.")
+    if problem_type not in (None, *PROBLEM_TYPES):
+        raise FlaxsentError(f"problem_type={problem_type!r}: expected one of {', '.join(PROBLEM_TYPES)}.")
+    names = own.labels if labels is None else tuple(labels)
+    if problem_type is None:
+        by_number = "regression" if len(names) == 1 else "single_label_classification"
+        problem_type = own.problem_type if names == own.labels else by_number
+    return dataclasses.replace(own, labels=names, problem_type=problem_type)
+
+
+def _choose_backend(backend: Backend | None, config: ModelConfig, dtype: jnp.dtype) -> Backend:
+    if backend not in ("flax", "native", None):
+        raise FlaxsentError(f"backend={backend!r} is unknown; pass 'flax', 'native' or None.")
+    is_native = models.is_native(config)
+    if backend is None:
+        backend = "flax" if flax_auto.has(config) and (flax_auto.is_installed() or not is_native) else "native"
+    if backend == "flax":
+        flax_auto.check(config, dtype)
+    elif not is_native:
+        raise FlaxsentError(f"flaxsent has no native encoder for {config.family}; pass backend='flax'.")
+    return backend
+
+
+def _read_params(folder: Path, config: ModelConfig, dtype: jnp.dtype, *, key: Any | None) -> Params:
+    """The params of a folder; with a `key`, all that stands beside the encoder and is not there is drawn, and the last
+    layer in any case. So is the pooler, which encoders often come without.
+    """
+    shapes, base = models.shapes(config), models.base(config)
+    if key is None:
+        return weights.read_params(folder, shapes=shapes, base=base, dtype=dtype)
+    head = {branch: shape for branch, shape in shapes.items() if branch != base}
+    if "pooler" in shapes[base]:
+        head[base] = {"pooler": shapes[base]["pooler"]}
+    drawn = models.init_params(key, head, stddev=config.initializer_range)
+    params = weights.read_params(folder, shapes=shapes, base=base, dtype=dtype, drawn=drawn)
+    return models.with_last_layer(params, {name: leaf.astype(dtype) for name, leaf in models.last_layer(drawn).items()})

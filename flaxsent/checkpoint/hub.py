@@ -1,0 +1,107 @@
+"""Folder or Hub id → folder: finds a checkpoint, and fetches it where it is on the Hub."""
+
+import functools
+import os
+import re
+from pathlib import Path
+
+from flaxsent.checkpoint.weights import SAFETENSORS_INDEX, WEIGHT_FILES, first_line, shard_files
+from flaxsent.tokenization import TOKENIZER_FILES
+
+EMBEDDED = Path(__file__).parents[1] / "default_model"
+
+
+def find(source: str | os.PathLike | None, *, revision: str | None = None) -> Path:
+    """The folder of a checkpoint: `source` itself, the Hub's copy of it in the local cache, or the embedded one.
+
+    From the Hub come `config.json`, one set of weights and the tokenizer's files, all of one commit; `HF_HUB_OFFLINE`,
+    `HF_ENDPOINT`, `HF_HOME` and `HF_TOKEN` work as everywhere.
+
+    Raises:
+        FileNotFoundError: neither a checkpoint folder nor on the Hub.
+        ConnectionError: the Hub does not answer and the cache lacks a file.
+    """
+    if source is None:
+        return EMBEDDED
+    folder = Path(source)
+    if folder.is_dir():
+        if not (folder / "config.json").is_file():
+            raise FileNotFoundError(
+                f"{folder} has no config.json; expected a Hugging Face checkpoint folder, or one that flaxsent export "
+                "wrote."
+            )
+        return folder
+    if isinstance(source, str) and _HUB_ID.fullmatch(source) and not folder.exists():
+        return _download(source, revision)
+    kind = "a file" if folder.exists() else "no folder"
+    raise FileNotFoundError(f"{source} is {kind}; expected a checkpoint folder, or a Hub id (name or owner/name).")
+
+
+_HUB_ID = re.compile(r"\w[\w.-]*(/\w[\w.-]*)?")
+"""A path such as ./model is none: who mistypes a folder hears it at once."""
+
+
+def _download(hub_id: str, revision: str | None) -> Path:
+    import huggingface_hub
+    from huggingface_hub import errors
+
+    at = f"{hub_id}{'' if revision is None else f' at revision {revision}'}"
+    try:
+        return _fetch(hub_id, revision)
+    except errors.LocalEntryNotFoundError as err:
+        why = f"the Hub gives no answer: {first_line(err.__cause__ or err)}"
+        if huggingface_hub.constants.HF_HUB_OFFLINE:
+            why = "HF_HUB_OFFLINE is set: unset it to fetch."
+        raise ConnectionError(f"{at} is not in the local cache, and {why}") from err
+    except errors.RepositoryNotFoundError as err:
+        raise FileNotFoundError(
+            f"the Hub shows no {hub_id}: check the name, or set HF_TOKEN if it is private or gated."
+        ) from err
+    except errors.RevisionNotFoundError as err:
+        raise FileNotFoundError(f"the Hub has no {at}; expected a branch, a tag or a commit of it.") from err
+    except errors.EntryNotFoundError as err:
+        raise FileNotFoundError(f"{at} has no config.json on the Hub; expected a Hugging Face checkpoint.") from err
+    except (errors.HfHubHTTPError, errors.HFValidationError) as err:
+        raise FileNotFoundError(f"{at} could not be fetched from the Hub: {first_line(err)}") from err
+    except (OSError, RuntimeError, errors.HTTPError) as err:  # pyright: ignore[reportPrivateImportUsage]
+        # A connection that breaks: requests raises OSErrors without a number, httpx its HTTPError, hf_xet RuntimeError.
+        if isinstance(err, OSError) and err.errno is not None:
+            raise
+        raise ConnectionError(f"the Hub broke off while {at} was fetched: {first_line(err)}; try again.") from err
+
+
+def _fetch(hub_id: str, revision: str | None) -> Path:
+    import huggingface_hub
+
+    config_file = Path(huggingface_hub.hf_hub_download(hub_id, "config.json", revision=revision))
+    # The rest comes from the commit that this one came from, whatever is pushed meanwhile.
+    get = functools.partial(_download_if_there, hub_id, commit=config_file.parent.name)
+    weights = next(filter(get, WEIGHT_FILES), None)
+    if weights == SAFETENSORS_INDEX:
+        for shard in shard_files(config_file.parent / SAFETENSORS_INDEX):
+            get(shard)
+    tokenizer_json, settings, *vocabularies = TOKENIZER_FILES
+    get(settings)
+    if not get(tokenizer_json):
+        for name in vocabularies:
+            get(name)
+    return config_file.parent
+
+
+def _download_if_there(hub_id: str, name: str, *, commit: str) -> bool:
+    import huggingface_hub
+    from huggingface_hub import errors
+
+    cached = huggingface_hub.try_to_load_from_cache(hub_id, name, revision=commit)
+    if cached is not None and not isinstance(cached, str):
+        return False  # it was not there when last asked for, and a commit does not change
+    try:
+        huggingface_hub.hf_hub_download(hub_id, name, revision=commit)
+    except errors.LocalEntryNotFoundError:
+        # Offline, the cache does not tell a file that was never there from one that was not fetched.
+        if huggingface_hub.constants.HF_HUB_OFFLINE:
+            return False
+        raise
+    except errors.EntryNotFoundError:
+        return False
+    return True

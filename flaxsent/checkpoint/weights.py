@@ -1,0 +1,222 @@
+"""Files of a checkpoint folder ↔ params: the only module that knows PyTorch's names.
+
+A checkpoint is an ordinary Hugging Face folder. Its files are hostile until checked: no pickle is opened without
+torch's `weights_only`, no code is fetched, no name in an index leads out of the folder.
+"""
+
+import json
+import re
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+import safetensors.numpy
+
+from flaxsent.base import FlaxsentError, Params
+from flaxsent.files import require
+
+SAFETENSORS, SAFETENSORS_INDEX = "model.safetensors", "model.safetensors.index.json"
+MSGPACK, PICKLE = "flax_model.msgpack", "pytorch_model.bin"
+WEIGHT_FILES = (SAFETENSORS, SAFETENSORS_INDEX, MSGPACK, PICKLE)
+"""In the order in which they are preferred."""
+
+# Flax leaf name -> PyTorch's; kernels are transposed besides. Names not listed are the same in both.
+_LEAVES = {"kernel": "weight", "scale": "weight", "embedding": "weight"}
+# How old checkpoints call LayerNorm's parameters.
+_OLD_LEAVES = {"scale": "gamma", "bias": "beta"}
+# Tensors of PyTorch checkpoints that are no parameters: counters, computed tables, second names of tied weights, and a
+# table that microsoft's DeBERTas hold but do not use (transformers ignores it too).
+_NOT_PARAMETERS = re.compile(
+    r"(^|\.)(embeddings\.position_ids|embeddings\.token_type_ids|(encoder|decoder)\.embed_tokens\.weight"
+    r"|(encoder|decoder)\.version"
+    r"|encoder\.embed_positions\.weight|deberta\.embeddings\.position_embeddings\.weight)$"
+)
+
+
+def first_line(err: BaseException) -> str:
+    """What other libraries say in many lines."""
+    return next((line.strip() for line in str(err).splitlines() if line.strip()), type(err).__name__)
+
+
+def shard_files(index: Path) -> list[str]:
+    """The files named by a `model.safetensors.index.json`, checked to lie beside it.
+
+    Raises:
+        FlaxsentError: not an index, or a name leads out of the folder.
+    """
+    try:
+        names = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as err:
+        raise FlaxsentError(f"{index} is not an index of shards: {first_line(err)}; fetch it again.") from err
+    for name in names:
+        if not isinstance(name, str) or not re.fullmatch(r"[\w.-]+\.safetensors", name):
+            raise FlaxsentError(
+                f"{index} names the shard {name!r}; expected the name of a .safetensors file beside it."
+            )
+    return names
+
+
+def read_params(folder: Path, *, shapes: Params, base: str, dtype: jnp.dtype, drawn: Params | None = None) -> Params:
+    """Reads the weights of a checkpoint folder into a tree of the given shapes.
+
+    `base` is the branch that holds the encoder; a checkpoint of the encoder alone lacks it. Where `drawn` parameters
+    are given, a new head is put on the encoder: those of them that the file has not in this shape are taken, and what
+    it has of other heads is no fault. The encoder must be there, all of it and no more.
+
+    Raises:
+        FlaxsentError: a file is damaged, or tensors are missing (-), unexpected (+) or of another shape: all in one
+            error.
+        MissingPackageError: the format needs a package that is not installed.
+    """
+    file = next((folder / name for name in WEIGHT_FILES if (folder / name).is_file()), None)
+    if file is None:
+        raise FileNotFoundError(f"{folder} has no weights; expected one of {', '.join(WEIGHT_FILES)}.")
+    tensors = _READERS[file.name](file)
+    fallback = dict(flatten(drawn or {}))
+    leaves, faults = {}, []
+    for path, shape in flatten(shapes):
+        names = _pytorch_names(path, base)
+        name = next((name for name in names if name in tensors), names[0])
+        tensor = tensors.pop(name, None)
+        if tensor is not None and tensor.shape == _pytorch_shape(path, shape):
+            leaves[path] = tensor.T if path[-1] == "kernel" else tensor
+        elif path in fallback:
+            leaves[path] = fallback[path]
+        elif tensor is None:
+            faults.append(f"- {name}")
+        else:
+            faults.append(f"{name}: expected {_pytorch_shape(path, shape)}, got {tensor.shape}")
+    left_over = [name for name in sorted(tensors) if not _NOT_PARAMETERS.search(name)]
+    if drawn is not None:
+        left_over = [name for name in left_over if _is_of_encoder(name, base, shapes[base])]
+    faults += [f"+ {name}" for name in left_over]
+    if faults:
+        raise FlaxsentError(f"{file} does not fit its config.json (- missing, + unexpected): {'; '.join(faults)}")
+    odd = {str(leaf.dtype) for leaf in leaves.values() if not jnp.issubdtype(leaf.dtype, jnp.floating)}
+    if odd:
+        raise FlaxsentError(
+            f"{file} has weights of dtype {', '.join(sorted(odd))}; expected floats: it may be quantised."
+        )
+    return _unflatten({path: jnp.asarray(leaf, dtype) for path, leaf in leaves.items()})
+
+
+def _is_of_encoder(name: str, base: str, branches: Params) -> bool:
+    """Whether a tensor is the encoder's, and not of a head or of the pooler that stood on it."""
+    branch, _, rest = name.partition(".")
+    branch = rest.partition(".")[0] if branch == base else branch
+    return branch in branches and branch != "pooler"
+
+
+def _pytorch_shape(path: tuple[str, ...], shape: tuple[int, ...]) -> tuple[int, ...]:
+    return shape[::-1] if path[-1] == "kernel" else shape
+
+
+def to_tensors(params: Params) -> dict[str, np.ndarray]:
+    """The parameters under PyTorch's names and in its layout."""
+    return {
+        _pytorch_names(path)[0]: np.ascontiguousarray(np.asarray(leaf).T if path[-1] == "kernel" else np.asarray(leaf))
+        for path, leaf in flatten(params)
+    }
+
+
+def _pytorch_names(path: tuple[str, ...], base: str = "") -> list[str]:
+    """PyTorch's name of a leaf, then the others that checkpoints use: LayerNorm's old names, the encoder on its own."""
+    leaves = [_LEAVES.get(path[-1], path[-1])]
+    if "".join(path[-2:-1]).endswith("LayerNorm") and path[-1] in _OLD_LEAVES:
+        leaves.append(_OLD_LEAVES[path[-1]])
+    stems = [path[:-1], path[1:-1]] if path[0] == base else [path[:-1]]
+    if path[-2:] == ("shared", "embedding"):  # BART's table has three names, and a file may keep any one of them
+        stems += [(*stem[:-1], stack, "embed_tokens") for stem in stems for stack in ("encoder", "decoder")]
+    return [".".join((*stem, leaf)) for stem in stems for leaf in leaves]
+
+
+def _read_safetensors(file: Path) -> dict[str, np.ndarray]:
+    files = [file] if file.name == SAFETENSORS else [file.parent / name for name in shard_files(file)]
+    tensors: dict[str, np.ndarray] = {}
+    for shard in files:
+        try:
+            tensors.update(safetensors.numpy.load_file(shard))
+        except safetensors.SafetensorError as err:
+            raise FlaxsentError(f"{shard} is not a whole safetensors file: {first_line(err)}; fetch it again.") from err
+        except (KeyError, TypeError, AttributeError) as err:  # a dtype that NumPy does not have
+            raise FlaxsentError(
+                f"{shard} has tensors of a dtype that cannot be read ({first_line(err)}); expected floats of 16 bits or "
+                "more: convert it first."
+            ) from err
+    return tensors
+
+
+def _read_msgpack(file: Path) -> dict[str, np.ndarray]:
+    serialization = require("flax.serialization", needed_by=f"reading {file}", install="flax")
+    try:
+        tree = serialization.msgpack_restore(file.read_bytes())
+    except Exception as err:  # msgpack raises many kinds
+        raise FlaxsentError(f"{file} is not a whole msgpack file: {first_line(err)}; fetch it again.") from err
+    if not isinstance(tree, dict):
+        raise FlaxsentError(f"{file} holds a {type(tree).__name__}; expected a tree of parameters.")
+    if not all(isinstance(name, str) for path, _ in flatten(tree) for name in path):
+        raise FlaxsentError(f"{file} has names that are no text; expected a tree of parameters.")
+    return to_tensors(tree)
+
+
+def _read_pickle(file: Path) -> dict[str, np.ndarray]:
+    """A pickle can run any code: only torch's `weights_only` reader opens it, which has been safe since torch 2.6.
+
+    Before, a file could break out of it: CVE-2025-32434.
+    """
+    torch = require(
+        "torch",
+        needed_by=f"reading the pickle {file}",
+        install=f"'torch>=2.6', or fetch a checkpoint with {SAFETENSORS}",
+    )
+    if tuple(int(part) for part in re.findall(r"\d+", torch.__version__)[:2]) < (2, 6):
+        raise FlaxsentError(
+            f"{file} is a pickle, which torch {torch.__version__} does not read safely (CVE-2025-32434): "
+            f"pip install 'torch>=2.6', or fetch a checkpoint with {SAFETENSORS}."
+        )
+    try:
+        state = torch.load(file, map_location="cpu", weights_only=True)
+    except Exception as err:  # torch raises many kinds
+        raise FlaxsentError(f"{file} was refused by torch.load(weights_only=True): {first_line(err)}") from err
+    if not isinstance(state, Mapping):
+        raise FlaxsentError(f"{file} holds a {type(state).__name__}; expected tensors by their names.")
+    if odd := [str(name) for name, value in state.items() if not isinstance(value, torch.Tensor)]:
+        raise FlaxsentError(
+            f"{file} has entries that are no tensors: {', '.join(odd[:10])}; expected tensors by their names alone: save "
+            "model.state_dict()."
+        )
+    return {str(name): _to_numpy(tensor) for name, tensor in state.items()}
+
+
+def _to_numpy(tensor: Any) -> np.ndarray:
+    """NumPy has no bfloat16 that torch knows; float32 holds it exactly, and float8 too."""
+    is_narrow = tensor.is_floating_point() and tensor.element_size() < 4 and str(tensor.dtype) != "torch.float16"
+    return (tensor.float() if is_narrow else tensor).detach().numpy()
+
+
+_READERS = {
+    SAFETENSORS: _read_safetensors,
+    SAFETENSORS_INDEX: _read_safetensors,
+    MSGPACK: _read_msgpack,
+    PICKLE: _read_pickle,
+}
+
+
+def flatten(tree: Mapping[Any, Any], path: tuple[Any, ...] = ()) -> Iterable[tuple[tuple[str, ...], Any]]:
+    for name, node in tree.items():
+        if isinstance(node, Mapping):
+            yield from flatten(node, (*path, name))
+        else:
+            yield (*path, name), node
+
+
+def _unflatten(leaves: Mapping[tuple[str, ...], Any]) -> dict[str, Any]:
+    tree: dict[str, Any] = {}
+    for path, leaf in leaves.items():
+        node = tree
+        for name in path[:-1]:
+            node = node.setdefault(name, {})
+        node[path[-1]] = leaf
+    return tree

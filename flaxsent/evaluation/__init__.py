@@ -1,0 +1,1 @@
+"""A classifier and a labelled file → its figures."""

@@ -1,0 +1,177 @@
+"""Files and folders that are whole or not there, their digests, and packages that an extra brings.
+
+Every writer of this library goes through `appearing` or `replacing`: what is written has another name until it is
+complete and on the disk.
+"""
+
+import contextlib
+import hashlib
+import importlib
+import logging
+import os
+import re
+import secrets
+import shutil
+from collections.abc import Collection, Iterator
+from pathlib import Path
+from types import ModuleType
+from typing import BinaryIO
+
+
+class MissingPackageError(ImportError):
+    """A package that is not installed; the message has the command that installs it."""
+
+
+def require(module: str, *, needed_by: str, extra: str | None = None, install: str | None = None) -> ModuleType:
+    """Imports a package that the base install does not bring: by an extra of flaxsent, or by `install` for pip.
+
+    Raises:
+        MissingPackageError: it is not installed; the message has the command that installs it.
+    """
+    try:
+        return importlib.import_module(module)
+    except ImportError as err:
+        # A package that is there and lacks one of its own is a broken install; the same command mends it.
+        what = install if extra is None else f'"flaxsent[{extra}]"'
+        package = (err.name or module).partition(".")[0]
+        raise MissingPackageError(f"{needed_by} needs {package}, which is not installed: pip install {what}") from err
+
+
+@contextlib.contextmanager
+def quietly(logger: str) -> Iterator[None]:
+    """Leaves out what another library logs meanwhile: that it has no PyTorch, that its Flax classes are deprecated."""
+    theirs, says_nothing = logging.getLogger(logger), lambda record: False
+    handlers = [theirs, *theirs.handlers]  # its loggers below hand records to its handlers, not to its filters
+    for one in handlers:
+        one.addFilter(says_nothing)
+    try:
+        yield
+    finally:
+        for one in handlers:
+            one.removeFilter(says_nothing)
+
+
+def sha256(file: Path) -> str:
+    """Of what a file holds, in hexadecimal."""
+    with file.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+TEMPORARY = re.compile(r"\.[0-9a-f]{16}\.tmp$")
+"""How the name of an unfinished file or folder ends."""
+
+
+def temporary_name(name: str) -> str:
+    """Another at each call: two processes must not write into the same unfinished file."""
+    return f"{name}.{secrets.token_hex(8)}.tmp"
+
+
+@contextlib.contextmanager
+def appearing(file: Path, folder: Path | None = None) -> Iterator[BinaryIO]:
+    """A stream whose content appears as `file` when it is whole and on the disk.
+
+    It is written in `folder`, on the same disk, or else as a hidden file beside `file`.
+
+    Raises:
+        OSError: it cannot be written; it names `file`.
+    """
+    hidden = f".{file.name}" if folder is None else file.name
+    temporary = (file.absolute().parent if folder is None else folder) / temporary_name(hidden)
+    try:
+        with open(temporary, "wb") as stream:
+            yield stream
+            stream.flush()
+            os.fsync(stream.fileno())
+        os.replace(temporary, file)
+        _sync(file.absolute().parent)
+    except OSError as err:
+        raise OSError(err.errno, err.strerror or str(err), str(file)) from err
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def write(file: Path, content: bytes) -> None:
+    """Writes a file that appears when it is whole.
+
+    Raises: as `appearing`.
+    """
+    with appearing(file, file.parent) as stream:
+        stream.write(content)
+
+
+def create(file: Path, content: bytes) -> None:
+    """Writes a file that appears when it is whole, and only if there is none of its name: a lock that says something.
+
+    Raises:
+        FileExistsError: there is one; of several processes that create it at once, one succeeds.
+        OSError: it cannot be written.
+    """
+    temporary = file.parent / temporary_name(file.name)
+    try:
+        write(temporary, content)
+        os.link(temporary, file)
+        _sync(file.parent)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def replacing(target: Path, *, owned: Collection[str] = ()) -> Iterator[Path]:
+    """An empty folder that becomes `target` when it is whole, in the place of what is there.
+
+    Of an older `target` the names in `owned` go; whatever else lies in it stays, in the new folder. Killed at any
+    moment, it leaves the old folder or the new one, never a mixture.
+
+    Raises:
+        OSError: it cannot be written; nothing has changed then.
+    """
+    target = target.absolute()
+    target.parent.mkdir(parents=True, exist_ok=True)
+    unfinished = target.with_name(temporary_name(f".{target.name}"))
+    replaced = unfinished.with_suffix(".old")
+    try:
+        unfinished.mkdir()
+        yield unfinished
+        for entry in [*target.iterdir()] if target.exists() else []:
+            if entry.name not in owned and not (unfinished / entry.name).exists():
+                _link(entry, unfinished / entry.name)
+        for file in unfinished.iterdir():
+            _sync(file)
+        if target.exists():
+            target.rename(replaced)
+        unfinished.rename(target)
+        _sync(target.parent)
+    except OSError as err:
+        if replaced.exists() and not target.exists():
+            replaced.rename(target)
+        raise OSError(err.errno, err.strerror or str(err), err.filename or str(target)) from err
+    finally:
+        shutil.rmtree(unfinished, ignore_errors=True)
+        if target.exists():
+            shutil.rmtree(replaced, ignore_errors=True)
+
+
+def _link(source: Path, target: Path) -> None:
+    """The same file under a second name, or a copy where the disk has no second names."""
+
+    def link(source: str, target: str) -> None:
+        try:
+            os.link(source, target)
+        except OSError:
+            shutil.copy2(source, target)
+
+    if source.is_dir() and not source.is_symlink():
+        shutil.copytree(source, target, symlinks=True, copy_function=link)
+    elif source.is_symlink():
+        target.symlink_to(source.readlink())
+    else:
+        link(str(source), str(target))
+
+
+def _sync(path: Path) -> None:
+    """Names of files, too, are on the disk only when they are told to be."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

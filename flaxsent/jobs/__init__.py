@@ -1,0 +1,1 @@
+"""Files in, files out, by one process or several; and Ray."""

@@ -1,0 +1,178 @@
+"""Ray Data on mixed clusters: an actor for each device, which holds one warm `Engine`, and datasets through them.
+
+What a cluster does is Ray's: where actors stand, what is done again when one dies, what spills to disk. Here is only
+what an actor does with a batch.
+"""
+
+import os
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from jaxtyping import Float
+
+from flaxsent.base import FlaxsentError, Text
+from flaxsent.checkpoint import hub
+from flaxsent.checkpoint.exported import is_exported
+from flaxsent.checkpoint.folder import load
+from flaxsent.engine import Engine
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+    from ray.data import Dataset
+
+INSTALL = 'pip install "flaxsent[ray]"'
+
+_BATCH_SIZE = 16384
+"""Texts that an actor takes at once: several windows of the engine on a CPU, a dozen steps on an accelerator."""
+
+
+def check_installed() -> None:
+    """Raises ImportError with the command that installs Ray."""
+    try:
+        import pyarrow  # noqa: F401
+        import ray.data  # noqa: F401
+    except ImportError as err:
+        raise ImportError(f"flaxsent.ray needs Ray Data, which is not installed: {INSTALL}") from err
+
+
+def classify(
+    dataset: "Dataset",
+    *,
+    model: str | os.PathLike | None = None,
+    text_column: str = "text",
+    second_column: str | None = None,
+    all_scores: bool = False,
+    prefix: str = "",
+    num_actors: int | None = None,
+    batch_size: int | None = None,
+) -> "Dataset":
+    """A dataset of the same rows with `label` and `score` besides, as `flaxsent classify --input` adds them.
+
+    It is computed when it is read or written, by Ray. Rows keep their columns; their order is kept only if Ray is told
+    to (`ray.data.DataContext.get_current().execution_options.preserve_order`).
+
+    Args:
+        dataset: any of Ray Data's.
+        model: a Hub id, a folder that every node sees, or one that `flaxsent.export` wrote; None is the embedded one.
+        text_column: the column of the texts.
+        second_column: that of the second texts, for pairs.
+        all_scores: adds a column with the score of each label.
+        prefix: stands before the names of the columns that are added.
+        num_actors: each has a GPU (or TPU) of its own where the cluster has any, else a node's processor; all of them
+            by default.
+        batch_size: rows that an actor takes at once; it packs them into rows of tokens, the better the more they are.
+
+    Raises:
+        ImportError: Ray is not installed; the message has its command.
+        FileNotFoundError: a node has no such model.
+        FlaxsentError: a column is missing or there already, or a number is not positive.
+    """
+    check_installed()
+    import ray
+
+    for name, number in (("num_actors", num_actors), ("batch_size", batch_size)):
+        if number is not None and (type(number) is not int or number < 1):
+            raise FlaxsentError(f"{name}={number!r}: expected 1 or more, or None.")
+    if not ray.is_initialized():
+        ray.init()
+    columns = [column for column in (text_column, second_column) if column is not None]
+    if (schema := dataset.schema(fetch_if_missing=False)) is not None:  # else each batch is looked at
+        _check_columns(schema.names, columns, [f"{prefix}{name}" for name in ("label", "score")])
+    _check_model(model)
+    devices, per_actor = _devices()
+    return dataset.map_batches(
+        _Scorer,
+        fn_constructor_args=(model, columns, all_scores, prefix),
+        batch_size=batch_size or _BATCH_SIZE,
+        batch_format="pyarrow",
+        compute=ray.data.ActorPoolStrategy(size=num_actors or devices),
+        scheduling_strategy="SPREAD",
+        udf_modifying_row_count=False,
+        **per_actor,
+    )
+
+
+class _Scorer:
+    """In an actor: one engine, warm before the first batch comes."""
+
+    def __init__(self, model: str | os.PathLike | None, columns: list[str], all_scores: bool, prefix: str) -> None:
+        self._columns, self._all_scores, self._prefix = columns, all_scores, prefix
+        self._engine = Engine(load(model))
+        self._engine.warmup()
+
+    def __call__(self, batch: "pa.Table") -> "pa.Table":
+        config = self._engine.classifier.config
+        names = ["label", "score", *(config.labels if self._all_scores else ())]
+        added = [f"{self._prefix}{name}" for name in names]
+        _check_columns(batch.column_names, self._columns, added)
+        scores_BC = self._engine(_texts(batch, self._columns))
+        for name, values in zip(added, _values(scores_BC, config.labels), strict=False):
+            batch = batch.append_column(name, [values])
+        return batch
+
+
+def _values(scores_BC: Float[np.ndarray, "B C"], labels: tuple[str, ...]) -> list[Any]:
+    """The best label, its score, and the score of each."""
+    import pyarrow as pa
+
+    best_B = scores_BC.argmax(axis=-1)
+    best = pa.array([labels[index] for index in best_B], pa.string())
+    return [best, pa.array(scores_BC.max(axis=-1)), *(pa.array(column) for column in np.ascontiguousarray(scores_BC.T))]
+
+
+def _texts(batch: "pa.Table", columns: list[str]) -> list[Text]:
+    values = [batch.column(column).to_pylist() for column in columns]
+    for column, texts in zip(columns, values, strict=True):
+        odd = next((text for text in texts if not isinstance(text, str)), "")
+        if not isinstance(odd, str):
+            raise FlaxsentError(
+                f"the column {column!r} has a row with {odd!r}; expected text: filter such rows out, or fill them."
+            )
+    return values[0] if len(values) == 1 else [*zip(*values, strict=True)]
+
+
+def _check_columns(there: list[str], columns: list[str], added: list[str]) -> None:
+    if missing := [column for column in columns if column not in there]:
+        raise FlaxsentError(f"the dataset has no column {missing[0]!r}; it has {', '.join(there)}: name one of them.")
+    if taken := [name for name in added if name in there]:
+        raise FlaxsentError(f"the dataset has a column {taken[0]!r} already; pass prefix= to put before what is added.")
+
+
+def _check_model(model: str | os.PathLike | None) -> None:
+    """On each node that computes: an actor that cannot start would say so in a hundred lines, after several trials."""
+    import ray
+    from ray.exceptions import RayTaskError
+    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+    find = ray.remote(num_cpus=0, max_retries=0)(_find)
+    for node in _nodes():
+        strategy = NodeAffinitySchedulingStrategy(node["NodeID"], soft=False)
+        try:
+            ray.get(find.options(scheduling_strategy=strategy).remote(model))
+        except RayTaskError as err:
+            if isinstance(err.cause, FileNotFoundError | ConnectionError):
+                raise type(err.cause)(f"node {node['NodeManagerHostname']}: {err.cause}") from None
+            raise
+
+
+def _find(model: str | os.PathLike | None) -> None:
+    if model is None or not is_exported(model):
+        hub.find(model)
+
+
+def _nodes() -> list[dict[str, Any]]:
+    import ray
+
+    return [node for node in ray.nodes() if node["Alive"] and node["Resources"].get("CPU")]
+
+
+def _devices() -> tuple[int, dict[str, Any]]:
+    """How many there are in the cluster, and what an actor asks for to have one of its own."""
+    import ray
+
+    resources = ray.cluster_resources()
+    if gpus := int(resources.get("GPU", 0)):
+        return gpus, {"num_gpus": 1}
+    if tpus := int(resources.get("TPU", 0)):
+        return tpus, {"resources": {"TPU": 1}}
+    return max(len(_nodes()), 1), {"num_cpus": 1}

@@ -1,0 +1,1 @@
+"""The numbers against PyTorch: `flaxsent parity`."""

@@ -1,0 +1,1 @@
+"""Fine-tuning: options, optimizer, batches, steps, and the run that `flaxsent train` is."""
