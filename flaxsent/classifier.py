@@ -44,8 +44,8 @@ def forward(
 ) -> Float[Array, "B C"]:
     """Logits in float32 of padded rows, one text in each; a `key` switches dropout on, for training.
 
-    `matmul_precision` is `jax.default_matmul_precision` within: "highest" makes float32 mean float32 on GPU and TPU too,
-    None leaves it to JAX. Native: in the dtype of the params.
+    By flaxsent's own encoder, in the dtype of the params. `matmul_precision` is `jax.default_matmul_precision` within:
+    "highest" makes float32 mean float32 on GPU and TPU too, None leaves it to JAX.
 
     Raises:
         FlaxsentError: flaxsent has no native encoder for the family; or, where the tokens are NumPy's, a row holds
@@ -157,8 +157,13 @@ class Classifier:
         return self.postprocess(self.logits(params, tokens, num_segments))
 
     @functools.cached_property
-    def predict(self) -> Callable[[Params, Tokens, int], Float[Array, "R S C"]]:
-        """`jit` of `scores`, with `num_segments` static; compiled once a shape as long as this record lives."""
+    def predict(self) -> Callable[[Params, Tokens], Float[Array, "B C"]]:
+        """`jit` of `postprocess` after `forward`: padded rows; compiled once a shape as long as this record lives."""
+        return jax.jit(lambda params, tokens: self.postprocess(self.forward(params, tokens)))
+
+    @functools.cached_property
+    def predict_packed(self) -> Callable[[Params, Tokens, int], Float[Array, "R S C"]]:
+        """`jit` of `scores`: rows of up to `num_segments` texts, which is static."""
         return jax.jit(self.scores, static_argnums=2)
 
 

@@ -30,8 +30,9 @@ from flaxsent.tokenization import checked
 _T = TypeVar("_T")
 
 Function = Callable[[Params, Tokens, int], PyTree[Array]]
-"""`function(params, tokens, num_segments)` of rows `[R, T]`: a pytree of arrays with one entry a text, `[R, S, ...]`, or
-one a token, `[R, T, ...]`, where S is `num_segments`. Pure: it is compiled, and equal texts are computed once."""
+"""`function(params, tokens, num_segments)` of rows `[R, T]` gives a pytree of arrays with one entry for each text,
+`[R, S, ...]`, or for each token, `[R, T, ...]`; S is `num_segments`. It is pure: it is compiled, and equal texts are
+computed once."""
 
 Layout = Literal["packed", "padded"]
 
@@ -57,7 +58,7 @@ def classify(texts: Texts, classifier: Classifier | None = None, *, top_k: int |
     tell_truncated(encodings.num_truncated, num_texts, tokenizer.max_length)
     probs_BC = np.zeros((num_texts, classifier.config.num_labels), np.float32)
     for step in list_steps(encodings, longest=tokenizer.max_length, is_packed=classifier.packs):
-        probs_RSC = classifier.predict(classifier.params, step.tokens, step.shape.num_segments)
+        probs_RSC = classifier.predict_packed(classifier.params, step.tokens, step.shape.num_segments)
         probs_BC[step.texts] = unpack(np.asarray(probs_RSC), step.placement)
     return decode(probs_BC, labels=classifier.config.labels, top_k=top_k)
 
@@ -137,14 +138,15 @@ class Engine:
         self.classifier = classifier
         self.function = classifier.scores if function is None else function
         self._on_window = on_window
-        mesh = Mesh(np.asarray(jax.local_devices() if devices is None else devices), ("rows",))
+        devices = jax.local_devices() if devices is None else devices
+        mesh = Mesh(np.asarray(devices), ("rows",))
         self._by_row, self._replicated = (NamedSharding(mesh, PartitionSpec(*axes)) for axes in (("rows",), ()))
-        self._running: _Running | None = _Running(replicate(classifier.params, self._replicated), {})
+        self._running: _Running | None = _Running(_replicate(classifier.params, self._replicated, devices), {})
         self.shapes = _shapes(
             row_lengths,
             is_packed=classifier.packs if layout is None else layout == "packed",
             longest=classifier.tokenizer.max_length,
-            tokens_per_step=tokens_per_step or _tokens_per_device(mesh.devices.flat[0].platform, mesh.size),
+            tokens_per_step=tokens_per_step or _tokens_per_device(devices[0].platform, mesh.size),
             num_devices=mesh.size,
         )
         largest_step = max(shape.num_rows * shape.row_length for shape in self.shapes)
@@ -152,10 +154,10 @@ class Engine:
         self._compiling = threading.Lock()
 
     def __call__(self, texts: Texts) -> Any:
-        """The results for texts or pairs, in their order: the function's pytree, of arrays `[B, ...]` of what has one
-        entry a text, and of lists of arrays `[tokens, ...]` of what has one a token.
+        """The function's results for texts or pairs, in their order.
 
-        Scores are float32 `[B, C]`: probabilities, or the values themselves for regression.
+        What has an entry for each text is an array `[B, ...]`; what has one for each token is a list of B arrays
+        `[tokens, ...]`. Scores are float32 `[B, C]`: probabilities, or the values themselves for regression.
 
         Raises:
             TypeError, FlaxsentError: as `Tokenizer.encode` does; or the function gives another shape.
@@ -213,7 +215,7 @@ class Engine:
             params, compiled = self._running
             if shape not in compiled:
                 shardings = {"in_shardings": (self._replicated, self._by_row), "out_shardings": self._by_row}
-                lowered = jax.jit(self._of_shape(shape), **shardings).lower(params, _abstract_tokens(shape))
+                lowered = jax.jit(self._of_shape(shape), **shardings).lower(params, _no_tokens(shape))
                 for leaf in jax.tree.leaves(lowered.out_info):
                     _is_by_text(leaf.shape, shape)
                 compiled[shape] = lowered.compile()
@@ -272,19 +274,19 @@ class Engine:
     def _of_no_texts(self) -> Any:
         """What one row without texts gives: the function's pytree and dtypes."""
         shape = self.shapes[0]._replace(num_rows=1)
-        results = jax.eval_shape(self._of_shape(shape), self.classifier.params, _abstract_tokens(shape))
+        results = jax.eval_shape(self._of_shape(shape), self.classifier.params, _no_tokens(shape))
         return jax.tree.map(
             lambda leaf: np.zeros((0, *leaf.shape[2:]), leaf.dtype) if _is_by_text(leaf.shape, shape) else PerToken(),
             results,
         )
 
 
-def _abstract_tokens(shape: StepShape) -> Tokens:
-    return Tokens(*[jax.ShapeDtypeStruct((shape.num_rows, shape.row_length), np.int32)] * 4)
+def _no_tokens(shape: StepShape) -> Tokens:
+    return Tokens(*[np.zeros((shape.num_rows, shape.row_length), np.int32)] * 4)
 
 
 class PerToken(list[np.ndarray]):
-    """What has one entry a token: an array `[tokens, ...]` for each text. A leaf to `jax.tree`, unlike a list."""
+    """An array `[tokens, ...]` for each text. To `jax.tree` it is a leaf, unlike a list."""
 
 
 def _is_by_text(result_shape: tuple[int, ...], shape: StepShape) -> bool:
@@ -323,9 +325,8 @@ def _take(leaf: Any, indices: Sequence[int] | Shaped[np.ndarray, " B"]) -> Any:
     return PerToken(leaf[index] for index in indices) if isinstance(leaf, PerToken) else leaf[np.asarray(indices, int)]
 
 
-def replicate(params: Params, sharding: NamedSharding) -> Params:
+def _replicate(params: Params, sharding: NamedSharding, devices: Sequence[Any]) -> Params:
     """The params on all devices of a sharding, once on each; the devices of one CPU all read the same memory."""
-    devices = sharding.mesh.devices.flat
 
     def put(leaf: Array) -> Array:
         source = np.asarray(leaf) if devices[0].platform == "cpu" else leaf

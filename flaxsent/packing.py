@@ -94,7 +94,7 @@ def check_padded(tokens: Tokens) -> None:
     if isinstance(tokens.segment_ids, np.ndarray) and tokens.segment_ids.max(initial=0) > 1:
         raise FlaxsentError(
             "these rows hold more than one text; this function takes padded ones: pass packed rows to "
-            "forward_packed, with num_segments."
+            "forward_packed with num_segments."
         )
 
 
@@ -167,7 +167,8 @@ def list_steps(encodings: Encodings, *, longest: int, is_packed: bool) -> Iterat
 
     `longest` is the limit of the checkpoint. A step has no more than `_MOST_TOKENS` places, or one row.
 
-    >>> [step.shape for step in list_steps(Encodings([[7] * 9, [8] * 30], [[0] * 9, [0] * 30]), longest=64, is_packed=True)]
+    >>> encodings = Encodings([[7] * 9, [8] * 30], [[0] * 9, [0] * 30])
+    >>> [step.shape for step in list_steps(encodings, longest=64, is_packed=True)]
     [StepShape(num_rows=2, row_length=32, num_segments=4)]
     """
     lengths = encodings.lengths

@@ -41,7 +41,7 @@ def decode(probs: Float[AnyArray, "B C"], *, labels: Sequence[str], top_k: int |
     is_odd_B = ~np.isfinite(host_probs).all(axis=-1)
     if is_odd_B.any():
         raise FlaxsentError(
-            f"text {int(is_odd_B.argmax())} has a score that is NaN or infinite; `flaxsent info` tells which weights are."
+            f"text {int(is_odd_B.argmax())} has a score that is NaN or infinite; `flaxsent info` names such weights."
         )
     order = np.argsort(-host_probs, axis=-1, kind="stable")[:, :top_k]
     return [

@@ -53,23 +53,23 @@ class Tokenizer:
 
         Raises:
             TypeError: a bare str, or an element that is neither a str nor a pair of them.
-            FlaxsentError: `max_length` is beyond the checkpoint's limit, or a text is not valid Unicode or has no tokens.
+            FlaxsentError: `max_length` is beyond the checkpoint's limit, or a text is not Unicode or has no tokens.
         """
         limit = self._limit(max_length)
         batch = [*checked(texts)]
         encodings = self._encode_batch(batch)
-        too_long = [index for index, encoding in enumerate(encodings) if len(encoding) > limit]
+        too_long = [index for index, encoding in enumerate(encodings) if len(encoding.ids) > limit]
         for index in too_long:
             encodings[index] = _encode_cut(self.backend, batch[index], limit)
         for index, encoding in enumerate(encodings):
             if not encoding.ids:
                 raise FlaxsentError(
-                    f"text {index}, {batch[index]!r}, has no tokens, as this checkpoint adds no special ones; leave it out."
+                    f"text {index}, {batch[index]!r}, has no tokens, and this checkpoint adds none: leave it out."
                 )
         return Encodings(
             input_ids=[encoding.ids for encoding in encodings],
             token_type_ids=[
-                encoding.type_ids if self.has_token_types else [0] * len(encoding) for encoding in encodings
+                encoding.type_ids if self.has_token_types else [0] * len(encoding.ids) for encoding in encodings
             ],
             num_truncated=len(too_long),
             first_position=self.first_position,

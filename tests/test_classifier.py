@@ -1,6 +1,8 @@
 """The flow compared with itself: padding, packing, order, jit, vmap and dtype change no answer."""
 
+import dataclasses
 import functools
+import itertools
 import json
 import subprocess
 import sys
@@ -13,9 +15,10 @@ import pytest
 
 import flaxsent
 from flaxsent.models import flax_auto
-from flaxsent.packing import pack, select, unpack
+from flaxsent.packing import list_steps, pack, pad, select, unpack
 from flaxsent.postprocessing import decode, postprocess
 from flaxsent.base import Encodings, Tokens
+from flaxsent.parity.random_checkpoints import CONFIGS
 from tests.conftest import AWKWARD_TEXTS, texts_of_lengths
 
 # float32 sums of another order when rows have another length; logits are of size 1 to 10.
@@ -69,10 +72,7 @@ def logits_of(classifier, texts, length=None):
 
 
 def packed_logits(classifier, encodings, *, row_length):
-    config = classifier.config
-    tokens, placement = pack(
-        encodings, row_length=row_length, first_position=config.first_position, pad_token_id=config.pad_token_id
-    )
+    tokens, placement = pack(encodings, row_length=row_length)
     num_segments = int(placement.segment.max()) + 1
     assert num_segments > 1
     forward = jax.jit(classifier.forward_packed, static_argnums=2, compiler_options=FAST_COMPILE)
@@ -132,8 +132,8 @@ def test_rows_of_padding_and_of_one_token_are_finite_and_leave_the_others_alone(
     classifier = loaded(family, backend)
     encodings = classifier.tokenizer.encode(TEXTS[:-2])
     expected = logits_of(classifier, TEXTS, LIMIT)[:-2]
-    one_token = Encodings([*encodings.input_ids, [7], [7]], [*encodings.token_type_ids, [0], [0]], 0)
-    tokens = classifier.pad(one_token, length=LIMIT)
+    one_token = Encodings([*encodings.input_ids, [7], [7]], [*encodings.token_type_ids, [0], [0]])
+    tokens = pad(one_token, length=LIMIT)
     empty = Tokens(*(np.concatenate([leaf[:-1], np.zeros_like(leaf[-1:])]) for leaf in tokens))
     assert empty.attention_mask[-2:].sum(axis=-1).tolist() == [1, 0]
     logits = np.asarray(jit(classifier.forward)(classifier.params, empty))
@@ -152,9 +152,9 @@ def test_a_text_of_the_limit_is_whole_and_a_longer_one_loses_its_end(classifier)
 
 
 def test_packed_rows_are_refused_where_they_can_be_seen(classifier):
-    tokens, _ = pack(Encodings([[5], [6]], [[0], [0]], 0), row_length=8)
+    tokens, _ = pack(Encodings([[5], [6]], [[0], [0]]), row_length=8)
     for function in (classifier.forward, classifier.hidden_states):
-        with pytest.raises(ValueError, match=r"more than one text.*forward_packed or predict_packed with num_segments"):
+        with pytest.raises(ValueError, match=r"more than one text.*forward_packed with num_segments"):
             function(classifier.params, tokens)
 
 
@@ -241,9 +241,10 @@ FORMULAS = {
 @pytest.mark.parametrize("problem_type", FORMULAS)
 @pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16, jnp.float16])
 @pytest.mark.parametrize("to_host", [False, True])
-def test_postprocess_is_the_formula_in_float32_whatever_comes(problem_type, dtype, to_host):
+def test_postprocess_is_the_formula_in_float32_whatever_comes(classifier, problem_type, dtype, to_host):
+    config = dataclasses.replace(classifier.config, problem_type=problem_type)
     logits = jnp.asarray([[-3.0, 0.5, 4.0], [9.0, 9.0, -9.0], [6e4, -6e4, 0.0]], dtype)
-    scores = postprocess(np.asarray(logits) if to_host else logits, problem_type=problem_type)
+    scores = postprocess(np.asarray(logits) if to_host else logits, config=config)
     assert scores.dtype == jnp.float32
     expected = FORMULAS[problem_type](np.asarray(logits, np.float64))
     np.testing.assert_allclose(scores, expected, rtol=1e-6, atol=1e-30)  # a few units in the last place of float32
@@ -318,17 +319,26 @@ def test_classify_of_nothing_and_what_it_refuses(classifier):
 
 
 def test_classify_compiles_few_shapes(tiny_folder):
-    """Lengths of 16, 32, 64 and 128 tokens in batches of 32; what is left over is rounded up to a power of two."""
+    """Rows of 128 tokens; of the last step, shorter ones; and a number of rows that is a power of two."""
     classifier = flaxsent.load(tiny_folder("bert", max_position_embeddings=128, num_hidden_layers=1), backend="native")
     texts = texts_of_lengths(np.random.default_rng(0).integers(0, 140, 300).tolist())
     flaxsent.classify(texts, classifier)
-    shapes = classifier.predict._cache_size()
-    assert 2 < shapes <= 5
+    shapes = classifier.predict_packed._cache_size()
+    assert 2 <= shapes <= 4
     flaxsent.classify(texts[::-1], classifier)
-    assert classifier.predict._cache_size() == shapes
+    assert classifier.predict_packed._cache_size() == shapes
     for size in (32, 31, 30, 29):
         flaxsent.classify(texts[:size], classifier)
-    assert classifier.predict._cache_size() <= shapes + 1
+    assert classifier.predict_packed._cache_size() <= shapes + 2
+
+
+def test_classify_bounds_the_tokens_of_a_step_whatever_the_length_of_the_texts():
+    """Batches of 32 texts of 8,192 tokens made 103 GB of scores."""
+    encodings = Encodings([[7] * 8192] * 5 + [[7] * 30] * 900, [[0] * 8192] * 5 + [[0] * 30] * 900)
+    for is_packed in (True, False):
+        steps = [*list_steps(encodings, longest=8192, is_packed=is_packed)]
+        assert max(step.tokens.input_ids.size for step in steps) == 8192
+        assert sorted(itertools.chain(*(step.texts.tolist() for step in steps))) == [*range(905)]
 
 
 # loading
@@ -352,9 +362,9 @@ def test_default_backend_is_flax_where_it_is_installed_and_has_the_family(tiny_f
 @pytest.mark.skipif(flax_auto.is_installed(), reason="transformers 4 with Flax is here")
 @pytest.mark.parametrize("family", ["bert", "big_bird"])
 def test_without_flax_its_backend_is_refused_with_the_command_that_installs_it(tmp_path, family):
-    config = {"model_type": family} | flaxsent.parity.CONFIGS[family]
+    config = {"model_type": family} | CONFIGS[family]
     (tmp_path / "config.json").write_text(json.dumps(config))
-    with pytest.raises(ImportError, match=r'transformers 5.*: pip install "flaxsent\[flax-auto\]"'):
+    with pytest.raises(ImportError, match=r'needs Flax and transformers 4.57.*: pip install "flaxsent\[flax-auto\]"'):
         flaxsent.load(tmp_path, backend="flax")
 
 
@@ -392,7 +402,7 @@ def state():
     }
 
 before = state()
-import flaxsent, flaxsent.cli, flaxsent.parity, flaxsent.records
+import flaxsent, flaxsent.cli, flaxsent.data.records, flaxsent.parity.compare
 print(json.dumps([before, state()]))
 """
     before, after = in_new_process(code)
@@ -402,7 +412,7 @@ print(json.dumps([before, state()]))
 
 def test_select_and_pad_give_the_rows_of_tokenize(classifier):
     encodings = classifier.tokenizer.encode(TEXTS)
-    rows = classifier.pad(select(encodings, [4, 1]), length=LIMIT)
+    rows = pad(select(encodings, [4, 1]), length=LIMIT)
     for ours, expected in zip(rows, classifier.tokenize([TEXTS[4], TEXTS[1]], length=LIMIT), strict=True):
         np.testing.assert_array_equal(ours, expected)
 

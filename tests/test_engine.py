@@ -8,6 +8,7 @@ import threading
 import time
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -51,7 +52,9 @@ def mixed_texts(number, seed=0):
         ("bart", "native", SHAPES),
         ("deberta-v2", "native", SHAPES),
         ("roberta", "native", SHAPES),
-        pytest.param("distilbert", "flax", {"tokens_per_step": 256}, marks=pytest.mark.flax_auto),
+        ("bert", "native", {"layout": "padded", "tokens_per_step": 256}),
+        pytest.param("distilbert", "flax", SHAPES, marks=pytest.mark.flax_auto),
+        pytest.param("big_bird", "flax", {"tokens_per_step": 256}, marks=pytest.mark.flax_auto),
     ],
 )
 def test_scores_are_those_of_each_text_alone(tiny_folder, family, backend, options):
@@ -69,6 +72,77 @@ def test_other_problems_than_one_label(tiny_folder, problem_type):
     texts = mixed_texts(9)
     with Engine(classifier, **SHAPES) as engine:
         assert np.abs(engine(texts) - obvious(classifier, texts)).max() <= 1e-5  # values of size 1 to 10
+
+
+# functions
+
+
+def test_logits_are_what_the_scores_come_from(classifier):
+    texts = [*AWKWARD_TEXTS, *mixed_texts(30)]
+    with Engine(classifier, function=classifier.logits, **SHAPES) as engine:
+        logits_BC = engine(texts)
+    assert np.abs(logits_BC).max() > 1
+    assert np.abs(classifier.postprocess(logits_BC) - obvious(classifier, texts)).max() <= TOLERANCE
+
+
+@pytest.mark.parametrize("layout", ["packed", "padded"])
+def test_embeddings_are_the_vectors_that_the_head_reads(classifier, layout):
+    texts = [*AWKWARD_TEXTS, *mixed_texts(30), ("so", "good")]
+    with Engine(classifier, function=classifier.embeddings, layout=layout, **SHAPES) as engine:
+        embeddings_BD = engine(texts)
+    hidden_BLD = classifier.hidden_states(classifier.params, classifier.tokenize(texts))
+    assert embeddings_BD.shape == (len(texts), classifier.config.hidden_size)
+    assert np.abs(embeddings_BD - hidden_BLD[:, 0]).max() <= 2e-5  # values of size 1 to 10
+
+
+def by_token(params, tokens, num_segments):
+    """A per-token example: each token's word vector, and how often its text has the same token."""
+    vectors_RTE = jnp.take(params["bert"]["embeddings"]["word_embeddings"]["embedding"], tokens.input_ids, axis=0)
+    is_own_RTT = tokens.segment_ids[:, :, None] == tokens.segment_ids[:, None, :]
+    is_same_RTT = tokens.input_ids[:, :, None] == tokens.input_ids[:, None, :]
+    ends_RS = jax.vmap(lambda segments: jnp.bincount(segments, length=num_segments + 1)[1:])(tokens.segment_ids)
+    return {"vectors": vectors_RTE, "counts": jnp.sum(is_own_RTT & is_same_RTT, axis=-1), "lengths": ends_RS}
+
+
+@pytest.mark.parametrize("layout", ["packed", "padded"])
+def test_a_function_may_give_an_entry_for_each_token_beside_one_for_each_text(classifier, layout):
+    texts = [*mixed_texts(40), "so good so good so", ("so", "good"), *mixed_texts(40)]
+    encodings = classifier.tokenizer.encode(texts)
+    with Engine(classifier, function=by_token, layout=layout, **SHAPES) as engine:
+        results, streamed = engine(texts), [*engine.stream(iter(texts))]
+    table = np.asarray(classifier.params["bert"]["embeddings"]["word_embeddings"]["embedding"])
+    assert len(results["vectors"]) == len(results["counts"]) == len(texts)
+    for index, ids in enumerate(encodings.input_ids):
+        np.testing.assert_array_equal(results["vectors"][index], table[ids])
+        assert results["counts"][index].tolist() == [ids.count(token) for token in ids]
+        assert results["lengths"][index] == len(ids)
+        for name in results:
+            np.testing.assert_array_equal(streamed[index][name], results[name][index])
+    with Engine(classifier, function=by_token, **SHAPES) as engine:
+        nothing = engine([])
+    assert (nothing["vectors"], nothing["counts"], nothing["lengths"].shape) == ([], [], (0,))
+
+
+def test_a_function_of_another_shape_is_refused(classifier):
+    with (
+        Engine(classifier, function=lambda params, tokens, num_segments: tokens.input_ids[0], **SHAPES) as engine,
+        pytest.raises(flaxsent.FlaxsentError, match=r"gives an array of shape \(64,\).*one entry a text.*one a token"),
+    ):
+        engine(["so good"])
+
+
+@pytest.mark.flax_auto
+def test_a_family_that_does_not_pack_is_padded_and_says_so(tiny_folder):
+    classifier = flaxsent.load(tiny_folder("roformer"))
+    assert not classifier.packs
+    with pytest.raises(flaxsent.FlaxsentError, match="roformer takes one text a row; pass layout='padded'"):
+        Engine(classifier, layout="packed")
+    with Engine(classifier, row_lengths=[40], tokens_per_step=40) as engine:
+        assert {shape.num_segments for shape in engine.shapes} == {1}
+        assert np.abs(engine(["so good", "bad"]) - obvious(classifier, ["so good", "bad"])).max() <= TOLERANCE
+
+
+# streams
 
 
 def test_stream_keeps_the_order_of_an_endless_iterable_and_reads_only_some_windows_ahead(classifier, engine):
@@ -170,6 +244,37 @@ def test_a_closed_engine_says_so(classifier):
         engine(["so good"])
 
 
+def test_a_stream_under_way_ends_when_its_engine_is_closed(classifier):
+    engine = Engine(classifier, **SHAPES)
+    stream = engine.stream(itertools.cycle(mixed_texts(40)))
+    next(stream)
+    engine.close()
+    with pytest.raises(RuntimeError, match="engine is closed"):
+        for _ in range(5000):
+            next(stream)
+
+
+def test_engines_that_are_closed_while_streams_run_raise_nothing_else(classifier):
+    """A closed engine used to take its params from under a stream that was computing."""
+    for delay in (0.0, 0.002, 0.01, 0.03):
+        engine, raised = Engine(classifier, **SHAPES), []
+
+        def run(engine=engine, raised=raised):
+            try:
+                for _ in engine.stream(itertools.cycle(mixed_texts(40))):
+                    pass
+            except Exception as err:
+                raised.append(err)
+
+        thread = threading.Thread(target=run)
+        thread.start()
+        time.sleep(delay)
+        engine.close()
+        thread.join(30)
+        assert not thread.is_alive()
+        assert [type(err) for err in raised] == [RuntimeError], raised
+
+
 @pytest.mark.parametrize("row_lengths", [[], [0, 64], [39]])
 def test_rows_too_short_for_the_checkpoint_are_refused(classifier, row_lengths):
     with pytest.raises(ValueError, match="expected numbers of which one is at least 40"):
@@ -193,13 +298,19 @@ classifier = flaxsent.load(sys.argv[1], backend="native")
 options = dict(row_lengths=[64], tokens_per_step=128)
 with Engine(classifier, **options) as eight, Engine(classifier, devices=jax.local_devices()[:1], **options) as one:
     used = len(eight._start(eight._prepare(texts).steps[0]).sharding.device_set)
-    print(json.dumps([used, float(np.abs(eight(texts) - one(texts)).max())]))
+    places = {
+        shard.data.unsafe_buffer_pointer()
+        for params in (eight._running.params, one._running.params)
+        for shard in jax.tree.leaves(params)[0].addressable_shards
+    } | {jax.tree.leaves(classifier.params)[0].unsafe_buffer_pointer()}
+    print(json.dumps([used, len(places), float(np.abs(eight(texts) - one(texts)).max())]))
 """
 
 
-def test_eight_devices_give_what_one_gives(tiny_folder):
-    num_devices, difference = in_new_process(EIGHT_DEVICES, str(tiny_folder("bert")))
+def test_eight_devices_give_what_one_gives_from_the_same_params_in_memory(tiny_folder):
+    num_devices, num_copies, difference = in_new_process(EIGHT_DEVICES, str(tiny_folder("bert")))
     assert num_devices == 8
+    assert num_copies == 1, "the devices of a CPU read the classifier's own arrays"
     assert difference <= TOLERANCE
 
 

@@ -12,7 +12,12 @@ from flaxsent.base import Encodings
 def random_encodings(lengths, seed=0) -> Encodings:
     rng = np.random.default_rng(seed)
     ids = [rng.integers(1, 1000, length).tolist() for length in lengths]
-    return Encodings(ids, [[0] * (length // 2) + [1] * (length - length // 2) for length in lengths], 0)
+    return Encodings(
+        ids,
+        [[0] * (length // 2) + [1] * (length - length // 2) for length in lengths],
+        first_position=2,
+        pad_token_id=1,
+    )
 
 
 def obvious(encodings, placement, shape, first_position, pad_token_id):
@@ -39,11 +44,11 @@ def assert_laid_out(tokens, encodings, placement, first_position=0, pad_token_id
         assert ours.tolist() == expected[theirs]
 
 
-TINY = Encodings([[7, 8], [9], [4, 5, 6]], [[0, 1], [0], [0, 0, 1]], 0)
+TINY = Encodings([[7, 8], [9], [4, 5, 6]], [[0, 1], [0], [0, 0, 1]], first_position=2, pad_token_id=1)
 
 
 def test_pad_of_a_tiny_example_is_this():
-    tokens = pad(TINY, first_position=2, pad_token_id=1)
+    tokens = pad(TINY)
     assert tokens.input_ids.tolist() == [[7, 8, 1], [9, 1, 1], [4, 5, 6]]
     assert tokens.token_type_ids.tolist() == [[0, 1, 0], [0, 0, 0], [0, 0, 1]]
     assert tokens.position_ids.tolist() == [[2, 3, 0], [2, 0, 0], [2, 3, 4]]
@@ -53,7 +58,7 @@ def test_pad_of_a_tiny_example_is_this():
 
 def test_pack_of_a_tiny_example_is_this():
     """The longest begins a row; the next does not fit beside it, the last does: into the fuller row."""
-    tokens, placement = pack(TINY, row_length=4, first_position=2, pad_token_id=1)
+    tokens, placement = pack(TINY, row_length=4)
     assert tokens.input_ids.tolist() == [[4, 5, 6, 9], [7, 8, 1, 1]]
     assert tokens.token_type_ids.tolist() == [[0, 0, 1, 0], [0, 1, 0, 0]]
     assert tokens.position_ids.tolist() == [[2, 3, 4, 2], [2, 3, 0, 0]]
@@ -69,7 +74,7 @@ def test_pack_of_a_tiny_example_is_this():
 def test_pack_lays_out_every_text_once_and_unpack_finds_it(seed, max_segments):
     lengths = np.random.default_rng(seed).integers(1, 65, 200).tolist()
     encodings = random_encodings(lengths, seed)
-    tokens, placement = pack(encodings, row_length=64, max_segments=max_segments, first_position=2, pad_token_id=1)
+    tokens, placement = pack(encodings, row_length=64, max_segments=max_segments)
     places = list(zip(placement.row.tolist(), placement.segment.tolist(), strict=True))
     assert len(set(places)) == len(places)
     assert max_segments is None or placement.segment.max() < max_segments
@@ -86,7 +91,7 @@ def test_pack_lays_out_every_text_once_and_unpack_finds_it(seed, max_segments):
 @pytest.mark.parametrize("length", [None, 7, 9])
 def test_pad_is_one_text_a_row(length):
     encodings = random_encodings([3, 1, 7])
-    tokens = pad(encodings, length=length, first_position=2, pad_token_id=1)
+    tokens = pad(encodings, length=length)
     assert tokens.input_ids.shape == (3, length or 7)
     placement = Placement(row=np.arange(3), segment=np.zeros(3, int))
     assert_laid_out(tokens, encodings, placement, first_position=2, pad_token_id=1)
@@ -167,7 +172,7 @@ SHAPES = [StepShape(8, 16, 4), StepShape(4, 32, 8), StepShape(2, 64, 16)]
 def test_steps_hold_every_text_once_where_they_say(seed):
     rng = np.random.default_rng(seed)
     encodings = random_encodings(np.minimum(rng.geometric(0.06, 300), 64), seed)
-    steps = pack_steps(encodings, SHAPES, first_position=2, pad_token_id=1)
+    steps = pack_steps(encodings, SHAPES)
     assert sorted(itertools.chain.from_iterable(step.texts.tolist() for step in steps)) == list(range(300))
     for step in steps:
         shape = (step.shape.num_rows, step.shape.row_length)

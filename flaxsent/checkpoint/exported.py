@@ -205,9 +205,7 @@ def _read_manifest(folder: Path) -> _Manifest:
     file = folder / MANIFEST
     raw = _parse(file)
     if (number := _get(file, raw, "format", int)) != FORMAT:
-        raise FlaxsentError(
-            f"{file} has format {number}; this flaxsent reads {FORMAT}: install another, or export anew."
-        )
+        raise FlaxsentError(f"{file} has format {number}; this flaxsent reads {FORMAT}: export the model anew.")
     jax_version = _short(_get(file, raw, "versions", dict).get("jax"))
     promise = _promise(file, _get(file, raw, "readable_until", str))
     _check_convention(file, _get(file, raw, "calling_convention", int), jax_version, promise)

@@ -69,9 +69,7 @@ def load(
     is_new = (config.labels != own.labels or not own.is_classifier) and labels is not None
     draws_head = is_new if new_head is None else new_head
     if new_head is False and config.num_labels != own.num_labels:
-        raise FlaxsentError(
-            f"new_head=False keeps a layer for {own.num_labels} labels; {config.num_labels} were given."
-        )
+        raise FlaxsentError(f"new_head=False keeps the layer of {own.num_labels} labels; got {config.num_labels}.")
     params = _read_params(folder, config, dtype, key=jax.random.key(seed) if draws_head else None)
     if not draws_head and (temperature := old_temperature(own)) != 1:
         params = models.divide_logits(params, temperature)
@@ -175,8 +173,9 @@ def _choose_backend(backend: Backend | None, config: ModelConfig, dtype: jnp.dty
 
 
 def _read_params(folder: Path, config: ModelConfig, dtype: jnp.dtype, *, key: Any | None) -> Params:
-    """The params of a folder; with a `key`, all that stands beside the encoder and is not there is drawn, and the last
-    layer in any case. So is the pooler, which encoders often come without.
+    """The params of a folder; with a `key`, the last layer is drawn, and what the folder lacks of the layers below it.
+
+    Encoders often come without a pooler, too.
     """
     shapes, base = models.shapes(config), models.base(config)
     if key is None:

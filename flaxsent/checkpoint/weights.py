@@ -142,8 +142,8 @@ def _read_safetensors(file: Path) -> dict[str, np.ndarray]:
             raise FlaxsentError(f"{shard} is not a whole safetensors file: {first_line(err)}; fetch it again.") from err
         except (KeyError, TypeError, AttributeError) as err:  # a dtype that NumPy does not have
             raise FlaxsentError(
-                f"{shard} has tensors of a dtype that cannot be read ({first_line(err)}); expected floats of 16 bits or "
-                "more: convert it first."
+                f"{shard} has tensors of a dtype that cannot be read ({first_line(err)}); expected floats of 16 bits "
+                "or more: convert it first."
             ) from err
     return tensors
 
@@ -184,7 +184,7 @@ def _read_pickle(file: Path) -> dict[str, np.ndarray]:
         raise FlaxsentError(f"{file} holds a {type(state).__name__}; expected tensors by their names.")
     if odd := [str(name) for name, value in state.items() if not isinstance(value, torch.Tensor)]:
         raise FlaxsentError(
-            f"{file} has entries that are no tensors: {', '.join(odd[:10])}; expected tensors by their names alone: save "
+            f"{file} has entries that are no tensors: {', '.join(odd[:10])}; expected tensors by their names: save "
             "model.state_dict()."
         )
     return {str(name): _to_numpy(tensor) for name, tensor in state.items()}

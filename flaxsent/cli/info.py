@@ -35,8 +35,7 @@ def run(options: argparse.Namespace) -> None:
         "sizes": f"{config.num_layers} layers, hidden {config.hidden_size}, {config.num_heads} heads, "
         f"feed-forward {config.intermediate_size}, vocabulary {config.vocab_size:,}",
         "labels": printable(", ".join(config.labels)),
-        "problem type": config.problem_type
-,
+        "problem type": config.problem_type,
         "max length": f"{classifier.tokenizer.max_length} tokens",
         "weights": f"NaN or infinite values in {', '.join(broken)}" if broken else "all finite",
         "backend": classifier.backend,

@@ -1,4 +1,4 @@
-"""Tiny checkpoints of every family with random weights, as large as trained ones: what is compared where none is named."""
+"""Tiny checkpoints of every family, with random weights as large as trained ones: what `parity` compares by default."""
 
 import json
 from pathlib import Path
