@@ -156,9 +156,13 @@ class Classifier:
         """`postprocess` of `logits`: probabilities, or the values themselves for regression."""
         return self.postprocess(self.logits(params, tokens, num_segments))
 
-    @functools.cached_property
-    def predict(self) -> Callable[[Params, Tokens], Float[Array, "B C"]]:
+    def predict(self, params: Params, tokens: Tokens) -> Float[Array, "B C"]:
         """`jit` of `postprocess` after `forward`: padded rows; compiled once a shape as long as this record lives."""
+        check_padded(tokens)
+        return self._predict(params, tokens)
+
+    @functools.cached_property
+    def _predict(self) -> Callable[[Params, Tokens], Float[Array, "B C"]]:
         return jax.jit(lambda params, tokens: self.postprocess(self.forward(params, tokens)))
 
     @functools.cached_property

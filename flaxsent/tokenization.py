@@ -98,7 +98,13 @@ class Tokenizer:
 
 
 def read_tokenizer(
-    folder: Path, *, family: str, max_positions: int, type_vocab_size: int, first_position: int, pad_token_id: int
+    folder: Path,
+    *,
+    family: str,
+    max_positions: int,
+    type_vocab_size: int,
+    first_position: int = 0,
+    pad_token_id: int = 0,
 ) -> Tokenizer:
     """Reads the tokenizer files of a checkpoint folder.
 

@@ -14,11 +14,11 @@ import numpy as np
 import pytest
 
 import flaxsent
+from flaxsent.base import Encodings, Tokens
 from flaxsent.models import flax_auto
 from flaxsent.packing import list_steps, pack, pad, select, unpack
-from flaxsent.postprocessing import decode, postprocess
-from flaxsent.base import Encodings, Tokens
 from flaxsent.parity.random_checkpoints import CONFIGS
+from flaxsent.postprocessing import decode, postprocess
 from tests.conftest import AWKWARD_TEXTS, texts_of_lengths
 
 # float32 sums of another order when rows have another length; logits are of size 1 to 10.

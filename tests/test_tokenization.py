@@ -14,7 +14,7 @@ import pytest
 import tokenizers
 
 import flaxsent
-from flaxsent.checkpoint.weights import EMBEDDED
+from flaxsent.checkpoint.hub import EMBEDDED
 from flaxsent.models.config import read_config
 from flaxsent.tokenization import _encode_cut, _shares, read_tokenizer
 from tests.conftest import AWKWARD_TEXTS
@@ -159,10 +159,12 @@ def test_an_empty_second_text_is_still_a_pair(tokenizer):
     assert encodings.token_type_ids == [[0, 0, 0, 1], [0, 0, 1], [0, 0, 1, 1]]
 
 
-def test_how_many_texts_were_truncated_is_said_once(tokenizer, caplog):
+def test_how_many_texts_were_truncated_is_said_once(tokenizer, embedded, caplog):
+    texts = ["good " * 600, "good", ("a " * 300, "b " * 300)]
     with caplog.at_level(logging.WARNING):
-        encodings = tokenizer.encode(["good " * 600, "good", ("a " * 300, "b " * 300)])
-    assert encodings.num_truncated == 2
+        assert tokenizer.encode(texts).num_truncated == 2
+        assert not caplog.records, "who encodes says it"
+        embedded.tokenize(texts)
     assert [record.getMessage() for record in caplog.records] == ["2 of 3 texts were truncated to 512 tokens"]
     assert [len(ids) for ids in encodings.input_ids] == [512, 3, 512]
 

@@ -1,6 +1,5 @@
 """An exported folder gives the classifier's numbers without the encoders, and is refused when it is not what it was."""
 
-import dataclasses
 import json
 import os
 import shutil
@@ -17,7 +16,6 @@ import safetensors.numpy
 
 import flaxsent
 from flaxsent.checkpoint import exported
-from flaxsent.jobs import run as jobs
 from flaxsent.cli import main
 from flaxsent.packing import pack, unpack
 from tests.conftest import AWKWARD_TEXTS, NATIVE, texts_of_lengths
@@ -71,21 +69,15 @@ def change(folder, **changes):
 def test_probabilities_are_the_classifiers(tiny_folder, tmp_path, family, changes):
     classifier = flaxsent.load(tiny_folder(family, **changes), backend="native")
     flaxsent.export(classifier, tmp_path / "export")
-    carried = flaxsent.load_exported(tmp_path / "export")
+    carried = flaxsent.load(tmp_path / "export")
     for texts, length in [(TEXTS[4:5], None), (PAIRS, 40)]:
         tokens = carried.tokenize(texts, length)
         jax.tree.map(np.testing.assert_array_equal, tokens, classifier.tokenize(texts, length))
         ours, theirs = carried.predict(carried.params, tokens), classifier.predict(classifier.params, tokens)
         assert np.ptp(np.asarray(theirs)) > 0.1, "the scores say something"
         np.testing.assert_allclose(ours, theirs, rtol=0, atol=TOLERANCE)
-    tokens, placement = pack(
-        carried.tokenizer.encode(PAIRS),
-        row_length=64,
-        max_segments=5,
-        first_position=carried.config.first_position,
-        pad_token_id=carried.config.pad_token_id,
-    )
-    theirs = jax.jit(classifier.predict_packed, static_argnums=2)(classifier.params, tokens, 5)
+    tokens, placement = pack(carried.tokenizer.encode(PAIRS), row_length=64, max_segments=5)
+    theirs = classifier.predict_packed(classifier.params, tokens, 5)
     ours = carried.predict_packed(carried.params, tokens, 5)
     np.testing.assert_allclose(
         unpack(np.asarray(ours), placement), unpack(np.asarray(theirs), placement), atol=TOLERANCE
@@ -94,12 +86,12 @@ def test_probabilities_are_the_classifiers(tiny_folder, tmp_path, family, change
 
 def test_what_is_carried_is_what_the_classifier_has(bert):
     classifier, folder = bert
-    carried = flaxsent.load_exported(folder)
+    carried = flaxsent.load(folder)
     jax.tree.map(np.testing.assert_array_equal, carried.params, classifier.params)
     assert carried.config.labels == classifier.config.labels
     assert carried.config.problem_type == classifier.config.problem_type
     assert carried.tokenizer.max_length == classifier.tokenizer.max_length
-    assert carried.platforms == ("cpu", "cuda", "tpu")
+    assert carried.backend == "exported"
     manifest = json.loads((folder / exported.MANIFEST).read_text())
     assert manifest["labels"] == ["LABEL_0", "LABEL_1", "LABEL_2"]
     assert manifest["problem_type"] == "single_label_classification"
@@ -112,7 +104,7 @@ def test_what_is_carried_is_what_the_classifier_has(bert):
 def test_gradients_flow_through_it(tiny_folder, tmp_path, family):
     classifier = flaxsent.load(tiny_folder(family), backend="native")
     flaxsent.export(classifier, tmp_path / "export")
-    carried = flaxsent.load_exported(tmp_path / "export")
+    carried = flaxsent.load(tmp_path / "export")
     tokens, targets = carried.tokenize(TEXTS[:6]), jnp.arange(6) % 3
 
     def loss(params, predict):
@@ -127,10 +119,11 @@ def test_gradients_flow_through_it(tiny_folder, tmp_path, family):
 
 WITHOUT_ENCODERS = """
 import sys
-for name in ("flaxsent.encoders", "flaxsent.classifier", "transformers", "torch", "flax", "huggingface_hub"):
+for name in ("transformers", "torch", "flax", "huggingface_hub"):
     sys.modules[name] = None
-import json, flaxsent
-carried = flaxsent.load_exported(sys.argv[1])
+import json, flaxsent, flaxsent.models
+flaxsent.models.forward = flaxsent.models.shapes = None
+carried = flaxsent.load(sys.argv[1])
 tokens = carried.tokenize(["so good", ("so", "bad " * 50)])
 print(json.dumps(carried.predict(carried.params, tokens).tolist()))
 """
@@ -152,7 +145,7 @@ def test_it_runs_without_encoders_transformers_torch_and_flax(bert):
 
 def test_classify_and_engine_take_it(bert):
     classifier, folder = bert
-    carried = flaxsent.load_exported(folder)
+    carried = flaxsent.load(folder)
     ours, theirs = (flaxsent.classify(PAIRS, each, top_k=None) for each in (carried, classifier))
     assert [one.labels for one in ours] == [one.labels for one in theirs]
     options = {"row_lengths": [64], "tokens_per_step": 128}
@@ -167,7 +160,7 @@ jax.config.update("jax_num_cpu_devices", 8)
 import flaxsent
 texts = [("good " * (i % 37)).strip() + " bad" * (i % 2) for i in range(300)]
 options = dict(row_lengths=[64], tokens_per_step=128)
-carried, classifier = flaxsent.load_exported(sys.argv[1]), flaxsent.load(sys.argv[2], backend="native")
+carried, classifier = flaxsent.load(sys.argv[1]), flaxsent.load(sys.argv[2], backend="native")
 with flaxsent.Engine(carried, **options) as ours, flaxsent.Engine(classifier, **options) as theirs:
     used = len(ours._start(ours._prepare(texts).steps[0]).sharding.device_set)
     print(json.dumps([used, float(np.abs(ours(texts) - theirs(texts)).max())]))
@@ -182,7 +175,7 @@ def test_the_engine_spreads_it_over_devices(bert, tiny_folder):
 
 
 def test_no_texts_and_rows_that_it_does_not_take(bert):
-    carried = flaxsent.load_exported(bert[1])
+    carried = flaxsent.load(bert[1])
     assert carried.predict(carried.params, carried.tokenize([])).shape == (0, 3)
     with pytest.raises(ValueError, match="these rows have 41 tokens; this classifier takes 40 at most"):
         carried.predict(carried.params, flaxsent.Tokens(*[np.zeros((2, 41), np.int32)] * 4))
@@ -197,7 +190,7 @@ def test_no_texts_and_rows_that_it_does_not_take(bert):
 def test_bfloat16_stays_bfloat16(tiny_folder, tmp_path):
     assert main(["export", str(tiny_folder("roberta")), str(tmp_path / "export"), "--dtype", "bfloat16"]) == 0
     classifier = flaxsent.load(tiny_folder("roberta"), backend="native", dtype="bfloat16")
-    carried = flaxsent.load_exported(tmp_path / "export")
+    carried = flaxsent.load(tmp_path / "export")
     assert {leaf.dtype for leaf in jax.tree.leaves(carried.params)} == {jnp.dtype(jnp.bfloat16)}
     tokens = carried.tokenize(TEXTS)
     ours, theirs = carried.predict(carried.params, tokens), classifier.predict(classifier.params, tokens)
@@ -208,16 +201,14 @@ def test_bfloat16_stays_bfloat16(tiny_folder, tmp_path):
 @pytest.mark.parametrize(
     "family", ["bert", *(pytest.param(name, marks=pytest.mark.slow) for name in ("bart", "roformer"))]
 )
-def test_the_flax_backend_is_exported_for_padded_rows(tiny_folder, tmp_path, family):
+def test_the_flax_backend_is_exported_beside_native_packed_rows(tiny_folder, tmp_path, family):
     classifier = flaxsent.load(tiny_folder(family), backend="flax")
     flaxsent.export(classifier, tmp_path / "export")
-    carried = flaxsent.load_exported(tmp_path / "export")
-    assert not carried.packs
+    carried = flaxsent.load(tmp_path / "export")
+    assert carried.packs == classifier.packs == (family != "roformer")
     tokens = carried.tokenize(TEXTS)
     ours, theirs = carried.predict(carried.params, tokens), classifier.predict(classifier.params, tokens)
     np.testing.assert_allclose(ours, theirs, rtol=0, atol=TOLERANCE)
-    with pytest.raises(NotImplementedError, match="exported from the flax backend"):
-        carried.predict_packed(carried.params, tokens, 1)
 
 
 @pytest.mark.flax_auto
@@ -238,7 +229,7 @@ def test_a_folder_that_is_not_empty_is_left_alone(bert, tmp_path):
     assert {file.name: file.read_bytes() for file in folder.iterdir()} == before
     (tmp_path / "empty").mkdir()
     flaxsent.export(classifier, tmp_path / "empty", platforms=["cpu"])
-    assert flaxsent.load_exported(tmp_path / "empty").platforms == ("cpu",)
+    assert json.loads((tmp_path / "empty" / exported.MANIFEST).read_text())["platforms"] == ["cpu"]
 
 
 def test_an_export_that_fails_leaves_nothing(bert, tmp_path, monkeypatch):
@@ -260,7 +251,7 @@ def test_unknown_platforms_are_refused(bert, tmp_path, platforms):
 def test_a_folder_for_other_platforms_is_refused(bert, tmp_path):
     flaxsent.export(bert[0], tmp_path / "export", platforms=["cuda", "tpu"])
     with pytest.raises(ValueError, match=r"exported for cuda, tpu, and JAX .* cpu here; .* --platforms cuda,tpu,cpu"):
-        flaxsent.load_exported(tmp_path / "export")
+        flaxsent.load(tmp_path / "export")
 
 
 def cut(name):
@@ -315,7 +306,7 @@ def other_tensors(folder):
 
 def other_function(function, *arguments):
     def damage(folder):
-        params = flaxsent.load_exported(folder).params
+        params = flaxsent.load(folder).params
         ids = jax.ShapeDtypeStruct(jax.export.symbolic_shape("B, L"), jnp.int32)
         tokens = dict.fromkeys(flaxsent.Tokens._fields, ids)
         platforms = ["cpu"] if arguments else ["cpu", "cuda", "tpu"]
@@ -324,7 +315,7 @@ def other_function(function, *arguments):
             platforms=platforms,
             disabled_checks=[jax.export.DisabledSafetyCheck.custom_call(name) for name in arguments],
         )(params, tokens)
-        (folder / exported.PREDICT).write_bytes(made.serialize())
+        (folder / exported.FORWARD).write_bytes(made.serialize())
         change(folder, platforms=platforms)
 
     return damage
@@ -335,21 +326,25 @@ def calls_out(params, tokens):
 
 
 DAMAGES = {
-    "function cut short": (cut(exported.PREDICT), "predict.jax_export has .* bytes; manifest.json says "),
+    "function cut short": (cut(exported.FORWARD), "forward.jax_export has .* bytes; manifest.json says "),
     "parameters cut short": (cut(exported.PARAMS), "params.safetensors has .* bytes; manifest.json says "),
     "manifest cut short": (cut(exported.MANIFEST), "manifest.json is not JSON"),
     "parameters changed": (flip(exported.PARAMS), "params.safetensors has the SHA-256 .*; manifest.json says "),
     "tokenizer changed": (flip("tokenizer.json"), "tokenizer.json has the SHA-256 "),
-    "function missing": (lambda folder: (folder / exported.PREDICT).unlink(), "predict.jax_export is missing"),
+    "function missing": (lambda folder: (folder / exported.FORWARD).unlink(), "forward.jax_export is missing"),
     "tokenizer missing": (lambda folder: (folder / "tokenizer.json").unlink(), "tokenizer.json is missing"),
-    "manifest missing": (lambda folder: (folder / exported.MANIFEST).unlink(), "has no manifest.json"),
+    "manifest missing": (lambda folder: (folder / exported.MANIFEST).unlink(), "has no config.json; expected"),
     "not JSON": (whole(b"\xff\x00"), "is not JSON"),
     "deep": (whole(b"[" * 100_000), "is not JSON"),
     "a list": (whole(b"[]"), "holds a list; expected an object"),
     "huge": (whole(b" " * ((1 << 24) + 1)), "has 16,777,217 bytes; expected at most 16,777,216"),
-    "other format": (manifest(format=2), "has format 2; this flaxsent reads 1"),
-    "no format": (manifest(format="1"), "has format='1'; expected an integer"),
-    "newer jax": (manifest(calling_convention=99), "has calling convention 99, of jax .*: install the other jax"),
+    "older format": (manifest(format=1), "has format 1; this flaxsent reads 2: export the model anew"),
+    "no format": (manifest(format="2"), "has format='2'; expected an integer"),
+    "no date": (manifest(readable_until="soon"), "has readable_until='soon'; expected a date"),
+    "newer jax": (
+        manifest(calling_convention=99),
+        r"has calling convention 99, of jax .*\(JAX promises to read it until 20..-..-..\): install the other",
+    ),
     "other labels": (manifest(labels=["a", "b", "c"]), "has labels=.*; its config says "),
     "other problem": (manifest(problem_type="regression"), "has problem_type='regression'; its config says "),
     "no platform": (manifest(platforms=[]), r"has platforms=\[\]; expected some of cpu"),
@@ -365,8 +360,8 @@ DAMAGES = {
     "long name": (listed(**{"x" * 5000: {"bytes": 1, "sha256": ""}}), "names the file 'x{59}…"),
     "no name": (listed(**{exported.PARAMS: None}), "does not name the file 'params.safetensors'"),
     "no size": (listed(**{exported.PARAMS: {"sha256": ""}}), "says .* of params.safetensors; expected bytes and"),
-    "function of noise": (rewrite(exported.PREDICT, b"noise" * 100), "is no function that jax .* reads"),
-    "empty function": (rewrite(exported.PREDICT, b""), "is no function that jax .* reads"),
+    "function of noise": (rewrite(exported.FORWARD, b"noise" * 100), "is no function that jax .* reads"),
+    "empty function": (rewrite(exported.FORWARD, b""), "is no function that jax .* reads"),
     "parameters of noise": (rewrite(exported.PARAMS, b"noise" * 100), "is not a whole safetensors file"),
     "tokenizer of noise": (rewrite("tokenizer.json", b"{}"), "tokenizer.json is not a tokenizer"),
     "other parameters": (
@@ -386,14 +381,14 @@ def test_what_is_not_what_was_exported_is_refused_in_one_line(copy, name, capsys
     damage, message = DAMAGES[name]
     damage(copy)
     with pytest.raises((ValueError, FileNotFoundError), match=message) as refusal:
-        flaxsent.load_exported(copy)
+        flaxsent.load(copy)
     assert "\n" not in str(refusal.value)
     assert len(str(refusal.value)) < 1000
 
 
 def test_no_folder_is_told():
-    with pytest.raises(FileNotFoundError, match=r"/nowhere has no manifest\.json"):
-        flaxsent.load_exported("/nowhere")
+    with pytest.raises(FileNotFoundError, match="/nowhere is no folder; expected a checkpoint folder"):
+        flaxsent.load("/nowhere")
 
 
 @pytest.mark.slow
@@ -427,7 +422,6 @@ def test_the_command_line_exports_and_classifies(bert, tiny_folder, tmp_path, ca
         assert main(arguments) == 2
         assert capsys.readouterr().err.count("\n") == 1
     assert main(["info", str(folder)]) == 2
-    assert "flaxsent.load_exported and classify --model open" in capsys.readouterr().err
 
 
 @pytest.mark.slow
@@ -463,8 +457,34 @@ def test_a_saved_folder_goes_to_onnx_through_pytorch(bert, tmp_path):
     np.testing.assert_allclose(logits, classifier.forward(classifier.params, tokens), rtol=0, atol=2e-5)
 
 
-def test_a_job_with_another_function_is_another_job(bert):
-    carried = flaxsent.load_exported(bert[1])
-    other = dataclasses.replace(carried, sha256=carried.sha256[::-1])
-    assert jobs._fingerprint(carried) != jobs._fingerprint(other)
-    assert jobs._fingerprint(carried) == jobs._fingerprint(flaxsent.load_exported(bert[1]))
+def test_states_dropout_and_settled_arguments_are_refused(bert):
+    carried = flaxsent.load(bert[1])
+    tokens = carried.tokenize(["so good"])
+    for function in (carried.hidden_states, lambda *arguments: carried.embeddings(*arguments, 1)):
+        with pytest.raises(flaxsent.FlaxsentError, match="gives logits, not the states before them"):
+            function(carried.params, tokens)
+    with pytest.raises(flaxsent.FlaxsentError, match="has no dropout; leave the key out"):
+        carried.forward(carried.params, tokens, jax.random.key(0))
+    with pytest.raises(
+        flaxsent.FlaxsentError, match="was exported, which settled backend and dtype; export the model an"
+    ):
+        flaxsent.load(bert[1], backend="native", dtype="float32")
+
+
+def test_an_expired_folder_says_so_and_is_read_as_long_as_jax_reads_it(copy, caplog):
+    change(copy, readable_until="2020-01-31")
+    flaxsent.load(copy)
+    assert "has expired: JAX promised to read it until 2020-01-31; export the model anew" in caplog.text
+    (copy / exported.FORWARD).write_bytes(b"of another time")
+    change(copy)
+    with pytest.raises(
+        flaxsent.FlaxsentError, match="it has expired, as JAX promised to read it until 2020-01-31 only"
+    ):
+        flaxsent.load(copy)
+
+
+def test_what_is_carried_can_be_saved_as_a_checkpoint(bert, tmp_path):
+    classifier, folder = bert
+    flaxsent.save(flaxsent.load(folder), tmp_path / "saved")
+    again = flaxsent.load(tmp_path / "saved", backend="native")
+    jax.tree.map(np.testing.assert_array_equal, again.params, classifier.params)
