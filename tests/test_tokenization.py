@@ -162,7 +162,8 @@ def test_an_empty_second_text_is_still_a_pair(tokenizer):
 def test_how_many_texts_were_truncated_is_said_once(tokenizer, embedded, caplog):
     texts = ["good " * 600, "good", ("a " * 300, "b " * 300)]
     with caplog.at_level(logging.WARNING):
-        assert tokenizer.encode(texts).num_truncated == 2
+        encodings = tokenizer.encode(texts)
+        assert encodings.num_truncated == 2
         assert not caplog.records, "who encodes says it"
         embedded.tokenize(texts)
     assert [record.getMessage() for record in caplog.records] == ["2 of 3 texts were truncated to 512 tokens"]
