@@ -17,6 +17,7 @@ import safetensors.numpy
 import flaxsent
 from flaxsent.checkpoint import exported
 from flaxsent.cli import main
+from flaxsent.files import sha256
 from flaxsent.packing import pack, unpack
 from tests.conftest import AWKWARD_TEXTS, NATIVE, texts_of_lengths
 
@@ -61,7 +62,7 @@ def change(folder, **changes):
     manifest = json.loads((folder / exported.MANIFEST).read_text())
     for name in manifest["files"]:
         file = folder / name
-        manifest["files"][name] = {"bytes": file.stat().st_size, "sha256": exported.sha256(file)}
+        manifest["files"][name] = {"bytes": file.stat().st_size, "sha256": sha256(file)}
     (folder / exported.MANIFEST).write_text(json.dumps(manifest | changes))
 
 
