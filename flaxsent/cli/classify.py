@@ -11,6 +11,7 @@ from typing import Any
 from flaxsent.base import FlaxsentError, Prediction
 from flaxsent.checkpoint.folder import load
 from flaxsent.cli.options import add_model, printable
+from flaxsent.data.writers import ESCAPES
 from flaxsent.engine import classify
 
 
@@ -219,12 +220,9 @@ def _table_row(text: str, prediction: Prediction) -> str:
 def _tsv_row(text: str, prediction: Prediction) -> str:
     """Tabs and line ends of texts and labels are written as backslash escapes."""
     cells = [
-        cell for label, score in zip(*prediction, strict=True) for cell in (label.translate(_ESCAPES), f"{score:.6f}")
+        cell for label, score in zip(*prediction, strict=True) for cell in (label.translate(ESCAPES), f"{score:.6f}")
     ]
-    return "\t".join([*cells, text.translate(_ESCAPES)])
-
-
-_ESCAPES = str.maketrans({"\\": "\\\\", "\t": "\\t", "\n": "\\n", "\r": "\\r"})
+    return "\t".join([*cells, text.translate(ESCAPES)])
 
 
 def _jsonl_row(text: str, prediction: Prediction) -> str:

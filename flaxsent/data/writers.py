@@ -1,10 +1,13 @@
-"""Records with more columns → parts, and parts → files: the way back from `records.py`."""
+"""Records with more columns → parts, and parts → a file: the way back from `records.py`.
+
+JSONL and Parquet are written whatever the input is; .txt, .csv and .tsv where the input is one of these three.
+"""
 
 import base64
 import csv
 import io
-import itertools
 import json
+import math
 import shutil
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -12,14 +15,18 @@ from typing import Any, BinaryIO, NamedTuple
 
 import numpy as np
 
-from flaxsent.data.records import Layout, Record, _pyarrow
+from flaxsent.base import FlaxsentError
+from flaxsent.data.base import FORMATS, SUFFIXES, Layout, Record
+from flaxsent.data.parquet import gather, pyarrow
+
+ESCAPES = str.maketrans({"\\": "\\\\", "\t": "\\t", "\n": "\\n", "\r": "\\r"})
+r"""How cells are written in .txt and .tsv: `cell.translate(ESCAPES)` has no tab and no line end, and can be undone."""
 
 
 class TextWriter:
-    r"""Writes lines, CSV, TSV or JSONL: the parts are the rows, and a file is a header and the parts.
+    """Writes lines, CSV, TSV or JSONL: a part is some of the records, and a file is a header and the parts.
 
-    Where a cell has another type than text, it is written as JSON is. In .txt and .tsv files, tabs and line ends of
-    cells are written as `\t`, `\n` and `\r`; a .txt file is a TSV without a header, so line n is row n.
+    A .txt file is a TSV without a header, so that line n is record n.
     """
 
     def __init__(self, form: str, layout: Layout, added: Sequence[str]) -> None:
@@ -27,29 +34,29 @@ class TextWriter:
         has_header = form in ("csv", "tsv")
         self._header = self._table([[*layout.columns, *added]]) if has_header else b""
 
-    def error(self, row: Record) -> str | None:
-        """Why the row cannot stand in such a file with the others."""
+    def error(self, record: Record) -> str | None:
+        """Why a record cannot be written with the others."""
         if self._layout.format != "jsonl":
             return None
-        if self._format != "jsonl":
-            return _unknown_column(row, self._layout)
-        taken = [column for column in self._added if column in row.record]
+        taken = [column for column in self._added if column in record.columns]
         return f"has a column {taken[0]!r} already" if taken else None
 
-    def encode(self, rows: Sequence[Record], added: Mapping[str, Any]) -> bytes:
-        """A part: the rows, with a column of as many values for each of the names in `added`."""
-        columns = {name: _shortest(values) for name, values in added.items()}
-        records = (dict(zip(columns, values, strict=True)) for values in zip(*columns.values(), strict=True))
-        both = zip(rows, self._records(rows), records, strict=True)
+    def encode(self, records: Sequence[Record], added: Mapping[str, Any]) -> bytes:
+        """A part: the records, with a column of as many values for each of the names in `added`.
+
+        Raises:
+            ValueError: a number in `added` is not finite.
+        """
+        _check_finite(added)
+        values = zip(*map(_shortest, added.values()), strict=True)
         if self._format != "jsonl":
-            names = (*self._layout.columns, *self._added)
-            return self._table([[_cell((old | new).get(name)) for name in names] for _, old, new in both])
+            names = self._layout.columns
+            cells = zip(records, values, strict=True)
+            return self._table([[*map(record.columns.get, names), *map(str, new)] for record, new in cells])
         lines = []
-        for row, old, new in both:
-            if self._layout.format == "jsonl":  # what stands there stays as it is, to the byte
-                lines.append(f"{row.raw[:-1].rstrip()}, {_json(new)[1:]}\n")
-            else:
-                lines.append(f"{_json(old | new)}\n")
+        for old, new in zip(self._json_records(records), values, strict=True):
+            ending = json.dumps(dict(zip(added, new, strict=True)), ensure_ascii=False, allow_nan=False)
+            lines.append(f"{old[:-1].rstrip()}, {ending[1:]}\n")
         return "".join(lines).encode()
 
     def join(self, parts: Iterable[Path], stream: BinaryIO) -> None:
@@ -59,22 +66,18 @@ class TextWriter:
             with open(part, "rb") as content:
                 shutil.copyfileobj(content, stream)
 
-    def _records(self, rows: Sequence[Record]) -> list[dict[str, Any]]:
-        if self._layout.format != "parquet":
-            return [row.record for row in rows]
-        pa, _ = _pyarrow()
-        table = _gather(rows, self._layout.schema)
-        for index, field in enumerate(table.schema):
-            # Python has no nanoseconds; Arrow's own text has them.
-            if pa.types.is_temporal(field.type) or pa.types.is_decimal(field.type):
-                table = table.set_column(index, field.name, table.column(index).cast(pa.string()))
-            if pa.types.is_float32(field.type):  # as few digits as `_shortest` gives
-                table = table.set_column(index, field.name, table.column(index).cast(pa.string()).cast(pa.float64()))
-        return table.to_pylist()
+    def _json_records(self, records: Sequence[Record]) -> Iterable[str]:
+        match self._layout.format:
+            case "jsonl":  # stays as it is, to the byte
+                return [record.raw for record in records]
+            case "parquet":
+                return map(_json, _plain_table(gather(records, self._layout.schema)).to_pylist())
+            case _:
+                return [_json(record.columns) for record in records]
 
     def _table(self, rows: Iterable[Sequence[str]]) -> bytes:
         if self._format != "csv":
-            return "".join("\t".join(cell.translate(_ESCAPES) for cell in row) + "\n" for row in rows).encode()
+            return "".join("\t".join(cell.translate(ESCAPES) for cell in row) + "\n" for row in rows).encode()
         stream = io.StringIO(newline="")
         # Only with \r\n as line end does the csv module of Python 3.11 quote a cell with a \r.
         writer = csv.writer(_UnixLines(stream), lineterminator="\r\n")
@@ -82,14 +85,31 @@ class TextWriter:
         return stream.getvalue().encode()
 
 
-_ESCAPES = str.maketrans({"\t": "\\t", "\n": "\\n", "\r": "\\r"})
-
-
 class _UnixLines(NamedTuple):
     stream: io.StringIO
 
     def write(self, row: str) -> int:
         return self.stream.write(row.removesuffix("\r\n") + "\n")
+
+
+def _plain_table(table: Any) -> Any:
+    """With text for what Python has not: nanoseconds, and float32, whose shortest digits are the text's."""
+    pa, _ = pyarrow()
+    for index, field in enumerate(table.schema):
+        column = table.column(index)
+        if pa.types.is_temporal(field.type) or pa.types.is_decimal(field.type):
+            table = table.set_column(index, field.name, column.cast(pa.string()))
+        if pa.types.is_float32(field.type):
+            table = table.set_column(index, field.name, column.cast(pa.string()).cast(pa.float64()))
+    return table
+
+
+def _check_finite(added: Mapping[str, Any]) -> None:
+    for name, values in added.items():
+        if isinstance(values, np.ndarray) and not np.isfinite(values).all():
+            raise ValueError(
+                f"the column {name!r} has a number that is not finite; whoever computes it must refuse it."
+            )
 
 
 def _shortest(values: Any) -> list[Any]:
@@ -101,65 +121,73 @@ def _shortest(values: Any) -> list[Any]:
     return values.astype(str).astype(np.float64).tolist() if isinstance(values, np.ndarray) else list(values)
 
 
-def _cell(value: object) -> str:
-    return value if isinstance(value, str) else "" if value is None else _json(value)
-
-
 def _json(value: object) -> str:
-    return json.dumps(value, ensure_ascii=False, default=_plain)
+    """An input's value as JSON: base64 for bytes, null for NaN and infinity, and text for what else JSON has not."""
+    try:
+        return json.dumps(value, ensure_ascii=False, allow_nan=False, default=_plain)
+    except ValueError:
+        return json.dumps(_without_nan(value), ensure_ascii=False, allow_nan=False, default=_plain)
 
 
 def _plain(value: object) -> str:
-    """What stands in JSON for a value that JSON has not: base64 for bytes, else its text."""
     return base64.b64encode(value).decode() if isinstance(value, bytes) else str(value)
 
 
-def _unknown_column(row: Record, layout: Layout) -> str | None:
-    unknown = [column for column in row.record if column not in layout.columns]
-    return f"has a column {unknown[0]!r}, which none of the first rows has" if unknown else None
+def _without_nan(value: Any) -> Any:
+    match value:
+        case dict():
+            return {key: _without_nan(one) for key, one in value.items()}
+        case list() | tuple():
+            return [_without_nan(one) for one in value]
+        case float() if not math.isfinite(value):
+            return None
+    return value
 
 
 class ParquetWriter:
     """Writes Parquet: a part is a file of its own, and becomes a row group of the file.
 
-    Columns of Parquet keep their types and those of CSV and lines are text. A column of JSONL has the type that its
-    values have in the first rows; where they have several, or are lists or objects, they are kept as JSON text.
+    The columns of a Parquet input keep their types, and those of a CSV, TSV or .txt are text. A JSONL column has the
+    type of its values in the first records; where these differ, or are lists or objects, it holds JSON text.
     """
 
     def __init__(self, layout: Layout, added: Sequence[str], row_column: str | None) -> None:
-        pa, self._parquet = _pyarrow()
+        pa, self._parquet = pyarrow()
         self._layout = layout
         if layout.format == "parquet":
             self._input = layout.schema
         else:
             kinds = layout.schema or dict.fromkeys(layout.columns, "string")
             self._input = pa.schema({column: pa.type_for_alias(kind) for column, kind in kinds.items()})
-        self._schema = self._input
-        for index, name in enumerate(added):
-            self._schema = self._schema.append(pa.field(name, pa.float32() if index else pa.string()))
+        self._added = [pa.field(name, pa.float32() if index else pa.string()) for index, name in enumerate(added)]
         if row_column is not None:
-            self._schema = self._schema.append(pa.field(row_column, pa.int64()))
+            self._added.append(pa.field(row_column, pa.int64()))
+        self._schema = pa.schema([*self._input, *self._added], self._input.metadata)
 
-    def error(self, row: Record) -> str | None:
-        """Why the row cannot stand in such a file with the others."""
+    def error(self, record: Record) -> str | None:
+        """Why a record cannot be written with the others."""
         if self._layout.format != "jsonl":
             return None
         for column, kind in self._layout.schema.items():
-            value = row.record.get(column)
+            value = record.columns.get(column)
             if value is not None and not _fits(value, kind):
                 return f"has {_cell(value)[:40]} in the column {column!r}, which holds {kind} in the first rows"
-        return _unknown_column(row, self._layout)
+        unknown = [column for column in record.columns if column not in self._layout.columns]
+        return f"has a column {unknown[0]!r}, which none of the first rows has" if unknown else None
 
-    def encode(self, rows: Sequence[Record], added: Mapping[str, Any]) -> bytes:
-        """A part: the rows, with a column of as many values for each of the names in `added`."""
-        pa, _ = _pyarrow()
+    def encode(self, records: Sequence[Record], added: Mapping[str, Any]) -> bytes:
+        """A part: the records, with a column of as many values for each of the names in `added`.
+
+        Raises:
+            ValueError: a number in `added` is not finite.
+        """
+        pa, _ = pyarrow()
+        _check_finite(added)
         if self._layout.format == "parquet":
-            columns = _gather(rows, self._input).columns
+            columns = gather(records, self._input).columns
         else:
-            columns = [_array(pa, [row.record.get(field.name) for row in rows], field.type) for field in self._input]
-        arrays = [
-            pa.array(values, field.type) for values, field in zip(added.values(), self._added_fields(), strict=True)
-        ]
+            columns = [_array([record.columns.get(field.name) for record in records], field) for field in self._input]
+        arrays = [pa.array(values, field.type) for values, field in zip(added.values(), self._added, strict=True)]
         stream = io.BytesIO()
         self._parquet.write_table(pa.table([*columns, *arrays], schema=self._schema), stream)
         return stream.getvalue()
@@ -171,25 +199,6 @@ class ParquetWriter:
                 table = self._parquet.ParquetFile(part).read()
                 if table.num_rows:
                     writer.write_table(table)
-
-    def _added_fields(self) -> list[Any]:
-        return [*self._schema][len(self._input) :]
-
-
-Writer = TextWriter | ParquetWriter
-
-
-def open_writer(form: str, layout: Layout, added: Sequence[str], *, row_column: str | None = None) -> Writer:
-    """What writes the rows of a file in a format, with the names of the columns that are added: a text, then numbers.
-
-    `row_column` is one more, of whole numbers.
-
-    Raises:
-        ImportError: Parquet, and pyarrow is not installed; the message has the command.
-    """
-    if form == "parquet":
-        return ParquetWriter(layout, added, row_column)
-    return TextWriter(form, layout, added if row_column is None else (*added, row_column))
 
 
 def _fits(value: object, kind: str) -> bool:
@@ -203,17 +212,42 @@ def _fits(value: object, kind: str) -> bool:
     return True
 
 
-def _array(pa: Any, values: list[Any], kind: Any) -> Any:
-    if kind == pa.string():
+def _array(values: list[Any], field: Any) -> Any:
+    pa, _ = pyarrow()
+    if field.type == pa.string():
         values = [value if value is None else _cell(value) for value in values]
-    return pa.array(values, kind)
+    return pa.array(values, field.type)
 
 
-def _gather(rows: Iterable[Record], schema: Any) -> Any:
-    """The records of Parquet rows as one table."""
-    pa, _ = _pyarrow()
-    batches = []
-    for _, group in itertools.groupby((row.record for row in rows), key=lambda cell: id(cell.batch)):
-        cells = [*group]
-        batches.append(cells[0].batch.take(pa.array([cell.place for cell in cells])))
-    return pa.Table.from_batches(batches, schema)
+def _cell(value: object) -> str:
+    return value if isinstance(value, str) else _json(value)
+
+
+Writer = TextWriter | ParquetWriter
+
+_TEXT_FORMATS = ("lines", "csv", "tsv")
+"""Every cell is text in them, so that each can hold what another has."""
+
+
+def open_writer(form: str, layout: Layout, added: Sequence[str], *, row_column: str | None = None) -> Writer:
+    """What writes the records of a file in a format.
+
+    Args:
+        form: the format of the output, as `format_of` gives it.
+        layout: the input's.
+        added: names of the columns that are added: first one of text, then numbers.
+        row_column: name of one more added column, of whole numbers.
+
+    Raises:
+        MissingPackageError: Parquet, and pyarrow is not installed; the message has the command.
+        FlaxsentError: the input cannot be written in this format.
+    """
+    allowed = [one for one in FORMATS.values() if one in ("jsonl", "parquet") or layout.format in _TEXT_FORMATS]
+    if form not in allowed:
+        raise FlaxsentError(
+            f"a {SUFFIXES[layout.format]} input cannot be written as {SUFFIXES[form]}; name an output that ends in "
+            f"{' or '.join(SUFFIXES[one] for one in allowed)}."
+        )
+    if form == "parquet":
+        return ParquetWriter(layout, added, row_column)
+    return TextWriter(form, layout, added if row_column is None else (*added, row_column))

@@ -19,7 +19,7 @@ from jaxtyping import Float, Int
 
 from flaxsent.base import FlaxsentError, ProblemType, Text
 from flaxsent.classifier import Classifier
-from flaxsent.data.labels import read_labelled
+from flaxsent.data.labels import read_examples
 from flaxsent.engine import Engine, Stats
 from flaxsent.evaluation import metrics
 from flaxsent.evaluation.metrics import LabelSums, MultiLabelSums
@@ -88,9 +88,9 @@ def read_data(
             or the model is one of regression of several values at once.
     """
     check_measurable(config)
-    texts, labels = read_labelled(
+    texts, labels = read_examples(
         file,
-        label2id={label: index for index, label in enumerate(config.labels)},
+        labels=config.labels,
         problem_type=config.problem_type,
         text_columns=text_columns,
         label_column=label_column,

@@ -32,7 +32,7 @@ from flaxsent.checkpoint import hub
 from flaxsent.checkpoint.folder import load, save
 from flaxsent.classifier import Classifier
 from flaxsent.data import labels, records
-from flaxsent.data.labels import Annotations, Examples
+from flaxsent.data.labels import Annotations, Examples, Task
 from flaxsent.engine import Engine
 from flaxsent.models.config import ModelConfig, read_config
 from flaxsent.training.trainer import SCORES, Evaluation, Snapshot, StepEvent, Trainer, TrainOptions, mean_loss
@@ -67,7 +67,7 @@ class RunOptions:
     labels: tuple[str, ...] | None = None
     """In the order of the logits; by default the checkpoint's, if the file has no others, else the file's."""
     problem_type: ProblemType | None = None
-    """By default what the labels look like: `labels.problem_type_of`."""
+    """By default what the labels look like: `labels.resolve`."""
     backend: Backend | None = None
     """By default native where the family is."""
     save_dtype: str = "float32"
@@ -204,36 +204,26 @@ def _read(options: RunOptions) -> _Data:
 
     train = annotations(options.train)
     dev = None if options.dev is None else annotations(options.dev)
-    problem_type = options.problem_type or labels.problem_type_of(train)
     own = _own_config(options.model)
-    labels = options.labels or _labels(train, problem_type, own, options.label_column)
-    if problem_type == "single_label_classification" and len(labels) < 2:
-        raise FlaxsentError(f"{options.train} has only the label {', '.join(labels)}; expected two or more.")
-    if problem_type == "regression" and len(labels) != 1:
-        raise FlaxsentError(f"regression has one label, its name; {', '.join(labels)} are {len(labels)}.")
-    label2id = {label: index for index, label in enumerate(labels)}
+    task = labels.resolve(
+        train,
+        known=Task(own.labels, own.problem_type),
+        labels=options.labels,
+        problem_type=options.problem_type,
+    )
     return _Data(
-        train=labels.to_labelled(train, label2id=label2id, problem_type=problem_type),
-        dev=None if dev is None else labels.to_labelled(dev, label2id=label2id, problem_type=problem_type),
+        train=labels.to_examples(train, labels=task.labels, problem_type=task.problem_type),
+        dev=None if dev is None else labels.to_examples(dev, labels=task.labels, problem_type=task.problem_type),
         unlabelled=[] if options.unlabelled is None else records.read_texts(options.unlabelled, options.text_columns),
-        labels=labels,
-        problem_type=problem_type,
-        is_new=labels != own.labels or problem_type != own.problem_type,
+        labels=task.labels,
+        problem_type=task.problem_type,
+        is_new=task != (own.labels, own.problem_type),
     )
 
 
 def _own_config(model: str | None) -> ModelConfig:
     folder = hub.find(model)
     return read_config((folder / "config.json").read_text(encoding="utf-8", errors="replace"))
-
-
-def _labels(data: Annotations, problem_type: ProblemType, own: ModelConfig, label_column: str) -> tuple[str, ...]:
-    """The checkpoint's own labels, if the file's are among them by name or by index; else the file's."""
-    if problem_type == "regression":
-        return own.labels if own.problem_type == "regression" else (label_column,)
-    found = labels.label_set(data)
-    known = {*own.labels, *map(str, range(own.num_labels))}
-    return own.labels if problem_type == own.problem_type and known.issuperset(found) else found
 
 
 def _load(options: RunOptions, data: _Data, *, seed: int) -> Classifier:

@@ -1,0 +1,169 @@
+"""Parquet → records, from any range of row groups, with the numbers that they have in the whole file."""
+
+import contextlib
+import functools
+import itertools
+import os
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from flaxsent import files
+from flaxsent.base import FlaxsentError
+from flaxsent.data.base import Group, Layout, Record, Source, check_columns, text_error, text_of
+
+_BATCH_SIZE = 256
+"""Records that are read at once."""
+
+
+class Cells(NamedTuple):
+    """The cells of a Parquet record, by where they are in a batch: most of them never become Python values."""
+
+    batch: Any
+    index: int
+
+    def get(self, column: str) -> Any:
+        """A cell as a Python value.
+
+        Raises:
+            UnicodeDecodeError: text that is not UTF-8.
+            ValueError: Python has no such value, as a time with nanoseconds.
+        """
+        pa, _ = pyarrow()
+        scalar = self.batch.column(column)[self.index]
+        if pa.types.is_float32(scalar.type) and scalar.is_valid:
+            return float(scalar.cast(pa.string()).as_py())  # 0.1, not 0.10000000149011612
+        return scalar.as_py()
+
+
+def gather(records: Iterable[Record], schema: Any) -> Any:
+    """Parquet records as one table."""
+    pa, _ = pyarrow()
+    batches = []
+    for _, group in itertools.groupby((record.columns for record in records), key=lambda cells: id(cells.batch)):
+        cells = [*group]
+        batches.append(cells[0].batch.take(pa.array([cell.index for cell in cells])))
+    return pa.Table.from_batches(batches, schema)
+
+
+class ParquetReader:
+    """An open Parquet file; `open_parquet` gives one."""
+
+    def __init__(self, path: Path, file: Any, footer: "_Footer", text_columns: Sequence[str]) -> None:
+        self.layout = Layout("parquet", tuple(file.schema_arrow.names), file.schema_arrow)
+        self._path, self._file, self._footer, self._text_columns = path, file, footer, text_columns
+
+    @functools.cached_property
+    def groups(self) -> tuple[Group, ...]:
+        """The row groups, in order."""
+        metadata = self._footer.metadata
+        columns = [
+            index for index in range(metadata.num_columns) if metadata.schema.column(index).path in self._text_columns
+        ]
+        groups = (metadata.row_group(index) for index in range(metadata.num_row_groups))
+        return tuple(
+            Group(group.num_rows, sum(group.column(index).total_uncompressed_size for index in columns))
+            for group in groups
+        )
+
+    def records(self, groups: range | None = None) -> Iterator[Record]:
+        """The records of a range of row groups, or of the whole file.
+
+        Raises:
+            FlaxsentError: the file is damaged.
+        """
+        return self.source(groups).records
+
+    def source(self, groups: range | None = None) -> Source:
+        """The same, with how far the reading is."""
+        chosen = range(self._footer.metadata.num_row_groups) if groups is None else groups
+        first = self._footer.num_before[chosen.start]
+        num_read = [first]
+        num_rows = max(self._footer.metadata.num_rows, 1)
+        return Source(
+            self.layout,
+            self._read(chosen, num_read),
+            lambda: self._footer.size * (num_read[0] - first) // num_rows,
+            self.groups if groups is None else None,
+        )
+
+    def _read(self, groups: range, num_read: list[int]) -> Iterator[Record]:
+        pa, _ = pyarrow()
+        names = self._text_columns
+        try:
+            for batch in self._file.iter_batches(batch_size=_BATCH_SIZE, row_groups=[*groups]):
+                # As bytes: pyarrow takes strings from a file unchecked.
+                columns = [batch.column(name).cast(pa.string()).cast(pa.binary()).to_pylist() for name in names]
+                size = batch.nbytes // max(batch.num_rows, 1)
+                for index, parts in enumerate(zip(*columns, strict=True)):
+                    num_read[0] += 1
+                    values: list[Any] = []
+                    try:
+                        values = [part if part is None else part.decode() for part in parts]
+                        error = text_error(values, names)
+                    except UnicodeDecodeError:
+                        error = "is not UTF-8 text"
+                    if error is None:
+                        yield Record(num_read[0], text_of(values), Cells(batch, index), size=size)
+                    else:
+                        yield Record(num_read[0], size=size, error=error)
+        except (pa.ArrowException, OSError) as err:
+            raise FlaxsentError(f"{self._path} is damaged after row {num_read[0]}: {err}; fetch it again.") from err
+
+
+@contextlib.contextmanager
+def open_parquet(file: str | Path, text_columns: Sequence[str]) -> Iterator[ParquetReader]:
+    """Opens a Parquet file once, for reading any of its row groups.
+
+    Raises:
+        FileNotFoundError: no such file.
+        MissingPackageError: pyarrow is not installed; the message has the command.
+        FlaxsentError: it is not a Parquet file, or lacks a column of text that is asked for.
+    """
+    pa, pq = pyarrow()
+    path = Path(file)
+    with open(path, "rb") as stream:
+        try:
+            status = os.fstat(stream.fileno())
+            footer = _footer(path.resolve(), status.st_mtime_ns, status.st_size)
+            # Without a buffer, a column of a row group would be read whole.
+            opened = pq.ParquetFile(stream, metadata=footer.metadata, buffer_size=1 << 20)
+        except (pa.ArrowException, OSError) as err:
+            raise FlaxsentError(f"{path} is not a Parquet file: {err}; fetch it again.") from err
+        schema = opened.schema_arrow
+        check_columns(str(path), schema.names, text_columns)
+        for column in text_columns:
+            kind = schema.field(column).type
+            if pa.types.is_dictionary(kind):
+                kind = kind.value_type
+            if kind not in (pa.string(), pa.large_string(), pa.string_view(), pa.null()):
+                raise FlaxsentError(f"{path} has values of type {kind} in the column {column!r}; expected text.")
+        yield ParquetReader(path, opened, footer, text_columns)
+
+
+class _Footer(NamedTuple):
+    """What a Parquet file says of itself at its end."""
+
+    metadata: Any
+    size: int
+    num_before: tuple[int, ...]
+    """How many records are before each row group, and in the whole file."""
+
+
+@functools.lru_cache(maxsize=1)
+def _footer(path: Path, mtime_ns: int, size: int) -> _Footer:
+    """Kept for whoever reads one file in many pieces: the footer is as long as the file has row groups."""
+    _, pq = pyarrow()
+    metadata = pq.read_metadata(path)
+    counts = (metadata.row_group(index).num_rows for index in range(metadata.num_row_groups))
+    return _Footer(metadata, size, (0, *itertools.accumulate(counts)))
+
+
+def pyarrow() -> tuple[Any, Any]:
+    """The modules pyarrow and pyarrow.parquet.
+
+    Raises:
+        MissingPackageError: it is not installed; the message has the command.
+    """
+    parquet = files.require("pyarrow.parquet", needed_by="a Parquet file", extra="data")
+    return files.require("pyarrow", needed_by="a Parquet file", extra="data"), parquet
