@@ -217,10 +217,11 @@ def _read_label(record: Record, column: str, separator: str | None) -> tuple[str
         return "", f"has the label {_shown(value)}; expected names or numbers"
     if separator is not None and not isinstance(value, list) and _name(value) is not None:
         value = cells = str(value).split(separator)
-    names = [*map(_name, cells)]
-    if None in names:
-        missing = cells[names.index(None)]
-        return "", f"has no label in the column {column!r}" + (f", but {missing!r}" if missing else "")
+    names = []
+    for cell in cells:
+        if (name := _name(cell)) is None:
+            return "", f"has no label in the column {column!r}" + (f", but {cell!r}" if cell else "")
+        names.append(name)
     return tuple(names) if isinstance(value, list) else names[0], None
 
 

@@ -20,7 +20,7 @@ class Cells(NamedTuple):
     """The cells of a Parquet record, by where they are in a batch: most of them never become Python values."""
 
     batch: Any
-    index: int
+    offset: int
 
     def get(self, column: str) -> Any:
         """A cell as a Python value.
@@ -30,7 +30,7 @@ class Cells(NamedTuple):
             ValueError: Python has no such value, as a time with nanoseconds.
         """
         pa, _ = pyarrow()
-        scalar = self.batch.column(column)[self.index]
+        scalar = self.batch.column(column)[self.offset]
         if pa.types.is_float32(scalar.type) and scalar.is_valid:
             return float(scalar.cast(pa.string()).as_py())  # 0.1, not 0.10000000149011612
         return scalar.as_py()
@@ -42,7 +42,7 @@ def gather(records: Iterable[Record], schema: Any) -> Any:
     batches = []
     for _, group in itertools.groupby((record.columns for record in records), key=lambda cells: id(cells.batch)):
         cells = [*group]
-        batches.append(cells[0].batch.take(pa.array([cell.index for cell in cells])))
+        batches.append(cells[0].batch.take(pa.array([cell.offset for cell in cells])))
     return pa.Table.from_batches(batches, schema)
 
 
@@ -95,7 +95,7 @@ class ParquetReader:
                 # As bytes: pyarrow takes strings from a file unchecked.
                 columns = [batch.column(name).cast(pa.string()).cast(pa.binary()).to_pylist() for name in names]
                 size = batch.nbytes // max(batch.num_rows, 1)
-                for index, parts in enumerate(zip(*columns, strict=True)):
+                for offset, parts in enumerate(zip(*columns, strict=True)):
                     num_read[0] += 1
                     values: list[Any] = []
                     try:
@@ -104,7 +104,7 @@ class ParquetReader:
                     except UnicodeDecodeError:
                         error = "is not UTF-8 text"
                     if error is None:
-                        yield Record(num_read[0], text_of(values), Cells(batch, index), size=size)
+                        yield Record(num_read[0], text_of(values), Cells(batch, offset), size=size)
                     else:
                         yield Record(num_read[0], size=size, error=error)
         except (pa.ArrowException, OSError) as err:

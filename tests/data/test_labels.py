@@ -8,7 +8,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from flaxsent.base import FlaxsentError
+from flaxsent.base import FlaxsentError, ProblemType
 from flaxsent.data.labels import (
     Annotations,
     Examples,
@@ -21,7 +21,9 @@ from flaxsent.data.labels import (
 )
 from tests.data.tables import content
 
-SINGLE, MULTI, REGRESSION = "single_label_classification", "multi_label_classification", "regression"
+SINGLE: ProblemType = "single_label_classification"
+MULTI: ProblemType = "multi_label_classification"
+REGRESSION: ProblemType = "regression"
 NAN = math.nan
 SUFFIXES = (".csv", ".tsv", ".jsonl", ".parquet")
 
@@ -160,7 +162,7 @@ def annotated(values):
     return Annotations("x.csv", "label", [""] * len(values), values, [*range(2, 2 + len(values))])
 
 
-def examples_for(labels, values, problem_type=SINGLE):
+def examples_for(labels, values, problem_type: ProblemType = SINGLE):
     values = [tuple(value) if isinstance(value, list) else value for value in values]
     annotations = annotated(values)
     return to_examples(annotations, labels=labels, problem_type=problem_type).labels
