@@ -20,6 +20,7 @@
 """
 
 import ast
+import contextlib
 import decimal
 import json
 import math
@@ -165,11 +166,11 @@ def to_examples(annotations: Annotations, *, labels: Sequence[str], problem_type
         elif is_vectors:
             found.append(tuple(index for index, entry in enumerate(names) if entry in ("1", "true")))
         elif unknown := [name for name in names if name not in index_of]:
-            also = "" if any(map(_is_number, labels)) else f" (or their indices, 0 to {len(labels) - 1}, in all rows)"
+            also = "" if any(map(_is_number, labels)) else f" (or their indices, 0 to {len(labels) - 1}, in every row)"
             raise FlaxsentError(f"{at}: {unknown[0]!r} is unknown; expected {_listed(labels)}{also}.")
         elif len({*names}) < len(names):
             raise FlaxsentError(
-                f"{at}: a label is in it twice; expected different labels, or in all rows {len(labels)} times 0 or 1."
+                f"{at}, which has a label twice; expected each once, or {len(labels)} zeros and ones in every row."
             )
         else:
             indices = sorted(index_of[name] for name in names)
@@ -194,8 +195,8 @@ def describe(examples: Examples, labels: Sequence[str], problem_type: ProblemTyp
         told = [f"from {told[least]} to {told[most]}"]
     kind = "one label per text"
     if problem_type == "multi_label_classification":
-        kind = f"{counts.total() / max(len(several), 1):.2g} labels per text"
-    return f"{start}, {len(labels)} labels: {', '.join(told)}; {kind}"
+        kind = f"{counts.total() / max(len(several), 1):.2g} labels per text on average"
+    return f"{start}, {len(labels)} label{'s' * (len(labels) > 1)}: {', '.join(told)}; {kind}"
 
 
 _MOST_TOLD = 10
@@ -228,10 +229,9 @@ def _read_label(record: Record, column: str, separator: str | None) -> tuple[str
 def _parse_list(text: str) -> str | list[Any]:
     """The list that a text spells as JSON or, as pandas writes it, as Python; else the text."""
     for parse in (json.loads, ast.literal_eval) if text.startswith("[") and text.endswith("]") else ():
-        try:
-            return parse(text)
-        except (ValueError, SyntaxError, RecursionError, MemoryError):
-            continue
+        with contextlib.suppress(ValueError, SyntaxError, RecursionError, MemoryError):
+            if isinstance(found := parse(text), list):  # [1], [2] is a tuple of Python
+                return found
     return text
 
 
