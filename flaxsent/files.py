@@ -119,8 +119,9 @@ def create(file: Path, content: bytes) -> None:
 def replacing(target: Path, *, owned: Collection[str] = ()) -> Iterator[Path]:
     """An empty folder that becomes `target` when it is whole, in the place of what is there.
 
-    Of an older `target` the names in `owned` go; whatever else lies in it stays, in the new folder. Killed at any
-    moment, it leaves the old folder or the new one, never a mixture.
+    Of an older `target` the names in `owned` go; whatever else lies in it stays, in the new folder, and so do the
+    permissions of the folder and of the files that are replaced. Killed at any moment, it leaves the old folder or the
+    new one, never a mixture.
 
     Raises:
         OSError: it cannot be written; nothing has changed then.
@@ -133,11 +134,15 @@ def replacing(target: Path, *, owned: Collection[str] = ()) -> Iterator[Path]:
         unfinished.mkdir()
         yield unfinished
         for entry in [*target.iterdir()] if target.exists() else []:
-            if entry.name not in owned and not (unfinished / entry.name).exists():
-                _link(entry, unfinished / entry.name)
+            if not (unfinished / entry.name).exists():
+                if entry.name not in owned:
+                    _link(entry, unfinished / entry.name)
+            elif entry.exists():  # else it is a link that leads nowhere
+                shutil.copymode(entry, unfinished / entry.name)
         for file in unfinished.iterdir():
             _sync(file)
         if target.exists():
+            shutil.copymode(target, unfinished)
             target.rename(replaced)
         unfinished.rename(target)
         _sync(target.parent)

@@ -70,9 +70,7 @@ def read_params(folder: Path, *, shapes: Params, base: str, dtype: jnp.dtype, dr
             error.
         MissingPackageError: the format needs a package that is not installed.
     """
-    file = next((folder / name for name in WEIGHT_FILES if (folder / name).is_file()), None)
-    if file is None:
-        raise FileNotFoundError(f"{folder} has no weights; expected one of {', '.join(WEIGHT_FILES)}.")
+    file = _weight_file(folder)
     tensors = _READERS[file.name](file)
     fallback = dict(flatten(drawn or {}))
     leaves, faults = {}, []
@@ -100,6 +98,26 @@ def read_params(folder: Path, *, shapes: Params, base: str, dtype: jnp.dtype, dr
             f"{file} has weights of dtype {', '.join(sorted(odd))}; expected floats: it may be quantised."
         )
     return _unflatten({path: jnp.asarray(leaf, dtype) for path, leaf in leaves.items()})
+
+
+def stored_dtype(folder: Path) -> jnp.dtype:
+    """The dtype of the weights in a folder; float32 where they have several, or one that `load` does not compute in.
+
+    Raises: as `read_params`.
+    """
+    file = _weight_file(folder)
+    found = {
+        tensor.dtype for tensor in _READERS[file.name](file).values() if jnp.issubdtype(tensor.dtype, jnp.floating)
+    }
+    dtype = found.pop() if len(found) == 1 else jnp.dtype(jnp.float32)
+    return dtype if dtype in (jnp.bfloat16, jnp.float16) else jnp.dtype(jnp.float32)
+
+
+def _weight_file(folder: Path) -> Path:
+    file = next((folder / name for name in WEIGHT_FILES if (folder / name).is_file()), None)
+    if file is None:
+        raise FileNotFoundError(f"{folder} has no weights; expected one of {', '.join(WEIGHT_FILES)}.")
+    return file
 
 
 def _is_of_encoder(name: str, base: str, branches: Params) -> bool:

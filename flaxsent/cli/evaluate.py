@@ -1,83 +1,91 @@
 """`flaxsent evaluate`: how good a model is on a labelled file."""
 
 import argparse
-import dataclasses
 import json
 import sys
-from pathlib import Path
 from typing import Any
 
 from tqdm import tqdm
 
 from flaxsent.checkpoint.folder import load
 from flaxsent.cli.options import add_model
+from flaxsent.engine import Stats
+from flaxsent.evaluation import calibration, pictures, report, tables
 
 
 def add(commands: Any) -> None:
-    command = commands.add_parser("evaluate", help="tell how good a model is on a labelled file", description=_EVALUATE)
+    command = commands.add_parser("evaluate", help="measure a model on a labelled file", description=_EVALUATE)
     add_model(command)
     command.add_argument("--data", required=True, metavar="FILE", help="CSV, TSV, JSONL or Parquet")
     command.add_argument("--text-column", default="text", metavar="NAME", help="default text")
-    command.add_argument("--second-column", metavar="NAME", help="of the second texts, for pairs")
+    command.add_argument("--second-column", metavar="NAME", help="column of the second texts, for pairs")
     command.add_argument(
         "--label-column",
         default="label",
         metavar="NAME",
-        help="default label; of names, indices or values",
+        help="names of labels, their indices, or values (default label)",
     )
     command.add_argument(
-        "--label-separator", metavar="TEXT", help="between several labels of a text; by default they are a JSON list"
+        "--label-separator", metavar="TEXT", help="separates several labels of a text; by default they are a JSON list"
     )
-    command.add_argument("--by-length", action="store_true", help="add the figures of texts of like length, in tokens")
+    command.add_argument("--by-length", action="store_true", help="also measure texts of similar length in tokens")
     command.add_argument("--plot", metavar="FILE", help="draw a reliability diagram, such as reliability.png")
     command.add_argument(
         "--calibrate",
         action="store_true",
-        help="fit a temperature and store it in the folder's config.json: scores are divided by it from then on",
+        help="fit a temperature and write it into the model's folder: its last layer is divided by it",
     )
-    command.add_argument("--json", action="store_true", help="one JSON object with every figure")
+    command.add_argument("--json", action="store_true", help="print every figure as one JSON object")
     command.set_defaults(run=run, keeps_compiled=True, uses_cores=True)
 
 
-_EVALUATE = """Tells accuracy, F1, Matthews correlation, log loss, calibration error and the confusion matrix; for
-several labels at once micro and macro F1 and average precision; for regression Pearson and Spearman correlation. All
-are as scikit-learn and SciPy define them; the calibration error is that of 15 bins of equal width."""
+_EVALUATE = """Prints accuracy, F1, Matthews correlation, log loss, calibration error and the confusion matrix. A model
+that gives several labels to a text is measured by micro and macro F1 and average precision, a regression model by
+Pearson and Spearman correlation. Figures are defined as in scikit-learn and SciPy; the calibration error has 15 bins of
+equal width."""
 
 
 def run(options: argparse.Namespace) -> None:
-    from flaxsent.evaluation import report as evaluate
-
     if options.calibrate:
-        evaluate.check_writable(options.model)
+        calibration.check_folder(options.model)
     classifier = load(options.model)
     config = classifier.config
     if options.calibrate:
-        evaluate.check_calibrates(config.problem_type)
+        calibration.check_has_probabilities(config.problem_type)
     if options.plot is not None:
-        evaluate.check_plot(options.plot, config)
-    columns = (options.text_column, options.second_column)
-    data = evaluate.read_data(
+        pictures.check_plot(options.plot, config)
+    data = report.read_data(
         options.data,
         config,
-        text_columns=[column for column in columns if column is not None],
+        text_columns=[name for name in (options.text_column, options.second_column) if name is not None],
         label_column=options.label_column,
         label_separator=options.label_separator,
     )
+    num_truncated = 0
     with tqdm(total=len(data.texts), disable=None, unit=" texts", file=sys.stderr) as bar:
-        logits = evaluate.logits_of(classifier, data.texts, on_scored=bar.update)
-    lengths = evaluate.lengths_of(classifier, data.texts) if options.by_length else None
-    reports = [evaluate.measure(logits, data.targets, config, lengths=lengths)]
+
+        def tell(stats: Stats) -> None:
+            nonlocal num_truncated
+            num_truncated += stats.num_truncated
+            bar.update(stats.num_texts)
+
+        logits = report.logits_of(classifier, data, on_window=tell)
+    if num_truncated:
+        limit = classifier.tokenizer.max_length
+        print(f"flaxsent: {num_truncated:,} texts were truncated to {limit} tokens", file=sys.stderr)
+    lengths = report.lengths_of(classifier, data.texts) if options.by_length else None
+    found = report.measure(logits, data.targets, config, lengths=lengths)
+    reports, facts, heading = {"reliability": found}, {}, ""
     if options.calibrate:
-        temperature = evaluate.fit_temperature(logits, data.targets, config.problem_type)
-        calibrated = dataclasses.replace(config, temperature=temperature)
-        reports.append(evaluate.measure(logits, data.targets, calibrated, lengths=lengths))
-        evaluate.store_temperature(options.model, temperature)
+        temperature = calibration.fit_temperature(logits, data.targets, config.problem_type)
+        after = report.measure(logits / temperature, data.targets, config, lengths=lengths)
+        file = calibration.calibrate(classifier, options.model, temperature)
+        facts = {"temperature": temperature, "stored_in": str(file), "before": tables.to_json(found)}
+        heading = f"temperature {temperature:.4g}: {tables.changes(found, after)}; stored in {file}\n\n"
+        reports, found = {"before": found, "calibrated": after}, after
     if options.json:
-        before = {"before": evaluate.to_json(reports[0])} if options.calibrate else {}
-        print(json.dumps(evaluate.to_json(reports[-1]) | before))
+        print(json.dumps(tables.to_json(found) | facts))
     else:
-        if options.calibrate:
-            print(f"{evaluate.changes(*reports)}; stored in {Path(options.model, 'config.json')}\n")
-        print(evaluate.table(reports[-1]))
+        print(f"{heading}{tables.table(found)}")
     if options.plot is not None:
-        evaluate.plot(reports, options.plot)
+        pictures.plot(reports, options.plot)

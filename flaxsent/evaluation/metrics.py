@@ -1,11 +1,11 @@
-"""Scores and targets → figures, each as scikit-learn defines it: NumPy only, on the host.
+"""Scores and targets → figures, on the host, each as scikit-learn or SciPy defines it.
 
-What can be is a sum over texts, `LabelSums` and `MultiLabelSums`, and those of two batches add; `average_precision`,
-`pearson` and `spearman` need all the scores at once. What divides by nothing is 0, and a correlation with a constant
-is NaN.
+A ratio of nothing is 0, which is scikit-learn's `zero_division=0`. A figure that has no meaning is NaN: a correlation
+with a constant, the average precision of a label that no text has.
 """
 
-import dataclasses
+import warnings
+from typing import NamedTuple
 
 import numpy as np
 from jaxtyping import Float, Int
@@ -14,202 +14,137 @@ NUM_BINS = 15
 """Of the reliability diagram, as in Guo et al. 2017, On Calibration of Modern Neural Networks."""
 
 
-@dataclasses.dataclass(frozen=True, eq=False)
-class LabelSums:
-    """Sums over texts of which each has one label.
+class LabelCounts(NamedTuple):
+    """Numbers of texts, for each label."""
 
-    >>> one = label_sums(np.array([[0.9, 0.1]], np.float32), np.array([0]))
-    >>> (one + label_sums(np.array([[0.6, 0.4]], np.float32), np.array([1]))).accuracy
-    0.5
-    """
-
-    confusion: Int[np.ndarray, "C C"]
-    """How many texts have the label of the row, and the best score for the label of the column."""
-    loss: float
-    """The sum of −log of the score of each text's label."""
-    num_in_bin: Int[np.ndarray, " bins"]
-    """Texts whose best score lies in the bin; bin m of M is (m / M, (m + 1) / M]."""
-    num_right_in_bin: Int[np.ndarray, " bins"]
-    score_in_bin: Float[np.ndarray, " bins"]
-    """The sum of their best scores."""
-
-    def __add__(self, other: "LabelSums") -> "LabelSums":
-        return LabelSums(
-            *(getattr(self, field.name) + getattr(other, field.name) for field in dataclasses.fields(self))
-        )
-
-    @property
-    def num_texts(self) -> int:
-        return int(self.confusion.sum())
-
-    @property
-    def accuracy(self) -> float:
-        return float(np.trace(self.confusion) / self.num_texts)
-
-    @property
-    def support(self) -> Int[np.ndarray, " C"]:
-        """How many texts have each label."""
-        return self.confusion.sum(axis=1)
+    right: Int[np.ndarray, " C"]
+    """Texts that have the label and are given it."""
+    given: Int[np.ndarray, " C"]
+    """Texts to which the model gives the label."""
+    support: Int[np.ndarray, " C"]
+    """Texts that have the label."""
 
     @property
     def precision(self) -> Float[np.ndarray, " C"]:
-        return _ratio(np.diag(self.confusion), self.confusion.sum(axis=0))
+        return _ratio(self.right, self.given)
 
     @property
     def recall(self) -> Float[np.ndarray, " C"]:
-        return _ratio(np.diag(self.confusion), self.support)
+        return _ratio(self.right, self.support)
 
     @property
     def f1(self) -> Float[np.ndarray, " C"]:
-        return _ratio(2 * np.diag(self.confusion), self.confusion.sum(axis=0) + self.support)
-
-    @property
-    def macro_f1(self) -> float:
-        """The mean over the labels that a text has, or that has the best score for one: `f1_score`'s default."""
-        is_there_C = self.confusion.sum(axis=0) + self.support > 0
-        return float(self.f1[is_there_C].mean())
-
-    @property
-    def matthews(self) -> float:
-        """Matthews correlation (GLUE's for CoLA), of any number of labels (Gorodkin 2004)."""
-        confusion_CC = self.confusion.astype(np.float64)  # squares of counts leave int64 beyond 3e9 texts
-        label_C, best_C, num_texts = confusion_CC.sum(axis=1), confusion_CC.sum(axis=0), confusion_CC.sum()
-        covariance = np.trace(confusion_CC) * num_texts - label_C @ best_C
-        scale = (num_texts**2 - best_C @ best_C) * (num_texts**2 - label_C @ label_C)
-        return float(covariance / np.sqrt(scale)) if scale else 0.0
-
-    @property
-    def log_loss(self) -> float:
-        return self.loss / self.num_texts
-
-    @property
-    def calibration_error(self) -> float:
-        """Expected calibration error: by how much accuracy and best score differ in a bin, weighted by its texts."""
-        return float(np.abs(self.num_right_in_bin - self.score_in_bin).sum() / self.num_texts)
-
-
-@dataclasses.dataclass(frozen=True, eq=False)
-class MultiLabelSums:
-    """Sums over texts of which each has any number of labels; a label is predicted above a score of one half."""
-
-    num_exact: int
-    """Texts that get all their labels and no other."""
-    true_positives: Int[np.ndarray, " C"]
-    false_positives: Int[np.ndarray, " C"]
-    false_negatives: Int[np.ndarray, " C"]
-    decisions: LabelSums
-    """Each label of each text as a decision of its own, between no and yes: their log loss and calibration."""
-
-    def __add__(self, other: "MultiLabelSums") -> "MultiLabelSums":
-        return MultiLabelSums(
-            *(getattr(self, field.name) + getattr(other, field.name) for field in dataclasses.fields(self))
-        )
-
-    @property
-    def num_texts(self) -> int:
-        return self.decisions.num_texts // len(self.true_positives)
-
-    @property
-    def accuracy(self) -> float:
-        """The share of texts that get all their labels and no other."""
-        return self.num_exact / self.num_texts
-
-    @property
-    def support(self) -> Int[np.ndarray, " C"]:
-        return self.true_positives + self.false_negatives
-
-    @property
-    def precision(self) -> Float[np.ndarray, " C"]:
-        return _ratio(self.true_positives, self.true_positives + self.false_positives)
-
-    @property
-    def recall(self) -> Float[np.ndarray, " C"]:
-        return _ratio(self.true_positives, self.support)
-
-    @property
-    def f1(self) -> Float[np.ndarray, " C"]:
-        wrong_C = self.false_positives + self.false_negatives
-        return _ratio(2 * self.true_positives, 2 * self.true_positives + wrong_C)
-
-    @property
-    def macro_f1(self) -> float:
-        return float(self.f1.mean())
+        return _ratio(2 * self.right, self.given + self.support)
 
     @property
     def micro_f1(self) -> float:
-        true, wrong = self.true_positives.sum(), (self.false_positives + self.false_negatives).sum()
-        return float(_ratio(2 * true, 2 * true + wrong))
+        return float(_ratio(2 * self.right.sum(), self.given.sum() + self.support.sum()))
 
 
-def label_sums(scores_BC: Float[np.ndarray, "B C"], labels_B: Int[np.ndarray, " B"]) -> LabelSums:
-    """The sums of a batch, from probabilities; of equal scores, the first is the best."""
+def count_confused(confusion_CC: Int[np.ndarray, "C C"]) -> LabelCounts:
+    """The counts that a confusion matrix holds."""
+    return LabelCounts(np.diag(confusion_CC), confusion_CC.sum(axis=0), confusion_CC.sum(axis=1))
+
+
+def count_labels(scores_BC: Float[np.ndarray, "B C"], targets_BC: Float[np.ndarray, "B C"]) -> LabelCounts:
+    """The counts for several labels at once, of which those with a score above one half are given."""
+    is_given_BC, has_BC = scores_BC > 0.5, targets_BC > 0
+    return LabelCounts((is_given_BC & has_BC).sum(axis=0), is_given_BC.sum(axis=0), has_BC.sum(axis=0))
+
+
+def confusion_matrix(scores_BC: Float[np.ndarray, "B C"], labels_B: Int[np.ndarray, " B"]) -> Int[np.ndarray, "C C"]:
+    """How many texts have the label of the row and the best score for that of the column; of equal scores, the first.
+
+    >>> confusion_matrix(np.array([[0.9, 0.1], [0.6, 0.4]]), np.array([0, 1])).tolist()
+    [[1, 0], [1, 0]]
+    """
     num_labels = scores_BC.shape[1]
-    best_B, score_B = scores_BC.argmax(axis=1), scores_BC.max(axis=1).astype(np.float64)
-    pairs = np.bincount(labels_B * num_labels + best_B, minlength=num_labels**2)
+    pairs = np.bincount(labels_B * num_labels + scores_BC.argmax(axis=1), minlength=num_labels**2)
+    return pairs.reshape(num_labels, num_labels)
+
+
+def matthews(confusion_CC: Int[np.ndarray, "C C"]) -> float:
+    """Matthews correlation (GLUE's figure for CoLA), of any number of labels (Gorodkin 2004)."""
+    confusion_CC = confusion_CC.astype(np.float64)  # squares of counts leave int64 beyond 3e9 texts
+    label_C, best_C, num_texts = confusion_CC.sum(axis=1), confusion_CC.sum(axis=0), confusion_CC.sum()
+    covariance = np.trace(confusion_CC) * num_texts - label_C @ best_C
+    scale = (num_texts**2 - best_C @ best_C) * (num_texts**2 - label_C @ label_C)
+    return float(covariance / np.sqrt(scale)) if scale else 0.0
+
+
+def decisions(
+    scores_BC: Float[np.ndarray, "B C"], targets_BC: Float[np.ndarray, "B C"]
+) -> tuple[Float[np.ndarray, "N 2"], Int[np.ndarray, " N"]]:
+    """Each label of each text as a text of its own, with the labels no and yes."""
+    yes_N = scores_BC.reshape(-1)
+    return np.stack([1 - yes_N, yes_N], axis=1), (targets_BC.reshape(-1) > 0).astype(np.int64)
+
+
+def log_loss(scores_BC: Float[np.ndarray, "B C"], labels_B: Int[np.ndarray, " B"]) -> float:
+    """The mean of −log of the score of each text's label."""
     # A score of 0 would cost infinitely much; scikit-learn moves it by the precision of its dtype.
     least = np.finfo(scores_BC.dtype).eps
     own_B = np.clip(scores_BC[np.arange(len(labels_B)), labels_B], least, 1 - least).astype(np.float64)
-    bin_B = np.digitize(score_B, np.linspace(0, 1, NUM_BINS + 1)[1:-1], right=True)
-    return LabelSums(
-        confusion=pairs.reshape(num_labels, num_labels),
-        loss=float(-np.log(own_B).sum()),
-        num_in_bin=np.bincount(bin_B, minlength=NUM_BINS),
-        num_right_in_bin=np.bincount(bin_B[best_B == labels_B], minlength=NUM_BINS),
-        score_in_bin=np.bincount(bin_B, weights=score_B, minlength=NUM_BINS),
-    )
+    return float(-np.log(own_B).mean())
 
 
-def multi_label_sums(scores_BC: Float[np.ndarray, "B C"], targets_BC: Float[np.ndarray, "B C"]) -> MultiLabelSums:
-    """The sums of a batch, from probabilities of each label by itself and targets that are 0 or 1."""
-    is_label_BC, is_predicted_BC = targets_BC > 0, scores_BC > 0.5
-    decided = scores_BC.reshape(-1)
-    return MultiLabelSums(
-        num_exact=int((is_label_BC == is_predicted_BC).all(axis=1).sum()),
-        true_positives=(is_label_BC & is_predicted_BC).sum(axis=0),
-        false_positives=(~is_label_BC & is_predicted_BC).sum(axis=0),
-        false_negatives=(is_label_BC & ~is_predicted_BC).sum(axis=0),
-        decisions=label_sums(np.stack([1 - decided, decided], axis=1), is_label_BC.reshape(-1).astype(np.int64)),
-    )
+class Bin(NamedTuple):
+    """The texts whose best score is above `low` and at most `high`; the means are NaN where there is none."""
+
+    low: float
+    high: float
+    num_texts: int
+    score: float
+    """The mean of the best scores."""
+    accuracy: float
+
+
+def reliability(scores_BC: Float[np.ndarray, "B C"], labels_B: Int[np.ndarray, " B"]) -> list[Bin]:
+    """The bins of the reliability diagram, by the best score of each text."""
+    best_B, score_B = scores_BC.argmax(axis=1), scores_BC.max(axis=1).astype(np.float64)
+    edges = np.linspace(0, 1, NUM_BINS + 1)
+    bin_B = np.digitize(score_B, edges[1:-1], right=True)
+    num_texts = np.bincount(bin_B, minlength=NUM_BINS)
+    with np.errstate(invalid="ignore"):
+        score = np.bincount(bin_B, weights=score_B, minlength=NUM_BINS) / num_texts
+        accuracy = np.bincount(bin_B[best_B == labels_B], minlength=NUM_BINS) / num_texts
+    columns = (edges[:-1], edges[1:], num_texts, score, accuracy)
+    return [Bin(*values) for values in zip(*(column.tolist() for column in columns), strict=True)]
+
+
+def calibration_error(bins: list[Bin]) -> float:
+    """Expected calibration error: by how much accuracy and best score differ in a bin, weighted by its texts."""
+    gaps = [one.num_texts * abs(one.accuracy - one.score) for one in bins if one.num_texts]
+    return sum(gaps) / sum(one.num_texts for one in bins)
 
 
 def average_precision(scores: Float[np.ndarray, " N"], targets: Float[np.ndarray, " N"]) -> float:
-    """The mean of the precisions at each threshold, weighted by what it adds to the recall; 0 without a positive.
+    """The mean of the precisions at each threshold, weighted by what it adds to the recall; NaN without a positive.
 
     >>> average_precision(np.array([0.9, 0.8, 0.7]), np.array([1.0, 0.0, 1.0]))  # (1/1 + 2/3) / 2
     0.8333333333333333
     """
     order = np.argsort(-scores, kind="stable")
     true = np.cumsum(targets[order] > 0)
+    if not true[-1]:
+        return float("nan")
     # Equal scores have one threshold: the last of them.
     is_threshold = np.append(np.diff(scores[order]) != 0, True)
     true, num_above = true[is_threshold], 1 + np.flatnonzero(is_threshold)
-    return float(_ratio((np.diff(true, prepend=0) * true / num_above).sum(), true[-1]))
+    return float((np.diff(true, prepend=0) * true / num_above).sum() / true[-1])
 
 
-def pearson(values: Float[np.ndarray, " N"], targets: Float[np.ndarray, " N"]) -> float:
-    """The correlation of two series; NaN if one of them is constant."""
-    x, y = (series.astype(np.float64) for series in (values, targets))
-    if (x == x[0]).all() or (y == y[0]).all():
-        return float("nan")
-    x, y = x - x.mean(), y - y.mean()
-    return float(np.clip((x / np.linalg.norm(x)) @ (y / np.linalg.norm(y)), -1, 1))
+def correlations(values: Float[np.ndarray, " N"], targets: Float[np.ndarray, " N"]) -> dict[str, float]:
+    """Pearson's correlation and Spearman's; NaN if one of the series is constant."""
+    import scipy.stats  # takes half a second, which only regression needs
 
-
-def spearman(values: Float[np.ndarray, " N"], targets: Float[np.ndarray, " N"]) -> float:
-    """The correlation of the ranks, of which equal values share the mean."""
-    return pearson(_ranks(values), _ranks(targets))
-
-
-def _ranks(values: Float[np.ndarray, " N"]) -> Float[np.ndarray, " N"]:
-    """From 1 up, in float64.
-
-    >>> _ranks(np.array([0.5, 0.1, 0.5])).tolist()
-    [2.5, 1.0, 2.5]
-    """
-    _, which, counts = np.unique(values, return_inverse=True, return_counts=True)
-    return (np.cumsum(counts) - (counts - 1) / 2)[which]
+    if len(values) < 2:  # which SciPy refuses
+        return {"pearson": float("nan"), "spearman": float("nan")}
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", scipy.stats.DegenerateDataWarning)
+        found = {"pearson": scipy.stats.pearsonr(values, targets), "spearman": scipy.stats.spearmanr(values, targets)}
+    return {name: float(result.statistic) for name, result in found.items()}
 
 
 def _ratio(numerator: np.ndarray | np.number, denominator: np.ndarray | np.number) -> Float[np.ndarray, "..."]:
-    """Their quotient, and 0 where that has no meaning: `zero_division` of scikit-learn."""
     return np.where(denominator > 0, numerator / np.maximum(denominator, 1), 0.0)

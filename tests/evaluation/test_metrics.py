@@ -50,18 +50,16 @@ single = pytest.mark.parametrize(("scores", "labels"), SINGLE.values(), ids=SING
 @single
 @pytest.mark.filterwarnings("ignore:A single label was found")
 def test_figures_of_one_label_are_those_of_scikit_learn(scores, labels):
-    sums, num_labels = metrics.label_sums(scores, labels), scores.shape[1]
-    best, every = scores.argmax(axis=1), range(num_labels)
-    assert sums.num_texts == len(labels)
-    assert sums.accuracy == pytest.approx(sklearn.metrics.accuracy_score(labels, best), abs=TOLERANCE)
-    theirs = sklearn.metrics.precision_recall_fscore_support(labels, best, labels=every, zero_division=0)
-    for ours, their in zip((sums.precision, sums.recall, sums.f1, sums.support), theirs, strict=True):
+    num_labels, best = scores.shape[1], scores.argmax(axis=1)
+    confusion = metrics.confusion_matrix(scores, labels)
+    counts = metrics.count_confused(confusion)
+    np.testing.assert_array_equal(confusion, sklearn.metrics.confusion_matrix(labels, best, labels=range(num_labels)))
+    theirs = sklearn.metrics.precision_recall_fscore_support(labels, best, labels=range(num_labels), zero_division=0)
+    for ours, their in zip((counts.precision, counts.recall, counts.f1, counts.support), theirs, strict=True):
         np.testing.assert_allclose(ours, their, rtol=0, atol=TOLERANCE)
-    macro = sklearn.metrics.f1_score(labels, best, average="macro")
-    assert sums.macro_f1 == pytest.approx(macro, abs=TOLERANCE)
-    assert sums.matthews == pytest.approx(sklearn.metrics.matthews_corrcoef(labels, best), abs=TOLERANCE)
-    assert sums.log_loss == pytest.approx(sklearn.metrics.log_loss(labels, scores, labels=every), rel=LOSS_TOLERANCE)
-    np.testing.assert_array_equal(sums.confusion, sklearn.metrics.confusion_matrix(labels, best, labels=every))
+    assert metrics.matthews(confusion) == pytest.approx(sklearn.metrics.matthews_corrcoef(labels, best), abs=TOLERANCE)
+    loss = sklearn.metrics.log_loss(labels, scores, labels=range(num_labels))
+    assert metrics.log_loss(scores, labels) == pytest.approx(loss, rel=LOSS_TOLERANCE)
 
 
 @single
@@ -72,25 +70,15 @@ def test_calibration_is_the_formula_of_guo(scores, labels):
         inside = (confidence > (m - 1) / 15) & (confidence <= m / 15)
         if inside.any():
             error += inside.sum() / len(labels) * abs(right[inside].mean() - confidence[inside].mean())
-    assert metrics.label_sums(scores, labels).calibration_error == pytest.approx(error, abs=TOLERANCE)
+    found = metrics.calibration_error(metrics.reliability(scores, labels))
+    assert found == pytest.approx(error, abs=TOLERANCE)
 
 
 def test_a_score_on_the_edge_of_a_bin_belongs_to_the_lower_one():
     scores = np.array([[0.8, 0.2], [0.6, 0.4], [1.0, 0.0]])  # 12/15, 9/15, 15/15
-    sums = metrics.label_sums(scores, np.array([0, 0, 0]))
-    assert np.flatnonzero(sums.num_in_bin).tolist() == [8, 11, 14]
-
-
-@single
-def test_sums_of_batches_add_to_that_of_all(scores, labels):
-    cuts = [len(labels) // 3, len(labels) // 3, len(labels) // 2]  # one batch is empty
-    parts = zip(np.split(scores, cuts), np.split(labels, cuts), strict=True)
-    first, *rest = [metrics.label_sums(*part) for part in parts]
-    total, whole = sum(rest, first), metrics.label_sums(scores, labels)
-    for name in ("confusion", "num_in_bin", "num_right_in_bin"):
-        np.testing.assert_array_equal(getattr(total, name), getattr(whole, name))
-    for name in ("accuracy", "macro_f1", "matthews", "log_loss", "calibration_error"):
-        assert getattr(total, name) == pytest.approx(getattr(whole, name), abs=TOLERANCE)
+    bins = metrics.reliability(scores, np.array([0, 0, 0]))
+    assert [index for index, one in enumerate(bins) if one.num_texts] == [8, 11, 14]
+    assert bins[8] == pytest.approx((8 / 15, 9 / 15, 1, 0.6, 1))
 
 
 def random_targets(num_texts, num_labels, share=0.3, seed=3):
@@ -118,38 +106,22 @@ multi = pytest.mark.parametrize(("scores", "targets"), MULTI.values(), ids=MULTI
 @multi
 @pytest.mark.filterwarnings("ignore:No positive class found in y_true")
 def test_figures_of_several_labels_are_those_of_scikit_learn(scores, targets):
-    sums, predicted, truth = metrics.multi_label_sums(scores, targets), scores > 0.5, targets.astype(int)
-    assert sums.num_texts == len(targets)
-    assert sums.accuracy == pytest.approx(sklearn.metrics.accuracy_score(truth, predicted), abs=TOLERANCE)
+    counts, predicted, truth = metrics.count_labels(scores, targets), scores > 0.5, targets.astype(int)
     theirs = sklearn.metrics.precision_recall_fscore_support(truth, predicted, zero_division=0)
-    for ours, their in zip((sums.precision, sums.recall, sums.f1, sums.support), theirs, strict=True):
+    for ours, their in zip((counts.precision, counts.recall, counts.f1, counts.support), theirs, strict=True):
         np.testing.assert_allclose(ours, their, rtol=0, atol=TOLERANCE)
-    for average, ours in (("macro", sums.macro_f1), ("micro", sums.micro_f1)):
-        their = sklearn.metrics.f1_score(truth, predicted, average=average, zero_division=0)
-        assert ours == pytest.approx(their, abs=TOLERANCE)
+    micro = sklearn.metrics.f1_score(truth, predicted, average="micro", zero_division=0)
+    assert counts.micro_f1 == pytest.approx(micro, abs=TOLERANCE)
     flat = sklearn.metrics.log_loss(truth.ravel(), scores.ravel(), labels=[0, 1])
-    assert sums.decisions.log_loss == pytest.approx(flat, rel=LOSS_TOLERANCE)
-    each = [metrics.average_precision(*columns) for columns in zip(scores.T, targets.T, strict=True)]
-    for average, ours in {
-        None: each,
-        "macro": np.mean(each),
-        "micro": metrics.average_precision(scores.ravel(), targets.ravel()),
-    }.items():
-        their = sklearn.metrics.average_precision_score(truth, scores, average=average)
-        np.testing.assert_allclose(ours, their, rtol=0, atol=TOLERANCE)
-
-
-@multi
-def test_sums_of_several_labels_add(scores, targets):
-    half = len(targets) // 2
-    total = metrics.multi_label_sums(scores[:half], targets[:half]) + metrics.multi_label_sums(
-        scores[half:], targets[half:]
-    )
-    whole = metrics.multi_label_sums(scores, targets)
-    for name in ("num_texts", "accuracy", "macro_f1", "micro_f1"):
-        assert getattr(total, name) == getattr(whole, name)
-    assert total.decisions.log_loss == pytest.approx(whole.decisions.log_loss, abs=TOLERANCE)
-    assert total.decisions.calibration_error == pytest.approx(whole.decisions.calibration_error, abs=TOLERANCE)
+    assert metrics.log_loss(*metrics.decisions(scores, targets)) == pytest.approx(flat, rel=LOSS_TOLERANCE)
+    ours = [metrics.average_precision(*columns) for columns in zip(scores.T, targets.T, strict=True)]
+    theirs = np.atleast_1d(sklearn.metrics.average_precision_score(truth, scores, average=None))
+    has_positive = targets.any(axis=0)
+    np.testing.assert_allclose(np.array(ours)[has_positive], theirs[has_positive], rtol=0, atol=TOLERANCE)
+    assert np.isnan(np.array(ours)[~has_positive]).all(), "scikit-learn warns there and gives 0"
+    if targets.any():
+        micro = sklearn.metrics.average_precision_score(truth, scores, average="micro")
+        assert metrics.average_precision(scores.ravel(), targets.ravel()) == pytest.approx(micro, abs=TOLERANCE)
 
 
 RNG = np.random.default_rng(7)
@@ -164,13 +136,22 @@ SERIES = {
 
 
 @pytest.mark.parametrize(("values", "targets"), SERIES.values(), ids=SERIES)
-def test_correlations_are_those_of_scipy(values, targets):
-    assert metrics.pearson(values, targets) == pytest.approx(scipy.stats.pearsonr(values, targets)[0], abs=1e-10)
-    assert metrics.spearman(values, targets) == pytest.approx(scipy.stats.spearmanr(values, targets)[0], abs=TOLERANCE)
+def test_correlations_are_those_of_the_definition(values, targets):
+    """Of the values and of their ranks, by NumPy."""
+    ranks = [scipy.stats.rankdata(series) for series in (values, targets)]
+    assert metrics.correlations(values, targets) == pytest.approx(
+        {"pearson": np.corrcoef(values, targets)[0, 1], "spearman": np.corrcoef(*ranks)[0, 1]}, abs=1e-10
+    )
 
 
-@pytest.mark.filterwarnings("ignore::scipy.stats.ConstantInputWarning")
-def test_correlation_with_a_constant_is_nan_as_in_scipy():
-    values, constant = np.arange(5.0), np.full(5, 0.1)
-    for ours, theirs in ((metrics.pearson, scipy.stats.pearsonr), (metrics.spearman, scipy.stats.spearmanr)):
-        assert np.isnan([ours(values, constant), theirs(values, constant)[0], ours(values[:1], values[:1])]).all()
+@pytest.mark.parametrize(
+    ("values", "targets"),
+    [(np.arange(5.0), np.full(5, 0.1)), (np.full(5, 0.1), np.arange(5.0)), (np.ones(1), np.ones(1))],
+    ids=["constant targets", "constant values", "one text"],
+)
+def test_a_correlation_that_has_no_meaning_is_nan_without_a_warning(values, targets):
+    assert all(np.isnan(value) for value in metrics.correlations(values, targets).values())
+
+
+def test_values_that_are_nearly_constant_correlate_without_a_warning():
+    assert metrics.correlations(1 + 1e-15 * np.arange(5.0), np.arange(5.0))["spearman"] > 0.9

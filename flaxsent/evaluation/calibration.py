@@ -1,0 +1,106 @@
+"""Logits and targets → one temperature, folded into the last layer of a checkpoint folder (Guo et al. 2017)."""
+
+import dataclasses
+import math
+import os
+from pathlib import Path
+
+import numpy as np
+from jaxtyping import Float
+
+from flaxsent import models
+from flaxsent.base import FlaxsentError, ProblemType
+from flaxsent.checkpoint.exported import is_exported
+from flaxsent.checkpoint.folder import save
+from flaxsent.checkpoint.weights import SAFETENSORS, stored_dtype
+from flaxsent.classifier import Classifier
+from flaxsent.evaluation.report import Targets
+from flaxsent.tokenization import TOKENIZER_FILES
+
+
+def fit_temperature(logits_BC: Float[np.ndarray, "B C"], targets: Targets, problem_type: ProblemType) -> float:
+    """The temperature, from 0.001 to 1000, at which the log loss is least (section 4.2), in float64.
+
+    Raises:
+        FlaxsentError: regression; or there is no such temperature, as all texts are right or the scores say nothing.
+    """
+    from scipy import optimize, special  # take a quarter of a second, which only --calibrate needs
+
+    check_has_probabilities(problem_type)
+    logits_BC, labels_B = np.asarray(logits_BC, np.float64), targets
+    if problem_type == "multi_label_classification":  # the sigmoid of a logit is the softmax of 0 and the logit
+        yes_N = logits_BC.reshape(-1)
+        logits_BC, labels_B = np.stack([np.zeros_like(yes_N), yes_N], axis=1), targets.reshape(-1).astype(np.int64)
+    # Relative to the logit of the right label, from here on.
+    over_BC = logits_BC - np.take_along_axis(logits_BC, labels_B[:, None], axis=1)
+    is_other_BC = np.arange(over_BC.shape[1]) != labels_B[:, None]
+    if (over_BC[is_other_BC] < 0).all():
+        raise FlaxsentError(
+            f"the model has all {len(targets):,} texts right, so that the lowest temperature fits best; calibrate on "
+            "texts of which it has some wrong."
+        )
+    if over_BC.mean() >= 0:
+        raise FlaxsentError("the model's scores do not favour the right labels, so that no temperature fits them.")
+    # Convex in 1 / temperature, the log loss has one valley over the logarithm of the temperature.
+    found = optimize.minimize_scalar(
+        lambda log: special.logsumexp(over_BC / math.exp(log), axis=1).mean(),
+        bounds=(math.log(0.001), math.log(1000)),
+        method="bounded",
+        options={"xatol": 1e-9},
+    )
+    return math.exp(found.x)
+
+
+def check_has_probabilities(problem_type: ProblemType) -> None:
+    """Raises FlaxsentError for regression."""
+    if problem_type == "regression":
+        raise FlaxsentError("--calibrate fits a temperature to probabilities; this model gives values instead.")
+
+
+def check_folder(model: str | None) -> None:
+    """Refuses a model whose weights `--calibrate` cannot write, before it is loaded.
+
+    Raises:
+        FlaxsentError: the embedded checkpoint, one on the Hub, an exported folder, or the current folder.
+        PermissionError: a folder that cannot be replaced.
+    """
+    if model is None or not Path(model).is_dir():
+        name = "the embedded model" if model is None else f"{model}, which is no folder"
+        loaded = "" if model is None else repr(model)
+        raise FlaxsentError(
+            f"--calibrate writes the weights of a folder, and cannot for {name}; write a folder first, with "
+            f"flaxsent.save(flaxsent.load({loaded}), FOLDER), and pass --model FOLDER."
+        )
+    if is_exported(model):
+        raise FlaxsentError(
+            f"--calibrate cannot write the weights of {model}, which was exported; calibrate the checkpoint, then "
+            "export it anew."
+        )
+    folder = Path(model).resolve()
+    if Path.cwd().is_relative_to(folder):
+        raise FlaxsentError(f"--calibrate replaces the folder {folder}, which is the current one; run it from another.")
+    if not all(os.access(path, os.W_OK | os.X_OK) for path in (folder, folder.parent)):
+        raise PermissionError(f"--calibrate replaces the folder {model}, which you may not write; copy it first.")
+
+
+def calibrate(classifier: Classifier, folder: str | os.PathLike, temperature: float) -> Path:
+    """Writes the folder of a classifier anew, whole or not at all, with logits divided by `temperature`.
+
+    The weights keep their stored dtype, to which the last layer is rounded; gives the file in which they are. All
+    other files stay, but for those with the weights as they were.
+
+    Raises:
+        OSError: the folder cannot be written; it is as it was then.
+    """
+    target = Path(folder).resolve()  # a link must not be replaced by what it leads to
+    divided = dataclasses.replace(
+        classifier,
+        params=models.divide_logits(classifier.params, temperature),
+        # `save` would leave out the vocabulary that PyTorch's slow tokenizers read.
+        tokenizer=dataclasses.replace(
+            classifier.tokenizer,
+            files={name: (target / name).read_bytes() for name in TOKENIZER_FILES if (target / name).is_file()},
+        ),
+    )
+    save(divided, target, dtype=stored_dtype(target))
+    return Path(folder, SAFETENSORS)

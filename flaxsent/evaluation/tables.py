@@ -1,0 +1,94 @@
+"""A `Report` as a table for people and as JSON for programs."""
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+from flaxsent.evaluation.report import Bucket, Report
+
+
+def table(report: Report) -> str:
+    """The figures, then those of each label, the confusion matrix, and those of each length."""
+    width = max(map(len, report.figures))
+    parts = [
+        [f"{report.num_texts:,} texts, {report.problem_type.replace('_', ' ')}"],
+        [f"{_spoken(figure):<{width}}  {_number(value)}" for figure, value in report.figures.items()],
+    ]
+    names = [_cell(label) for label in report.labels]
+    if report.by_label is not None:
+        figures = [*next(iter(report.by_label.values()))]
+        rows = [
+            [name, *map(_number, found.values())] for name, found in zip(names, report.by_label.values(), strict=True)
+        ]
+        parts.append(_columns([["label", *map(_spoken, figures)], *rows]))
+    if report.confusion is not None and len(names) <= _WIDEST:
+        rows = [[name, *map(_number, row)] for name, row in zip(names, report.confusion, strict=True)]
+        parts.append(_columns([["true label \\ predicted", *names], *rows]))
+    elif report.confusion is not None:
+        parts.append([f"The confusion matrix of {len(names)} labels is too wide for a table; --json has it."])
+    if report.by_length is not None:
+        rows = [[_span(one), *map(_number, (one.num_texts, *one.figures.values()))] for one in report.by_length]
+        parts.append(_columns([["tokens", "texts", *map(_spoken, report.figures)], *rows]))
+    return "\n\n".join("\n".join(lines) for lines in parts)
+
+
+def changes(before: Report, after: Report) -> str:
+    """What a temperature does to the figures that depend on it, on one line."""
+    return ", ".join(
+        f"{_spoken(name)} {_number(before.figures[name])} → {_number(after.figures[name])}"
+        for name in ("log_loss", "calibration_error")
+    )
+
+
+_WIDEST = 20
+"""More labels than this make no matrix that a terminal can show."""
+
+
+def _span(bucket: Bucket) -> str:
+    return f"{bucket.shortest} or more, cut" if bucket.longest is None else f"{bucket.shortest} to {bucket.longest}"
+
+
+def _spoken(figure: str) -> str:
+    return figure.removeprefix("num_").replace("_", " ").replace("f1", "F1").replace("matthews", "Matthews")
+
+
+def _number(value: float) -> str:
+    if isinstance(value, int):
+        return f"{value:,}"
+    return "–" if math.isnan(value) else f"{value:.4f}"
+
+
+def _cell(label: str) -> str:
+    """A label on one line and not too wide, whatever a config calls it; control characters would move the cursor."""
+    cell = "".join(char if char.isprintable() else " " for char in label)
+    return cell if len(cell) <= 24 else cell[:23] + "…"
+
+
+def _columns(rows: Sequence[Sequence[str]]) -> list[str]:
+    """Rows of cells as lines: the first column to the left, the others to the right."""
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    return ["  ".join([row[0].ljust(widths[0]), *map(str.rjust, row[1:], widths[1:])]).rstrip() for row in rows]
+
+
+def to_json(report: Report) -> dict[str, Any]:
+    """The same as `table`, and the bins of the reliability diagram; null for what has no meaning."""
+    found: dict[str, Any] = {"problem_type": report.problem_type, "num_texts": report.num_texts, **report.figures}
+    if report.by_label is not None:
+        found |= {"by_label": report.by_label, "labels": report.labels, "confusion": report.confusion}
+    if report.bins is not None:
+        found["bins"] = [one._asdict() for one in report.bins]
+    if report.by_length is not None:
+        found["by_length"] = [
+            {"shortest": one.shortest, "longest": one.longest, "num_texts": one.num_texts, **one.figures}
+            for one in report.by_length
+        ]
+    return _without_nan(found)
+
+
+def _without_nan(value: Any) -> Any:
+    """JSON has no NaN."""
+    if isinstance(value, dict):
+        return {name: _without_nan(one) for name, one in value.items()}
+    if isinstance(value, list):
+        return [_without_nan(one) for one in value]
+    return None if isinstance(value, float) and math.isnan(value) else value
