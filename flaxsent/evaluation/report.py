@@ -41,7 +41,7 @@ class Bucket(NamedTuple):
     longest: int | None
     """None: longer than what the model reads, so that they lost their ends."""
     num_texts: int
-    figures: dict[str, float]
+    figures: dict[str, int | float]
 
 
 class Report(NamedTuple):
@@ -50,10 +50,10 @@ class Report(NamedTuple):
     problem_type: ProblemType
     labels: tuple[str, ...]
     num_texts: int
-    figures: dict[str, float]
+    figures: dict[str, int | float]
     """accuracy, macro_f1, …, log_loss, calibration_error; or pearson, spearman, mean_squared_error. For multi-label
     also how many labels no text has: macro_average_precision leaves them out."""
-    by_label: dict[str, dict[str, float]] | None = None
+    by_label: dict[str, dict[str, int | float]] | None = None
     """precision, recall, f1, num_texts of each, for multi-label average_precision too; None for regression."""
     bins: list[metrics.Bin] | None = None
     """Of the texts, or for multi-label of the decisions on each label: what the reliability diagram shows."""
@@ -219,7 +219,7 @@ def _several_labels(
     )
 
 
-def _by_label(config: ModelConfig, **columns: Shaped[np.ndarray, " C"]) -> dict[str, dict[str, float]]:
+def _by_label(config: ModelConfig, **columns: Shaped[np.ndarray, " C"]) -> dict[str, dict[str, int | float]]:
     rows = zip(*(column.tolist() for column in columns.values()), strict=True)
     return {label: dict(zip(columns, row, strict=True)) for label, row in zip(config.labels, rows, strict=True)}
 

@@ -52,7 +52,7 @@ def _spoken(figure: str) -> str:
     return figure.removeprefix("num_").replace("_", " ").replace("f1", "F1").replace("matthews", "Matthews")
 
 
-def _number(value: float) -> str:
+def _number(value: int | float) -> str:
     if isinstance(value, int):
         return f"{value:,}"
     return "–" if math.isnan(value) else f"{value:.4f}"
