@@ -8,6 +8,7 @@ import os
 import shutil
 import stat
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -18,14 +19,17 @@ import sklearn.metrics
 
 import flaxsent
 import flaxsent.cli.evaluate
+from flaxsent import models
 from flaxsent.base import FlaxsentError
 from flaxsent.checkpoint.weights import SAFETENSORS, SAFETENSORS_INDEX, stored_dtype
 from flaxsent.cli import main
 from flaxsent.evaluation.calibration import calibrate, fit_temperature
 from flaxsent.evaluation.report import measure
-from tests.conftest import texts_of_lengths
+from flaxsent.parity.random_checkpoints import CONFIGS
+from tests.conftest import NATIVE, texts_of_lengths
 from tests.evaluation.conftest import (
     MULTI,
+    REGRESSION,
     TEXTS,
     TOLERANCE,
     config_of,
@@ -291,6 +295,17 @@ def test_old_folders_give_calibrated_scores_and_lose_the_key_when_saved(capsys, 
         np.testing.assert_allclose(found, expected, atol=TOLERANCE)
 
 
+def test_a_new_head_on_an_old_folder_has_no_temperature(model, tmp_path):
+    source = model()[0]
+    old = shutil.copytree(source, tmp_path / "old")
+    config = json.loads((old / "config.json").read_text())
+    (old / "config.json").write_text(json.dumps(config | {OLD_KEY: 2.5}))
+    drawn_anew = [flaxsent.load(folder, backend="native", labels=["a", "b", "c"], seed=3) for folder in (source, old)]
+    jax.tree.map(np.testing.assert_array_equal, *(one.params for one in drawn_anew))
+    kept = flaxsent.load(old, backend="native", labels=["a", "b", "c"], new_head=False)
+    np.testing.assert_array_equal(scores_of(kept, TEXTS), scores_of(flaxsent.load(old, backend="native"), TEXTS))
+
+
 IMPOSSIBLE = [0, -1, 1e-300, 1e300, 10**400, "2", True, [2], {}, math.nan, math.inf, -math.inf]
 
 
@@ -300,6 +315,14 @@ def test_an_impossible_old_temperature_is_refused_by_the_name_of_its_key(model, 
     config = json.loads((folder / "config.json").read_text())
     (folder / "config.json").write_text(json.dumps(config | {OLD_KEY: value}))
     with pytest.raises(FlaxsentError, match=f"{OLD_KEY}=.*; expected a number from 0.001 to 1000"):
+        flaxsent.load(folder, backend="native")
+
+
+def test_an_old_temperature_of_regression_is_refused(model, tmp_path):
+    folder = shutil.copytree(model(**REGRESSION)[0], tmp_path / "old")
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | {OLD_KEY: 1.25}))
+    with pytest.raises(FlaxsentError, match=f"{OLD_KEY}=1.25; expected none, as regression has no probabilities"):
         flaxsent.load(folder, backend="native")
 
 
@@ -327,6 +350,31 @@ def test_a_folder_is_what_it_was_when_storing_fails(model, tmp_path, monkeypatch
         calibrate(classifier, folder, 3.0)
     assert {file.name: file.read_bytes() for file in folder.iterdir()} == before
     assert [path.name for path in tmp_path.iterdir()] == ["model"]
+
+
+HEADS = ("bert", "roberta", "bart")
+"""A family for each way to name the last layer; the others take their time."""
+FAMILIES = [
+    pytest.param(
+        family,
+        marks=[
+            *([] if family in HEADS else [pytest.mark.slow]),
+            *([] if family in NATIVE else [pytest.mark.flax_auto]),
+        ],
+    )
+    for family in CONFIGS
+]
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_the_logits_of_every_family_are_divided_by_its_last_layer(tiny_folder, family):
+    classifier = flaxsent.load(tiny_folder(family))
+    tokens, forward = classifier.tokenize(["so good", "i hate this film"]), jax.jit(classifier.forward)
+    logits, divided = (
+        np.asarray(forward(params, tokens))
+        for params in (classifier.params, models.divide_logits(classifier.params, 2.0))
+    )
+    np.testing.assert_allclose(divided, logits / 2, rtol=1e-6)  # halves are exact
 
 
 # What is refused before the model is loaded
