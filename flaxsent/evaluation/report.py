@@ -14,7 +14,7 @@ from jaxtyping import Float, Int, Shaped
 
 from flaxsent.base import FlaxsentError, ProblemType, Text
 from flaxsent.classifier import Classifier
-from flaxsent.data.labels import read_annotations, to_labelled
+from flaxsent.data.labels import read_annotations, to_examples
 from flaxsent.engine import Engine, Stats
 from flaxsent.evaluation import metrics
 from flaxsent.models.config import ModelConfig
@@ -83,8 +83,7 @@ def read_data(
     annotations = read_annotations(
         file, text_columns=text_columns, label_column=label_column, label_separator=label_separator
     )
-    label2id = {label: index for index, label in enumerate(config.labels)}
-    texts, labels = to_labelled(annotations, label2id=label2id, problem_type=config.problem_type)
+    texts, labels = to_examples(annotations, labels=config.labels, problem_type=config.problem_type)
     match config.problem_type:
         case "single_label_classification":
             targets = np.array(labels, np.int64)
@@ -94,7 +93,7 @@ def read_data(
                 target_C[list(indices)] = 1
         case "regression":
             targets = np.array(labels, np.float32)[:, None]
-    return Data(str(file), annotations.rows, texts, targets)
+    return Data(annotations.file, annotations.numbers, texts, targets)
 
 
 def logits_of(
