@@ -113,7 +113,7 @@ def logits_of(
             alone = zip(odd, engine.stream(data.texts[index] for index in odd), strict=True)
             first = next((index for index, logits_C in alone if not np.isfinite(logits_C).all()), odd[0])
         raise FlaxsentError(
-            f"the model gives logits that are NaN or infinite for the text of {data.file} record "
+            f"the model gives logits that are NaN or infinite for the text of {data.file} row "
             f"{data.records[first]}; `flaxsent info` tells whether its weights are finite."
         )
     return logits_BC
