@@ -17,6 +17,8 @@ from pathlib import Path
 from types import ModuleType
 from typing import BinaryIO
 
+from flaxsent.base import FlaxsentError
+
 
 class MissingPackageError(ImportError):
     """A package that is not installed; the message has the command that installs it."""
@@ -125,8 +127,11 @@ def replacing(target: Path, *, owned: Collection[str] = ()) -> Iterator[Path]:
 
     Raises:
         OSError: it cannot be written; nothing has changed then.
+        FlaxsentError: the process, or the shell that started it, is in the folder that would be replaced.
     """
     target = target.absolute()
+    if target.exists() and Path.cwd().is_relative_to(target.resolve()):
+        raise FlaxsentError(f"{target} would be replaced, and the current folder is in it; start from another folder.")
     target.parent.mkdir(parents=True, exist_ok=True)
     unfinished = target.with_name(temporary_name(f".{target.name}"))
     replaced = unfinished.with_suffix(".old")

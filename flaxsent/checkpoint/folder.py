@@ -113,7 +113,7 @@ def save(classifier: Classifier, folder: str | os.PathLike, *, dtype: Any = None
     stored = jax.tree.leaves(classifier.params)[0].dtype if dtype is None else float_dtype(dtype)
     tensors = weights.to_tensors(jax.tree.map(lambda leaf: leaf.astype(stored), classifier.params))
     tensors |= models.computed_tensors(classifier.config)
-    with replacing(Path(folder), owned=OWN_FILES) as unfinished:
+    with replacing(Path(folder), owned=own_files(Path(folder))) as unfinished:
         safetensors.numpy.save_file(tensors, unfinished / weights.SAFETENSORS, metadata={"format": "pt"})
         (unfinished / weights.SAFETENSORS).chmod(0o644)  # it is made for its owner alone
         (unfinished / "config.json").write_text(to_json(classifier.config, dtype=stored.name), encoding="utf-8")
@@ -122,7 +122,13 @@ def save(classifier: Classifier, folder: str | os.PathLike, *, dtype: Any = None
 
 
 OWN_FILES = ("config.json", *weights.WEIGHT_FILES, *TOKENIZER_FILES)
-"""Names of files that `save` writes, or that would contradict what it writes."""
+"""Names of files that `save` writes, or that would contradict what it writes; shards of weights are so, too."""
+
+
+def own_files(folder: Path) -> list[str]:
+    """The names in a folder, or none if there is none, that a checkpoint has."""
+    names = [path.name for path in folder.iterdir()] if folder.is_dir() else []
+    return [name for name in names if name in OWN_FILES or weights.SHARD.fullmatch(name)]
 
 
 def float_dtype(dtype: Any) -> jnp.dtype:

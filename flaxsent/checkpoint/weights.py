@@ -22,6 +22,9 @@ MSGPACK, PICKLE = "flax_model.msgpack", "pytorch_model.bin"
 WEIGHT_FILES = (SAFETENSORS, SAFETENSORS_INDEX, MSGPACK, PICKLE)
 """In the order in which they are preferred."""
 
+SHARD = re.compile(r"(model|pytorch_model)-\d{5}-of-\d{5}\.(safetensors|bin)|pytorch_model\.bin\.index\.json")
+"""The names of other files of weights, when there are several."""
+
 # Flax leaf name -> PyTorch's; kernels are transposed besides. Names not listed are the same in both.
 _LEAVES = {"kernel": "weight", "scale": "weight", "embedding": "weight"}
 # How old checkpoints call LayerNorm's parameters.

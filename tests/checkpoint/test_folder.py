@@ -353,17 +353,27 @@ def test_saved_dtype_is_that_of_the_file_and_of_its_config(folder, tmp_path, dty
 
 
 def test_saving_in_place_replaces_a_checkpoint_and_nothing_else(folder):
-    before = load(folder)
+    before, before_names = load(folder), {path.name for path in folder.iterdir()} - {"vocab.txt"}
     (folder / "notes").mkdir()
     (folder / "notes" / "todo.txt").write_text("mine")
     (folder / "README.md").write_text("mine, too")
-    (folder / "pytorch_model.bin").write_bytes(b"older weights, which would contradict the new ones")
+    for name in ("pytorch_model.bin", "model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors"):
+        (folder / name).write_bytes(b"older weights, which would contradict the new ones")
     flaxsent.save(before, folder)
     assert_equal(load(folder).params, before.params)
     assert (folder / "notes" / "todo.txt").read_text() == "mine"
     assert (folder / "README.md").read_text() == "mine, too"
-    assert not (folder / "pytorch_model.bin").exists()
+    assert {path.name for path in folder.iterdir()} == before_names | {"notes", "README.md"}
     assert [path.name for path in folder.parent.iterdir()] == [folder.name]
+
+
+def test_the_current_folder_is_not_replaced_from_under_the_shell(folder, monkeypatch):
+    classifier = load(folder)
+    (folder / "inner").mkdir()
+    for current in (folder, folder / "inner"):
+        monkeypatch.chdir(current)
+        with pytest.raises(flaxsent.FlaxsentError, match="would be replaced, and the current folder is in it"):
+            flaxsent.save(classifier, folder)
 
 
 def test_a_save_that_fails_leaves_what_was_there(folder, monkeypatch):
