@@ -138,16 +138,11 @@ def replacing(target: Path, *, owned: Collection[str] = ()) -> Iterator[Path]:
     try:
         unfinished.mkdir()
         yield unfinished
-        for entry in [*target.iterdir()] if target.exists() else []:
-            if not (unfinished / entry.name).exists():
-                if entry.name not in owned:
-                    _link(entry, unfinished / entry.name)
-            elif entry.exists():  # else it is a link that leads nowhere
-                shutil.copymode(entry, unfinished / entry.name)
+        if target.exists():
+            _keep(target, unfinished, owned)
         for file in unfinished.iterdir():
             _sync(file)
         if target.exists():
-            shutil.copymode(target, unfinished)
             target.rename(replaced)
         unfinished.rename(target)
         _sync(target.parent)
@@ -159,6 +154,17 @@ def replacing(target: Path, *, owned: Collection[str] = ()) -> Iterator[Path]:
         shutil.rmtree(unfinished, ignore_errors=True)
         if target.exists():
             shutil.rmtree(replaced, ignore_errors=True)
+
+
+def _keep(old: Path, new: Path, owned: Collection[str]) -> None:
+    """Gives a new folder what the old one holds besides `owned`, and the permissions that the old one had."""
+    for entry in old.iterdir():
+        if not (new / entry.name).exists():
+            if entry.name not in owned:
+                _link(entry, new / entry.name)
+        elif entry.exists():  # else it is a link that leads nowhere
+            shutil.copymode(entry, new / entry.name)
+    shutil.copymode(old, new)
 
 
 def _link(source: Path, target: Path) -> None:
