@@ -8,6 +8,7 @@ import pytest
 
 import flaxsent
 from flaxsent import models as encoders
+from flaxsent.checkpoint import hub
 from tests.conftest import AWKWARD_TEXTS, NATIVE, texts_of_lengths
 
 pytestmark = pytest.mark.torch
@@ -136,7 +137,7 @@ def test_embedded_checkpoint_equals_pytorch_on_200_sentences(embedded):
     assert len(SENTENCES) == 200
     tokens = embedded.tokenize(SENTENCES)
     ours = np.asarray(embedded.forward(embedded.params, tokens))
-    theirs = pytorch_stages(flaxsent.checkpoint.EMBEDDED, tokens)["logits"]
+    theirs = pytorch_stages(hub.EMBEDDED, tokens)["logits"]
     assert np.abs(ours - theirs).max() <= 1e-4
     assert (ours.argmax(-1) == theirs.argmax(-1)).all()
     assert len(set(ours.argmax(-1).tolist())) == 2, "sentences of both kinds"
