@@ -94,7 +94,7 @@ def table(report: Report) -> str:
 def _result_lines(result: Result) -> Iterator[str]:
     mean = result.num_tokens / result.num_texts
     cut = f" ({result.num_truncated:,} cut)" if result.num_truncated else ""
-    rounds = f"median of {result.num_rounds} rounds"
+    rounds = "1 round" if result.num_rounds == 1 else f"median of {result.num_rounds} rounds"
     yield f"{result.workload}: {result.num_texts:,} texts of {mean:.1f} tokens on average{cut}, {rounds}"
     if not result.is_claim:
         yield f"not enough for a claim, which takes {CLAIM_ROUNDS} rounds and {CLAIM_TOKENS:,} tokens"

@@ -1,6 +1,7 @@
 """The same checkpoint in PyTorch: its model, and its logits one text at a time."""
 
 import contextlib
+import importlib
 import inspect
 import sys
 import warnings
@@ -15,8 +16,8 @@ from flaxsent.base import Text
 from flaxsent.checkpoint.folder import load
 from flaxsent.files import quietly, require
 
-LOGGERS = ("torch", "transformers")
-"""Under these names PyTorch and transformers log."""
+LOGGERS = ("torch", "torch.onnx", "transformers")
+"""The modules that log, each under its own name and through handlers of its own."""
 
 
 @contextlib.contextmanager
@@ -28,8 +29,10 @@ def silenced() -> Iterator[None]:
     with contextlib.ExitStack() as stack:
         stack.enter_context(warnings.catch_warnings(action="ignore"))
         stack.enter_context(contextlib.redirect_stdout(sys.stderr))
-        for logger in LOGGERS:
-            stack.enter_context(quietly(logger))
+        for module in LOGGERS:
+            with contextlib.suppress(ImportError):
+                importlib.import_module(module)  # which makes the handlers that are to be quiet
+            stack.enter_context(quietly(module))
         yield
 
 
