@@ -10,7 +10,7 @@ import pytest
 from flaxsent import models
 from flaxsent.cli import main
 from flaxsent.models import flax_auto
-from flaxsent.parity import compare, pytorch
+from flaxsent.parity import compare
 from flaxsent.parity.compare import TOLERANCES, Cell
 from tests.conftest import HAS_FLAX_AUTO, NATIVE
 
@@ -101,11 +101,3 @@ def test_without_pytorch_one_line_says_what_to_install(capsys, monkeypatch):
     monkeypatch.setitem(sys.modules, "torch", None)
     assert main(["parity"]) == 2
     assert capsys.readouterr().err == "flaxsent: error: parity needs torch, which is not installed: pip install torch\n"
-
-
-@pytest.mark.torch
-def test_logits_of_pytorch_do_not_depend_on_how_texts_are_grouped(tiny_folder):
-    """Row by row, unpadded; the same sums, so the same bits."""
-    folder, texts = tiny_folder("bert"), ["so good", "a", "not bad at all"]
-    together = pytorch.logits(folder, texts)
-    np.testing.assert_array_equal(together, np.concatenate([pytorch.logits(folder, [text]) for text in texts]))
