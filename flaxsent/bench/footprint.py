@@ -180,7 +180,7 @@ def table(footprint: Footprint) -> str:
     for num_texts, resident in zip(memory.num_texts, memory.resident, strict=True):
         lines.append(f"{num_texts:<28,}{resident / 1e6:12,.0f} MB")
     # A byte for each text is a megabyte for a million of them.
-    return "\n".join([*lines, f"growth in the second half: {memory.slope:+.0f} MB for a million texts"])
+    return "\n".join([*lines, f"growth in the second half: {round(memory.slope):+,} MB for a million texts"])
 
 
 def _beside_pipeline(name: str, answers: Mapping[str, list[float]]) -> str:
