@@ -59,8 +59,10 @@ class Footprint(NamedTuple):
     memory: Memory
 
 
-def run(*, num_texts: int = 100_000, rounds: int = 5) -> Footprint:
+def run(*, num_texts: int = 100_000, rounds: int = 5, report: Callable[[str], None] = lambda line: None) -> Footprint:
     """Measures a model of DistilBERT's size for the first answer, and the embedded one on a file of short texts.
+
+    `report` is called with a line on what goes on.
 
     Raises:
         FlaxsentError: fewer than one round, or too few texts to look at the memory.
@@ -69,7 +71,9 @@ def run(*, num_texts: int = 100_000, rounds: int = 5) -> Footprint:
         raise FlaxsentError(f"rounds={rounds}: expected a positive number.")
     with TemporaryDirectory() as folder:
         write_model(Path(folder))
+        report(f"starting processes, {rounds + 1} times each")
         answers = first_answers(Path(folder), rounds=rounds)
+    report(f"labelling {num_texts:,} texts")
     return Footprint(answers, job_memory(num_texts))
 
 

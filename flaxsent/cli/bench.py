@@ -20,7 +20,7 @@ def add(commands: Any) -> None:
         metavar="N",
         help="how many short texts, with one seventh as many long texts (default 320, or 16384 on an accelerator)",
     )
-    command.add_argument("--peers", metavar="A,B,...", help="names from the table; all by default")
+    command.add_argument("--peers", metavar="A,B,...", help="the libraries, such as torch-f32,onnx-int8 (default all)")
     command.add_argument(
         "--rounds",
         type=int,
@@ -38,16 +38,19 @@ def add(commands: Any) -> None:
     command.set_defaults(run=run, uses_cores=True)
 
 
-_BENCH = """Times flaxsent and other libraries on the same texts, each at the best of the batch sizes from 1 up. On two
-cores all of them take about 25 minutes; --peers, --rounds and --num-texts make it shorter. Fewer than 5 rounds are
-marked as no claim."""
+_BENCH = """Times flaxsent and other libraries on the same texts, each library at its best batch size. On two cores this
+takes about half an hour; --peers, --rounds and --num-texts make it shorter. Fewer than 5 rounds, or few texts, are marked
+as no claim."""
 
 
 def run(options: argparse.Namespace) -> None:
     from flaxsent.bench import footprint, report, speed
 
+    def tell(line: str) -> None:
+        print(line, file=sys.stderr, flush=True)
+
     if options.footprint:
-        figures = footprint.run()
+        figures = footprint.run(report=tell)
         return print(json.dumps(footprint.to_json(figures)) if options.json else footprint.table(figures))
     if options.plot is not None:
         report.check_plot(options.plot)
@@ -57,7 +60,7 @@ def run(options: argparse.Namespace) -> None:
         texts=options.texts,
         num_texts=options.num_texts,
         rounds=options.rounds,
-        report=lambda line: print(line, file=sys.stderr, flush=True),
+        report=tell,
     )
     print(json.dumps(report.to_json(figures)) if options.json else report.table(figures))
     if options.plot is not None:

@@ -104,7 +104,7 @@ def test_a_cold_start_compiles_and_a_warm_one_reads(small_model):
 
 
 def test_the_command_prints_it(capsys, monkeypatch):
-    monkeypatch.setattr(footprint, "run", lambda: MEASURED)
+    monkeypatch.setattr(footprint, "run", lambda report: MEASURED)
     assert main(["bench", "--footprint"]) == 0
     assert capsys.readouterr().out == footprint.table(MEASURED) + "\n"
     assert main(["bench", "--footprint", "--json"]) == 0
