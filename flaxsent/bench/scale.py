@@ -1,7 +1,7 @@
 """What a large job takes, before it is begun: `flaxsent scale`.
 
 The speed of a device is measured elsewhere, by `flaxsent bench` or a job. What a host does for its devices is measured
-here and now, the sharing of work is simulated by the rule itself, and the rest is arithmetic.
+here, how evenly the work is shared is simulated with the rule that jobs use, and the rest is arithmetic.
 """
 
 import json
@@ -16,12 +16,12 @@ from typing import NamedTuple
 import numpy as np
 
 from flaxsent.base import FlaxsentError
-from flaxsent.bench.footprint import peak_memory
-from flaxsent.bench.speed import make_texts
+from flaxsent.bench.machine import resident_memory
+from flaxsent.bench.texts import make_texts
 from flaxsent.classifier import Classifier
 from flaxsent.data import records, writers
 from flaxsent.engine import Engine
-from flaxsent.jobs import shards as hosts
+from flaxsent.jobs import shards
 from flaxsent.jobs.run import CHUNK_BYTES
 from flaxsent.packing import pack_steps
 
@@ -30,7 +30,7 @@ PROCESSES = (1, 10, 100, 1000, 7000, 9999, 10_000)
 
 
 class Scale(NamedTuple):
-    """What is asked; `Host` and `Answer` say the rest."""
+    """The question: how long so many documents take devices of this speed."""
 
     texts_per_second: float
     tokens_per_second: float
@@ -40,7 +40,7 @@ class Scale(NamedTuple):
     devices_per_host: int
     cores_per_host: int
     matrix_use: float | None = None
-    """How much of what its matrix units can do this speed is, from 0 to 1."""
+    """Share of its matrix units' peak that this speed uses, from 0 to 1."""
 
 
 class Host(NamedTuple):
@@ -50,32 +50,32 @@ class Host(NamedTuple):
     tokenized_per_second: float
     """Texts a second of one core; tokenizing takes as many cores as there are."""
     handled_per_second: float
-    """Texts a second read, packed and written: Python, of which a process runs on one core only."""
+    """Texts a second read, packed and written: Python code, which one core of a process runs at a time."""
     memory: int
-    """Bytes that this process has taken at most, with the model and the texts."""
+    """Bytes that this process holds, with the model and the texts."""
 
 
 class Answer(NamedTuple):
     """What the job takes."""
 
     limits: dict[str, float]
-    """Texts a second of a host, if nothing else were in the way."""
+    """Texts a second of a host, by each of its parts alone."""
     texts_per_second: float
     """Of a host: the least of the limits."""
     num_hosts: int
     num_devices: int
     hours: float
-    """With so many."""
+    """That so many hosts take."""
     input_bytes: float
     """A second, of a host."""
     network_bytes: float
-    """A second, of a host: texts come in, go out in parts, and parts come in and go out joined."""
+    """A second, of a host: texts are read and written as parts, then parts are read and written as outputs."""
     memory: int
     """Bytes of a host, besides what its devices hold."""
 
 
 class Spread(NamedTuple):
-    """The largest share over the mean, in a simulated run of the sharding rule."""
+    """The largest share of the work over the mean share, as the rule of `shards.assign` shares it."""
 
     num_processes: int
     equal: float
@@ -83,19 +83,20 @@ class Spread(NamedTuple):
     lognormal: float
     """Where the logarithm of their sizes has a standard deviation of 1."""
     largest: float
-    """Of these, the largest row group alone over the mean share: no rule gets below."""
+    """The largest of these row groups over the mean share: no rule can do better."""
 
 
 def measure(classifier: Classifier, *, tokens_per_text: float, num_texts: int = 4096) -> Host:
-    """Times what a host does, by the seconds that its cores take: another process makes it no slower.
+    """Times what a host does, in seconds of its cores: other processes do not count.
 
     Raises:
-        FlaxsentError: texts of so many tokens are too short to be different, or longer than the checkpoint takes.
+        FlaxsentError: made-up texts of so few tokens would not differ, or the checkpoint takes no texts of so many.
     """
     longest = classifier.tokenizer.max_length
     if not _SHORTEST <= tokens_per_text <= longest:
         raise FlaxsentError(
-            f"{tokens_per_text:.1f} tokens a text, by tokens and texts per second; expected {_SHORTEST} to {longest}."
+            f"tokens per second over texts per second is {tokens_per_text:.1f} tokens a text; expected {_SHORTEST} to "
+            f"{longest}."
         )
     texts = make_texts(lambda _, number: np.full(number, tokens_per_text), num_texts)
     with Engine(classifier) as engine:
@@ -112,12 +113,12 @@ def measure(classifier: Classifier, *, tokens_per_text: float, num_texts: int = 
         bytes_per_text=sum(map(len, texts)) / num_texts,
         tokenized_per_second=num_texts / tokenizing,
         handled_per_second=num_texts / (packing + copying),
-        memory=peak_memory(),
+        memory=resident_memory(),
     )
 
 
 def answer(asked: Scale, host: Host) -> Answer:
-    """The arithmetic."""
+    """How many hosts and devices the job takes, and what limits each host."""
     measured = asked.texts_per_second * asked.devices_per_host
     limits = {
         "devices, as measured": measured,
@@ -125,7 +126,7 @@ def answer(asked: Scale, host: Host) -> Answer:
         "reading, packing, writing, one core": host.handled_per_second,
     }
     if asked.matrix_use is not None:
-        limits["matrix units, all used"] = measured / asked.matrix_use
+        limits["matrix units, fully used"] = measured / asked.matrix_use
     rate = min(limits.values())
     num_hosts = math.ceil(asked.documents / rate / 3600 / asked.hours)
     return Answer(
@@ -141,14 +142,14 @@ def answer(asked: Scale, host: Host) -> Answer:
 
 
 def simulate(num_groups: int = NUM_GROUPS, processes: Sequence[int] = PROCESSES) -> list[Spread]:
-    """Shares row groups among processes, as a job would."""
+    """Shares row groups among processes, as a job does."""
     equal = [1 << 20] * num_groups
     lognormal = np.random.default_rng(0).lognormal(math.log(1 << 20), 1, num_groups).astype(np.int64).tolist()
     return [
         Spread(
             number,
-            hosts.spread(equal, number),
-            hosts.spread(lognormal, number),
+            shards.spread(equal, number),
+            shards.spread(lognormal, number),
             max(lognormal) * number / sum(lognormal),
         )
         for number in processes
@@ -156,7 +157,7 @@ def simulate(num_groups: int = NUM_GROUPS, processes: Sequence[int] = PROCESSES)
 
 
 def table(asked: Scale, host: Host, answered: Answer, spreads: Sequence[Spread]) -> str:
-    """All of it for people."""
+    """All the figures, line by line."""
     tokens = asked.tokens_per_second / asked.texts_per_second
     network = answered.network_bytes * 8 / 1e9
     limits = sorted((limit, name) for name, limit in answered.limits.items())
@@ -165,8 +166,8 @@ def table(asked: Scale, host: Host, answered: Answer, spreads: Sequence[Spread])
             f"{asked.documents:,.0f} documents within {asked.hours:g} hours",
             f"hosts of {asked.devices_per_host} devices and {asked.cores_per_host} cores",
         ],
-        "a device, as told": [f"{asked.texts_per_second:,.0f} texts/s, {asked.tokens_per_second:,.0f} tokens/s"],
-        "a text": [f"{tokens:.1f} tokens by that; as long, made up here: {host.bytes_per_text:.0f} bytes"],
+        "a device, as given": [f"{asked.texts_per_second:,.0f} texts/s, {asked.tokens_per_second:,.0f} tokens/s"],
+        "a text": [f"{tokens:.1f} tokens, or {host.bytes_per_text:.0f} bytes of the texts made up here"],
         "a core here": [
             f"tokenizes {host.tokenized_per_second:,.0f} texts/s, {host.tokenized_per_second * tokens:,.0f} tokens/s",
             f"reads, packs and writes {host.handled_per_second:,.0f} texts/s",
@@ -177,8 +178,8 @@ def table(asked: Scale, host: Host, answered: Answer, spreads: Sequence[Spread])
             f"{answered.num_devices * answered.hours:,.0f} device hours",
         ],
         "a host then": [
-            f"{answered.input_bytes / 1e6:,.1f} MB/s of texts, {network:.2f} Gbit/s with parts and outputs",
-            f"{answered.memory / 1e9:.1f} GB of memory: {host.memory / 1e9:.1f} as here, and {_CHUNKS} chunks",
+            f"reads {answered.input_bytes / 1e6:,.1f} MB/s of texts, {network:.2f} Gbit/s with parts and outputs",
+            f"holds {answered.memory / 1e9:.1f} GB: {host.memory / 1e9:.1f} GB as this process, and {_CHUNKS} chunks",
         ],
     }
     lines = [
@@ -196,7 +197,7 @@ def table(asked: Scale, host: Host, answered: Answer, spreads: Sequence[Spread])
 
 
 def to_json(asked: Scale, host: Host, answered: Answer, spreads: Sequence[Spread]) -> dict[str, object]:
-    """The same figures for programs."""
+    """All the figures as plain dicts and lists."""
     return {
         "asked": asked._asdict(),
         "host": host._asdict() | {"cores": os.cpu_count()},
@@ -207,21 +208,21 @@ def to_json(asked: Scale, host: Host, answered: Answer, spreads: Sequence[Spread
 
 _SHORTEST = 8
 _CHUNKS = 7
-"""That are in memory at most: one is read, one waits for its place, two are ready, three are on the devices or come."""
+"""In memory at most: one is being read, one waits for the queue, two are in it, three are on or near the devices."""
 
 
 def _copy(file: Path, label: str) -> None:
-    """What a job does besides tokenizing, packing and computing."""
+    """What a job does besides tokenizing, packing and computing: reads records, and writes them with labels."""
     with records.read(file, text_columns=("text",)) as source:
-        rows = [*source.records]
+        found = [*source.records]
         writer = writers.open_writer("jsonl", source.layout, ("label", "score"), row_column="row")
-    scores = np.linspace(0, 1, len(rows), dtype=np.float32)
-    added = {"label": [label] * len(rows), "score": scores, "row": [row.number for row in rows]}
-    file.with_name("part").write_bytes(writer.encode(rows, added))
+    scores = np.linspace(0, 1, len(found), dtype=np.float32)
+    added = {"label": [label] * len(found), "score": scores, "row": [record.number for record in found]}
+    file.with_name("part").write_bytes(writer.encode(found, added))
 
 
 def _seconds(call: Callable[[], object]) -> float:
-    """Of all cores together; the least of three."""
+    """Of all cores together; the fewest of three calls."""
     seconds = []
     for _ in range(3):
         begin = time.process_time()

@@ -7,44 +7,61 @@ from typing import Any
 
 
 def add(commands: Any) -> None:
-    command = commands.add_parser("bench", help="compare the speed with that of other libraries")
+    command = commands.add_parser("bench", help="compare the speed with that of other libraries", description=_BENCH)
     command.add_argument(
-        "--model", metavar="ID_OR_FOLDER", help="by default one of DistilBERT's size with random weights"
+        "--model", metavar="ID_OR_FOLDER", help="Hub id or folder; by default DistilBERT's size with random weights"
     )
     command.add_argument(
-        "--texts", metavar="FILE", help="one text a line; by default made-up ones, as long as SST-2's and IMDb's"
+        "--texts", metavar="FILE", help="one text a line; by default made-up texts as long as SST-2's and as IMDb's"
     )
-    command.add_argument("--num-texts", type=int, metavar="N", help="of IMDb's length a seventh (default 160 on a CPU)")
-    command.add_argument("--peers", metavar="A,B,...", help="names out of the table; all by default")
-    command.add_argument("--rounds", type=int, metavar="N", help="default 3, or less where they take too long")
-    command.add_argument("--json", action="store_true", help="one JSON object with every figure")
+    command.add_argument(
+        "--num-texts",
+        type=int,
+        metavar="N",
+        help="how many short texts, with one seventh as many long texts (default 320, or 16384 on an accelerator)",
+    )
+    command.add_argument("--peers", metavar="A,B,...", help="the libraries, such as torch-f32,onnx-int8 (default all)")
+    command.add_argument(
+        "--rounds",
+        type=int,
+        metavar="N",
+        help="how often each library is timed (default 5, or fewer when 30 minutes are over)",
+    )
+    command.add_argument("--json", action="store_true", help="print one JSON object with every figure")
     command.add_argument("--plot", metavar="FILE", help="write a bar chart, such as bench.png")
     command.add_argument(
         "--footprint",
         action="store_true",
-        help="instead, the time to the first answer beside HF pipeline's, and the memory of a file of 100,000 texts",
+        help="instead, measure the time to a new process's first answer, and the memory that a file of 100,000 texts "
+        "takes",
     )
     command.set_defaults(run=run, uses_cores=True)
 
 
+_BENCH = """Times flaxsent and other libraries on the same texts, each library at its best batch size. On two cores this
+takes about half an hour; --peers, --rounds and --num-texts make it shorter. Fewer than 5 rounds, or few texts, are
+marked as no claim."""
+
+
 def run(options: argparse.Namespace) -> None:
-    from flaxsent.bench import speed as bench
+    from flaxsent.bench import footprint, report, speed
+
+    def tell(line: str) -> None:
+        print(line, file=sys.stderr, flush=True)
 
     if options.footprint:
-        from flaxsent.bench import footprint
-
-        figures = footprint.run()
+        figures = footprint.run(report=tell)
         return print(json.dumps(footprint.to_json(figures)) if options.json else footprint.table(figures))
     if options.plot is not None:
-        bench.check_plot()
-    report = bench.run(
+        report.check_plot(options.plot)
+    figures = speed.run(
         options.model,
-        peers=None if options.peers is None else options.peers.split(","),
+        names=None if options.peers is None else options.peers.split(","),
         texts=options.texts,
         num_texts=options.num_texts,
         rounds=options.rounds,
-        report=lambda line: print(line, file=sys.stderr, flush=True),
+        report=tell,
     )
-    print(json.dumps(bench.to_json(report)) if options.json else bench.table(report))
+    print(json.dumps(report.to_json(figures)) if options.json else report.table(figures))
     if options.plot is not None:
-        bench.plot(report, options.plot)
+        report.plot(figures, options.plot)

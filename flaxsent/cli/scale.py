@@ -13,22 +13,28 @@ from flaxsent.cli.options import add_model, positive
 
 
 def add(commands: Any) -> None:
-    command = commands.add_parser("scale", help="tell what a large job would take", description=_SCALE)
+    command = commands.add_parser("scale", help="estimate the hosts and devices of a large job", description=_SCALE)
     add_model(command)
     command.add_argument("--texts-per-second", type=positive, required=True, metavar="X", help="of one device")
     command.add_argument("--tokens-per-second", type=positive, required=True, metavar="X", help="of one device")
-    command.add_argument("--matrix-use", type=positive, metavar="X", help="of its matrix units then, up to 1")
-    command.add_argument("--documents", type=positive, default=1e9, metavar="N", help="texts to do (default 1e9)")
-    command.add_argument("--hours", type=positive, default=24.0, metavar="X", help="to do them in (default 24)")
-    command.add_argument("--devices-per-host", type=positive, metavar="N", help="by default as many as here")
-    command.add_argument("--cores-per-host", type=positive, metavar="N", help="by default as many as here")
-    command.add_argument("--json", action="store_true", help="one JSON object with every figure")
+    command.add_argument(
+        "--matrix-use", type=positive, metavar="X", help="share of its matrix units' peak that this speed uses, up to 1"
+    )
+    command.add_argument("--documents", type=positive, default=1e9, metavar="N", help="how many texts (default 1e9)")
+    command.add_argument(
+        "--hours", type=positive, default=24.0, metavar="X", help="the time to do them in (default 24)"
+    )
+    command.add_argument(
+        "--devices-per-host", type=positive, metavar="N", help="by default as many as this machine has"
+    )
+    command.add_argument("--cores-per-host", type=positive, metavar="N", help="by default as many as this machine has")
+    command.add_argument("--json", action="store_true", help="print one JSON object with every figure")
     command.set_defaults(run=run)
 
 
-_SCALE = """Tells how many hosts and devices a job takes, what is full first on a host, and how evenly row groups are
-shared. The speed of a device comes from `flaxsent bench` or from a job; what a host's cores do is measured here, with
-texts as long as that speed tells; the sharing is simulated."""
+_SCALE = """Estimates how many hosts and devices a job takes, what limits a host first, and how evenly row groups are
+shared. The speed of a device comes from `flaxsent bench` or from a job. What a host's cores do is measured here, on
+made-up texts of the length that this speed implies; the sharing is simulated."""
 
 
 def run(options: argparse.Namespace) -> None:

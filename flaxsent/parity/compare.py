@@ -1,14 +1,10 @@
-"""The numbers against PyTorch, as a table that a user can run: `flaxsent parity [MODEL ...]`.
+"""The logits beside PyTorch's, as a table that a user can make: `flaxsent parity [MODEL ...]`.
 
-Without names, every family is checked on a tiny random model (`random_checkpoint`): awkward sizes, weights as large as
-trained ones, since freshly initialised weights give logits near 0, which hide errors. Needs PyTorch.
+Without names, every family is checked on a tiny random model (`random_checkpoint`): awkward sizes, and weights as large
+as trained ones, since freshly initialised weights give logits near 0, which hide errors. Needs PyTorch.
 """
 
-import contextlib
-import inspect
-import logging
-import sys
-import warnings
+import json
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -23,12 +19,12 @@ from flaxsent.base import Backend, Encodings, Text
 from flaxsent.checkpoint import hub
 from flaxsent.checkpoint.folder import load
 from flaxsent.classifier import Classifier
+from flaxsent.files import require
 from flaxsent.models import flax_auto
-from flaxsent.models.config import read_config
+from flaxsent.models.config import ModelConfig, read_config
 from flaxsent.packing import pack, pad, unpack
+from flaxsent.parity import pytorch
 from flaxsent.parity.random_checkpoints import CONFIGS, random_checkpoint
-
-INSTALL = "pip install torch"
 
 TOLERANCES = {"float32": 2e-5, "bfloat16": 5e-2}
 """Largest |logit difference| for logits of size 1 to 10: float32 sums in another order, bfloat16 has 8 bits."""
@@ -49,32 +45,24 @@ class Cell(NamedTuple):
     difference: float
     """Largest |logit difference|."""
     same_labels: bool
-    """Of the texts whose two best logits PyTorch has further apart than both may move."""
+    """Whether the best labels agree, of the texts whose two best logits are too far apart for rounding to swap them."""
 
     @property
     def passes(self) -> bool:
         return self.difference <= TOLERANCES[self.dtype] and self.same_labels
 
 
-def check_installed() -> None:
-    """Raises ImportError with the command that installs PyTorch."""
-    try:
-        import torch  # noqa: F401
-    except ImportError as err:
-        raise ImportError(f"parity compares with PyTorch, which is not installed: {INSTALL}") from err
-
-
-def run(models: Sequence[str] = ()) -> Iterator[Cell]:
-    """Compares the checkpoints named, or a tiny random one of each family.
+def run(names: Sequence[str] = ()) -> Iterator[Cell]:
+    """Compares the checkpoints named, or a tiny random one of each family that can run here.
 
     Raises:
-        ImportError: PyTorch is not installed; the message has its command.
+        MissingPackageError: PyTorch is not installed; the message has its command.
         Whatever `load` raises.
     """
-    check_installed()
-    for model in models:
-        yield from check(hub.find(model), name=model)
-    if not models:
+    require("torch", needed_by="parity", install="torch")
+    for name in names:
+        yield from check(hub.find(name), name=name)
+    if not names:
         for family in families():
             with TemporaryDirectory() as folder:
                 random_checkpoint(Path(folder), family)
@@ -83,22 +71,35 @@ def run(models: Sequence[str] = ()) -> Iterator[Cell]:
 
 def families() -> list[str]:
     """Those that can run here: some are in transformers 4's Flax classes only."""
-    return [family for family in CONFIGS if family in models.FAMILIES or flax_auto.is_installed()]
+    tiny = {family: read_config(json.dumps({"model_type": family} | config)) for family, config in CONFIGS.items()}
+    return [family for family, config in tiny.items() if backends(config)]
 
 
-def check(folder: Path, *, name: str, backends: Sequence[Backend] | None = None) -> Iterator[Cell]:
+def left_out() -> list[str]:
+    """The families that cannot run here, for want of Flax."""
+    return sorted({*CONFIGS} - {*families()})
+
+
+def backends(config: ModelConfig) -> list[Backend]:
+    """Those that compute a model and are installed."""
+    has: dict[Backend, bool] = {
+        "flax": flax_auto.has(config) and flax_auto.is_installed(),
+        "native": models.is_native(config),
+    }
+    return [backend for backend, is_there in has.items() if is_there]
+
+
+def check(folder: Path, *, name: str) -> Iterator[Cell]:
     """Compares a checkpoint folder with PyTorch: backends × float32, bfloat16 × eager, jit, packed × single, pair."""
-    with quietly():
-        theirs = {kind: _pytorch_logits(folder, texts) for kind, texts in _TEXTS.items()}
-    for backend in backends or backends_of(folder):
+    theirs = {kind: pytorch.logits(folder, texts) for kind, texts in _TEXTS.items()}
+    for backend in backends(load(folder).config):
         for dtype in TOLERANCES:
             classifier = load(folder, backend=backend, dtype=dtype)
             for mode, logits in _MODES.items():
-                if mode == "packed" and backend == "flax":
-                    continue  # a Flax module reads one text a row
+                if mode == "packed" and backend != "native":
+                    continue  # packed rows are computed natively, whatever the backend
                 for kind, texts in _TEXTS.items():
-                    with quietly():
-                        ours = np.asarray(logits(classifier, classifier.tokenizer.encode(texts)))
+                    ours = np.asarray(logits(classifier, classifier.tokenizer.encode(texts)))
                     yield Cell(
                         model=name,
                         backend=backend,
@@ -107,25 +108,15 @@ def check(folder: Path, *, name: str, backends: Sequence[Backend] | None = None)
                         texts=kind,
                         size=float(np.abs(theirs[kind]).max()),
                         difference=float(np.abs(ours - theirs[kind]).max()),
-                        same_labels=_has_labels_of(ours, theirs[kind], tolerance=TOLERANCES[dtype]),
+                        same_labels=has_labels_of(ours, theirs[kind], tolerance=TOLERANCES[dtype]),
                     )
 
 
-def _has_labels_of(ours: Float[np.ndarray, "B C"], theirs: Float[np.ndarray, "B C"], *, tolerance: float) -> bool:
-    """Whether the labels agree that rounding cannot turn."""
+def has_labels_of(ours: Float[np.ndarray, "B C"], theirs: Float[np.ndarray, "B C"], *, tolerance: float) -> bool:
+    """Whether the best labels agree wherever a difference of `tolerance` in each logit could not swap the best two."""
     second_B, best_B = np.partition(theirs, -2, axis=-1)[:, -2:].T if theirs.shape[-1] > 1 else (-np.inf, theirs[:, 0])
     is_clear_B = best_B - second_B > 2 * tolerance
     return bool((ours.argmax(-1) == theirs.argmax(-1))[is_clear_B].all())
-
-
-def backends_of(folder: Path) -> list[Backend]:
-    """The backends that have the family of a checkpoint and are installed."""
-    family = read_config((folder / "config.json").read_text(encoding="utf-8")).family
-    has: dict[Backend, bool] = {
-        "flax": family in flax_auto.FAMILIES and flax_auto.is_installed(),
-        "native": family in models.FAMILIES,
-    }
-    return [backend for backend, there in has.items() if there]
 
 
 def table(cells: Sequence[Cell]) -> str:
@@ -133,32 +124,20 @@ def table(cells: Sequence[Cell]) -> str:
     columns = [(mode, kind) for mode in _MODES for kind in _TEXTS]
     head = f"{'largest |logit difference|':36}{'|logit|':>8}"
     lines = [head + "".join(f"{f'{mode} {kind}':>16}" for mode, kind in columns)]
-    rows: dict[tuple[str, str, str], dict[tuple[str, str], Cell]] = {}
+    records: dict[tuple[str, str, str], dict[tuple[str, str], Cell]] = {}
     for cell in cells:
-        rows.setdefault((cell.model, cell.backend, cell.dtype), {})[cell.mode, cell.texts] = cell
-    for (model, backend, dtype), row in rows.items():
-        marks = [row.get(column) for column in columns]
+        records.setdefault((cell.model, cell.backend, cell.dtype), {})[cell.mode, cell.texts] = cell
+    for (model, backend, dtype), found in records.items():
+        marks = [found.get(column) for column in columns]
         texts = ["–" if cell is None else f"{cell.difference:.1e} {'ok' if cell.passes else 'FAIL'}" for cell in marks]
-        size = max(cell.size for cell in row.values())
+        size = max(cell.size for cell in found.values())
         lines.append(f"{model:20} {backend:6} {dtype:8}{size:8.1f}" + "".join(f"{text:>16}" for text in texts))
-    failed = sum(not cell.passes for cell in cells)
+    num_passed = sum(cell.passes for cell in cells)
     limits = ", ".join(f"{dtype} within {tolerance:.0e}" for dtype, tolerance in TOLERANCES.items())
     lines.append(
-        f"{len(cells) - failed} of {len(cells)} comparisons pass: {limits}, and the labels where they are no close call"
+        f"{num_passed} of {len(cells)} comparisons pass: {limits}, with the same best label unless two are nearly equal"
     )
     return "\n".join(lines)
-
-
-@contextlib.contextmanager
-def quietly() -> Iterator[None]:
-    """Other libraries warn, log and print; the tokenizer logs at each call that texts were cut."""
-    disabled = logging.root.manager.disable
-    logging.disable(logging.WARNING)
-    try:
-        with warnings.catch_warnings(action="ignore"), contextlib.redirect_stdout(sys.stderr):
-            yield
-    finally:
-        logging.disable(disabled)
 
 
 def _eager(classifier: Classifier, encodings: Encodings) -> Float[Array, "B C"]:
@@ -171,7 +150,7 @@ def _jit(classifier: Classifier, encodings: Encodings) -> Float[Array, "B C"]:
 
 def _packed(classifier: Classifier, encodings: Encodings) -> Float[np.ndarray, "B C"]:
     tokens, placement = pack(encodings, row_length=classifier.tokenizer.max_length)
-    forward = jax.jit(classifier.forward_packed, static_argnums=2)
+    forward = jax.jit(classifier.logits, static_argnums=2)
     return unpack(np.asarray(forward(classifier.params, tokens, int(placement.segment.max()) + 1)), placement)
 
 
@@ -192,40 +171,3 @@ _TEXTS: dict[str, list[Text]] = {
     "pair": list(zip(_SENTENCES, _SENTENCES[3:] + _SENTENCES[:3], strict=True)),
 }
 """Nothing, a word, sentences, and more than any checkpoint takes."""
-
-
-def _pytorch_logits(folder: Path, texts: Sequence[Text]) -> Float[np.ndarray, "B C"]:
-    """Row by row, unpadded: the plainest use of PyTorch that there is."""
-    import torch
-
-    classifier = load(folder)  # refuses what could run code, before transformers reads the config
-    model = pytorch_model(folder, dtype="float32", attention="eager")
-    rows = []
-    for ids, type_ids in zip(*classifier.tokenizer.encode(texts)[:2], strict=True):
-        inputs = {"input_ids": torch.tensor([ids])}
-        if "token_type_ids" in inspect.signature(model.forward).parameters:
-            inputs["token_type_ids"] = torch.tensor([type_ids])
-        with torch.no_grad():
-            rows.append(model(**inputs).logits[0].numpy())
-    return np.stack(rows)
-
-
-def pytorch_model(folder: Path, *, dtype: str, attention: str | None = None) -> Any:
-    """PyTorch's model of a folder whose config `load` did not refuse; `attention` is transformers' choice if None."""
-    import torch
-    from transformers import AutoModelForSequenceClassification
-    from transformers.utils import logging as transformers_logging
-
-    shows_progress = transformers_logging.is_progress_bar_enabled()
-    transformers_logging.disable_progress_bar()
-    try:
-        return AutoModelForSequenceClassification.from_pretrained(
-            folder,
-            dtype=getattr(torch, dtype),
-            attn_implementation=attention,
-            local_files_only=True,
-            trust_remote_code=False,
-        ).eval()
-    finally:
-        if shows_progress:
-            transformers_logging.enable_progress_bar()

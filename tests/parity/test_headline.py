@@ -10,7 +10,7 @@ import pytest
 import safetensors.numpy
 
 import flaxsent
-from flaxsent.checkpoint.weights import EMBEDDED
+from flaxsent.checkpoint.hub import EMBEDDED
 from tests.conftest import HAS_TORCH
 
 # float32 sums of 768 and 3072 terms in another order; logits are of size 1 to 10.

@@ -1,0 +1,102 @@
+"""What the machine is and can do: its name, its fastest matrix product, and the memory that this process holds."""
+
+import contextlib
+import functools
+import importlib.metadata
+import os
+import platform
+import subprocess
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from flaxsent.engine import num_cores
+from flaxsent.models.config import ModelConfig
+
+
+def is_on_cpu() -> bool:
+    """Whether JAX computes on the CPU."""
+    return jax.default_backend() == "cpu"
+
+
+def describe() -> str:
+    """The processor and its cores, or the accelerator."""
+    if not is_on_cpu():
+        return jax.local_devices()[0].device_kind
+    name = platform.processor() or platform.machine()
+    if Path("/proc/cpuinfo").exists():
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        name = next((line.partition(": ")[2] for line in lines if line.startswith("model name")), name)
+    return f"{name}, {num_cores()} cores"
+
+
+def versions() -> dict[str, str]:
+    """Those of the packages that are installed, out of all that are compared."""
+    packages = ("flaxsent", "jax", "jaxlib", "flax", "transformers", "tokenizers", "torch", "onnxruntime", "openvino")
+    found = {}
+    for package in packages:
+        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+            found[package] = importlib.metadata.version(package)
+    return found
+
+
+def resident_memory() -> int:
+    """Bytes of memory that this process holds now."""
+    if Path("/proc/self/statm").exists():
+        return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+    told = subprocess.run(["ps", "-o", "rss=", "-p", str(os.getpid())], capture_output=True, text=True, check=True)
+    return int(told.stdout) * 1024
+
+
+def seconds(call: Callable[[], object]) -> float:
+    """How long a call takes."""
+    start = time.perf_counter()
+    call()
+    return time.perf_counter() - start
+
+
+_SIZES, _SIZES_ON_ACCELERATOR = (512, 1024, 2048), (2048, 4096, 8192)
+
+
+def matrix_peak(dtype: str) -> float:
+    """Operations a second of the fastest of a few square products, with sums in float32, as the encoders take them."""
+    product = jax.jit(functools.partial(jnp.matmul, precision="highest", preferred_element_type=jnp.float32))
+    peak = 0.0
+    for size in _SIZES if is_on_cpu() else _SIZES_ON_ACCELERATOR:
+        x = jax.random.normal(jax.random.key(0), (size, size)).astype(dtype)
+        product(x, x).block_until_ready()
+        best = min(seconds(lambda x=x: product(x, x).block_until_ready()) for _ in range(8))
+        peak = max(peak, 2 * size**3 / best)
+    return peak
+
+
+_PLAIN_FAMILIES = {
+    "albert",
+    "bert",
+    "camembert",
+    "distilbert",
+    "electra",
+    "roberta",
+    "roberta-prelayernorm",
+    "xlm-roberta",
+}
+"""Six matrices a layer: queries, keys, values, output, and two of the feed-forward."""
+
+
+def operations(lengths: Sequence[int], config: ModelConfig) -> float | None:
+    """Multiplications and additions in the layers' matrix products that the logits of texts of these lengths need.
+
+    Of the last layer these are the keys and values of all tokens, and the rest for the classified token only. None for
+    a family with other matrices.
+    """
+    if config.family not in _PLAIN_FAMILIES:
+        return None
+    lengths_B, size = np.asarray(lengths, np.float64), config.hidden_size
+    keys_values = lengths_B * 2 * size**2
+    a_token = 2 * size**2 + 2 * size * config.intermediate_size + lengths_B * 2 * size
+    each = keys_values + lengths_B * a_token
+    return float(2 * ((config.num_layers - 1) * each + keys_values + a_token).sum())

@@ -1,0 +1,128 @@
+"""How a workload is timed: the best batch size of each library first, then rounds in which each has its turn.
+
+A machine that slows down slows all of them alike; tokenizing counts.
+"""
+
+import contextlib
+import functools
+import time
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any, NamedTuple
+
+import numpy as np
+from jaxtyping import Int
+
+from flaxsent.bench.machine import is_on_cpu, seconds
+from flaxsent.bench.peers import OURS, PEERS, Predict
+from flaxsent.bench.texts import Workload
+
+
+class Timing(NamedTuple):
+    """What a library took for the texts of a workload."""
+
+    batch_size: int | None
+    """The best of those tried; None where the library chooses."""
+    tried: dict[int, float]
+    """Seconds for half of the texts, by batch size; empty where the library chooses."""
+    seconds: list[float]
+    """One a round."""
+    agreement: float
+    """Share of the texts with the label that flaxsent gives in float32."""
+
+    @property
+    def is_at_edge(self) -> bool:
+        """Whether the best batch size is the smallest or the largest that was tried."""
+        return self.batch_size is not None and self.batch_size in (min(self.tried), max(self.tried))
+
+
+def measure(
+    workload: Workload,
+    predictors: Mapping[str, Predict],
+    *,
+    rounds: int,
+    until: float,
+    skipped: dict[str, str],
+    report: Callable[[str], None],
+) -> dict[str, Timing]:
+    """Looks for the best batch size of each library, shows it every text once, then times the rounds.
+
+    After the first, a round that would not end before `until`, by `time.perf_counter`, is left out. Libraries that fail
+    go to `skipped`; flaxsent must not.
+    """
+    ready: dict[str, Callable[[], Any]] = {}
+    found: dict[str, dict[int, float]] = {}
+    sizes: dict[str, int | None] = {}
+    labels: dict[str, Int[np.ndarray, " B"]] = {}
+    for name, predict in predictors.items():
+        report(f"{workload.name}: warming up {name}")
+        with contextlib.nullcontext() if name in OURS else or_skipped(name, skipped, report):
+            tried = {} if name in OURS else _try_batch_sizes(predict, workload.texts, compiles=PEERS[name].compiles)
+            size = min(tried, key=tried.__getitem__) if tried else None
+            call = functools.partial(predict, workload.texts, size or 0)
+            labels[name] = call()
+            ready[name], sizes[name], found[name] = call, size, tried
+    taken: dict[str, list[float]] = {name: [] for name in ready}
+    for number in range(1, rounds + 1):
+        if number > 1 and time.perf_counter() + sum(each[-1] for each in taken.values()) > until:
+            report(f"{workload.name}: no time for round {number} of {rounds}")
+            break
+        report(f"{workload.name}: round {number} of {rounds}")
+        for name, call in ready.items():
+            taken[name].append(seconds(call))
+    reference = labels[next(iter(OURS))]
+    return {
+        name: Timing(sizes[name], found[name], taken[name], float((labels[name] == reference).mean())) for name in ready
+    }
+
+
+@contextlib.contextmanager
+def or_skipped(name: str, skipped: dict[str, str], report: Callable[[str], None]) -> Iterator[None]:
+    """Whatever goes wrong in another library, the run goes on without it."""
+    try:
+        yield
+    except Exception as err:
+        skipped[name] = " ".join(f"{err}".split())[:200] or type(err).__name__
+        report(f"skipped {name}: {skipped[name]}")
+
+
+_START, _START_ON_ACCELERATOR = 16, 256
+
+
+def _try_batch_sizes(predict: Predict, texts: list[str], *, compiles: bool) -> dict[int, float]:
+    """Seconds for the first half of the texts, by batch size."""
+    sample = texts[: max(len(texts) // 2, 1)]
+    largest = 1 << (len(sample) - 1).bit_length()
+    start = min(_START if is_on_cpu() else _START_ON_ACCELERATOR, largest)
+    predict(sample, start)  # threads and memory of the first call are nobody's fault
+
+    def time_one(size: int) -> float:
+        if compiles:
+            predict(sample, size)
+        return seconds(lambda: predict(sample, size))
+
+    return try_batch_sizes(time_one, start=start, largest=largest)
+
+
+_WORSE = 1.05
+"""A batch size that takes so many times as long as the best is worse: more than one timing differs from the next."""
+
+
+def try_batch_sizes(time_one: Callable[[int], float], *, start: int, largest: int) -> dict[int, float]:
+    """What `time_one` gives for batch sizes from `start` down, halved each time, and up, doubled, until it is worse.
+
+    The smallest is 1; `largest` is as good as any above it: all the texts at once.
+
+    >>> try_batch_sizes(lambda size: {1: 5, 2: 4, 4: 3, 8: 4, 16: 6}[size], start=16, largest=64)
+    {16: 6, 8: 4, 4: 3, 2: 4}
+    >>> [*try_batch_sizes(lambda size: 1 / size, start=16, largest=64)]
+    [16, 8, 32, 64]
+    """
+    found = {start: time_one(start)}
+    for smaller in (True, False):
+        size = start
+        while found[size] <= _WORSE * min(found.values()):
+            size = size // 2 if smaller else size * 2
+            if not 1 <= size <= largest:
+                break
+            found[size] = time_one(size)
+    return found
