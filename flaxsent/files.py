@@ -46,9 +46,18 @@ def quietly(logger: str) -> Iterator[None]:
     handlers = [theirs, *theirs.handlers]  # its loggers below hand records to its handlers, not to its filters
     for one in handlers:
         one.addFilter(says_nothing)
+    add = theirs.addHandler
+
+    def add_quieted(handler: logging.Handler) -> None:  # it is imported here, and makes its handler now
+        handler.addFilter(says_nothing)
+        handlers.append(handler)
+        add(handler)
+
+    theirs.addHandler = add_quieted
     try:
         yield
     finally:
+        theirs.addHandler = add
         for one in handlers:
             one.removeFilter(says_nothing)
 

@@ -45,7 +45,7 @@ _HUB_ID = re.compile(r"\w[\w.-]*(/\w[\w.-]*)?")
 
 
 def _download(hub_id: str, revision: str | None) -> Path:
-    from huggingface_hub import constants, errors, hf_hub_url, utils  # noqa: F401  # utils makes the handler to be quieted
+    from huggingface_hub import constants, errors, hf_hub_url
 
     at = f"{hub_id}{'' if revision is None else f' at revision {revision}'}"
     silence = "HF_HUB_OFFLINE is set: unset it to fetch."

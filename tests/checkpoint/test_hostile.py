@@ -15,6 +15,9 @@ import safetensors.numpy
 
 import flaxsent
 from flaxsent import cli
+from flaxsent.base import FlaxsentError
+from flaxsent.models import flax_auto
+from flaxsent.models.config import read_config
 
 BACKENDS = ["native", pytest.param("flax", marks=pytest.mark.flax_auto)]
 
@@ -51,7 +54,7 @@ def snapshot(folder):
     return {path: path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}
 
 
-def assert_refused(folder, part, capsys, backend="native", error=(ValueError, FileNotFoundError)):
+def assert_refused(folder, part, capsys, backend="native", error=(FlaxsentError, FileNotFoundError)):
     before = snapshot(folder)
     with pytest.raises(error) as info:
         flaxsent.load(folder, backend=backend)
@@ -179,7 +182,7 @@ def test_padding_beyond_the_positions_is_refused():
     raw = {"model_type": "roberta", "vocab_size": 99, "hidden_size": 8, "num_hidden_layers": 1}
     raw |= {"num_attention_heads": 2, "intermediate_size": 8, "max_position_embeddings": 20, "pad_token_id": 20}
     with pytest.raises(ValueError, match="pad_token_id=20"):
-        flaxsent.config.read_config(json.dumps(raw))
+        read_config(json.dumps(raw))
 
 
 # code from elsewhere
@@ -211,15 +214,15 @@ def test_config_that_asks_for_code_is_refused(folder, capsys, key, value, backen
 
 
 @pytest.mark.flax_auto
-@pytest.mark.parametrize("family", flaxsent.flax_auto.FAMILIES)
+@pytest.mark.parametrize("family", flax_auto.FAMILIES)
 def test_config_class_gets_no_key_that_can_name_code(folder, family):
     """CVE-2026-4372 is out of reach even if `read_config` let a hostile file through."""
     from transformers import CONFIG_MAPPING
 
-    config = flaxsent.config.read_config((folder / "config.json").read_text())
+    config = read_config((folder / "config.json").read_text())
     raw = json.loads(config.json) | dict(CODE_KEYS) | {"_evil": 1, "_name_or_path": "evil/elsewhere"}
     hostile = dataclasses.replace(config, family=family, json=json.dumps(raw))
-    kept = flaxsent.flax_auto._vetted(hostile, CONFIG_MAPPING[family])
+    kept = flax_auto._vetted(hostile, CONFIG_MAPPING[family])
     assert not [key for key in kept if key.startswith("_")]
     assert not kept.keys() & (dict(CODE_KEYS).keys() | {"name_or_path", "kwargs"})
     made = CONFIG_MAPPING[family](**kept)
@@ -254,7 +257,10 @@ def test_flax_backend_uses_no_loader_of_transformers(folder, monkeypatch):
         "from_config",
         lambda config, **more: seen.append((config, more)) or from_config(config, **more),
     )
-    assert flaxsent.load(folder, backend="flax").backend == "flax"
+    change_config(folder, initializer_range=0.031)  # another config, for which no class has been made yet
+    classifier = flaxsent.load(folder, backend="flax")
+    assert seen == []
+    assert classifier.forward(classifier.params, classifier.tokenize(["hi"])).shape == (1, 3)
     assert calls == []
     ((config, more),) = seen
     assert config._attn_implementation_internal is None
@@ -330,7 +336,7 @@ def test_pickle_that_would_run_code_is_refused(folder, capsys, marker, form):
         torch.save({"classifier.weight": Evil(marker)}, file)
     else:
         file.write_bytes(pickle.dumps({"classifier.weight": Evil(marker)}, protocol=2))
-    assert_refused(folder, str(file), capsys, error=(ValueError, ImportError))
+    assert_refused(folder, str(file), capsys, error=(FlaxsentError, ImportError))
 
 
 # weights
@@ -519,9 +525,9 @@ def test_missing_tokenizer_is_told(folder, capsys):
 
 SOURCES = {
     "empty folder": ("empty", "has no config.json"),
-    "no folder": ("none/at/all", "is neither a folder nor a Hub id"),
-    "file": ("checkpoint/config.json", "is neither a folder nor a Hub id"),
-    "weights": ("checkpoint/model.safetensors", "is neither a folder nor a Hub id"),
+    "no folder": ("none/at/all", "is no folder; expected a checkpoint folder"),
+    "file": ("checkpoint/config.json", "is a file; expected a checkpoint folder"),
+    "weights": ("checkpoint/model.safetensors", "is a file; expected a checkpoint folder"),
 }
 
 
@@ -532,6 +538,21 @@ def test_what_is_no_checkpoint_folder_is_refused(folder, tmp_path, capsys, name)
     assert_refused(tmp_path / source, part, capsys, error=FileNotFoundError)
 
 
+@pytest.mark.parametrize(
+    "source", ["./modle", "../modle", "modle/", "a/b/c", "/modle", "~/modle", ".", "..", "", "empty", "file", "no name"]
+)
+def test_a_mistyped_folder_is_told_at_once_and_asked_of_nobody(tmp_path, monkeypatch, capsys, source):
+    """`marker` fails this test if the network is touched."""
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "file").touch()
+    monkeypatch.chdir(tmp_path / "empty" if source == ".." else tmp_path)
+    assert cli.main(["classify", "--model", source, "hi"]) == 2
+    out, err = capsys.readouterr()
+    assert (out, err.count("\n")) == ("", 1)
+    why = "has no config.json" if source in (".", "..", "", "empty") else "is a file" if source == "file" else "is no folder"
+    assert why in err
+
+
 def test_folder_without_weights_is_refused(folder, capsys):
     (folder / "model.safetensors").unlink(missing_ok=True)
     assert_refused(folder, "has no weights; expected one of model.safetensors", capsys, error=FileNotFoundError)
@@ -540,8 +561,7 @@ def test_folder_without_weights_is_refused(folder, capsys):
 def test_program_ends_with_2_and_one_line_on_stderr(folder):
     """The whole program, with whatever libraries write when they are imported and when it ends."""
     change_config(folder, auto_map=EVIL_MAP)
-    main = "import sys; from flaxsent.cli import main; sys.exit(main())"
-    command = [sys.executable, "-c", main, "classify", "--model", str(folder), "hi"]
+    command = [sys.executable, "-m", "flaxsent", "classify", "--model", str(folder), "hi"]
     done = subprocess.run(command, capture_output=True, text=True, timeout=60, cwd=folder.parent, check=False)
     assert (done.returncode, done.stdout, done.stderr.count("\n")) == (2, "", 1)
     assert "auto_map" in done.stderr
