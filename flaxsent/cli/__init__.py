@@ -119,9 +119,8 @@ def _tell(err: Exception, closed: Sequence[str]) -> int:
             traceback.print_exception(err)
             return 1
         code = 1
-        line = (
-            f"this is a bug in flaxsent: {type(err).__name__}: {line}; run again with FLAXSENT_DEBUG=1 and report it"
-        )
+        told = f"{type(err).__name__}: {line}" if line else type(err).__name__
+        line = f"this is a bug in flaxsent: {told}; run again with FLAXSENT_DEBUG=1 and report it"
     with contextlib.suppress(OSError):  # standard error is on a full disk
         print(f"flaxsent: error: {' '.join(line.split())}", file=sys.stderr)
     return code

@@ -549,7 +549,13 @@ def test_a_mistyped_folder_is_told_at_once_and_asked_of_nobody(tmp_path, monkeyp
     assert cli.main(["classify", "--model", source, "hi"]) == 2
     out, err = capsys.readouterr()
     assert (out, err.count("\n")) == ("", 1)
-    why = "has no config.json" if source in (".", "..", "", "empty") else "is a file" if source == "file" else "is no folder"
+    why = (
+        "has no config.json"
+        if source in (".", "..", "", "empty")
+        else "is a file"
+        if source == "file"
+        else "is no folder"
+    )
     assert why in err
 
 

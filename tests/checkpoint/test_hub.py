@@ -279,7 +279,8 @@ def test_what_was_fetched_once_needs_no_server(visit, state, job):
 
 
 @pytest.mark.parametrize(
-    ("state", "part"), [("unplugged", "gives no answer ([Errno 111] Connection refused)"), ("offline", "HF_HUB_OFFLINE is set")]
+    ("state", "part"),
+    [("unplugged", "gives no answer ([Errno 111] Connection refused)"), ("offline", "HF_HUB_OFFLINE is set")],
 )
 def test_what_is_not_cached_is_a_connection_error_without_server(visit, state, part):
     answer = getattr(visit, state)["logits", "acme/absent"]
