@@ -24,8 +24,8 @@ def run(options: argparse.Namespace) -> None:
     import jax
     import jax.numpy as jnp
 
-    from flaxsent.checkpoint import exported
     from flaxsent.checkpoint.folder import load
+    from flaxsent.checkpoint.manifest import MANIFEST
 
     classifier = load(options.model)
     config = classifier.config
@@ -45,7 +45,7 @@ def run(options: argparse.Namespace) -> None:
         "max length": f"{classifier.tokenizer.max_length} tokens",
         "weights": f"NaN or infinite values in {', '.join(broken)}" if broken else "all finite",
         **_backends(classifier),
-        **(_promises(Path(options.model, exported.MANIFEST)) if classifier.backend == "exported" else {}),
+        **(_promises(Path(options.model, MANIFEST)) if classifier.backend == "exported" else {}),
         "devices": ", ".join(str(device) for device in jax.devices()),
         "versions": ", ".join([f"flaxsent {flaxsent.__version__}", *itertools.chain(*map(_version, packages))]),
     }

@@ -339,6 +339,78 @@ def test_pickle_that_would_run_code_is_refused(folder, capsys, marker, form):
     assert_refused(folder, str(file), capsys, error=(FlaxsentError, ImportError))
 
 
+def make_pickle(folder, state):
+    import torch
+
+    (folder / "model.safetensors").unlink()
+    torch.save(state, folder / "pytorch_model.bin")
+
+
+def state_of(folder):
+    import torch
+
+    return {
+        name: torch.tensor(tensor) for name, tensor in safetensors.numpy.load_file(folder / "model.safetensors").items()
+    }
+
+
+@pytest.mark.torch
+@pytest.mark.parametrize(("version", "is_safe"), [("1.13.1", 0), ("2.5.1+cu124", 0), ("2.6.0", 1), ("2.10.0+cpu", 1)])
+def test_a_pickle_needs_a_torch_in_which_weights_only_is_safe(folder, capsys, monkeypatch, version, is_safe):
+    """CVE-2025-32434: before 2.6, a file could break out of it; the version is looked at before the file is."""
+    import torch
+
+    make_pickle(folder, state_of(folder))
+    loads = []
+    monkeypatch.setattr(torch, "__version__", version)
+    monkeypatch.setattr(
+        torch, "load", lambda *arguments, load=torch.load, **more: loads.append(more) or load(*arguments, **more)
+    )
+    if is_safe:
+        flaxsent.load(folder, backend="native")
+        assert loads == [{"map_location": "cpu", "weights_only": True}]
+    else:
+        part = f"is a pickle, which torch {version} does not read safely (CVE-2025-32434): pip install 'torch>=2.6'"
+        assert_refused(folder, part, capsys)
+        assert loads == []
+
+
+@pytest.mark.torch
+def test_entries_of_a_pickle_that_are_no_tensors_are_named(folder, capsys):
+    make_pickle(folder, state_of(folder) | {"epoch": 3, "optimizer": {"lr": 0.1}, 7: None, "name": "tiny"})
+    assert_refused(folder, "has entries that are no tensors: epoch, optimizer, 7, name; expected tensors by", capsys)
+
+
+@pytest.mark.torch
+@pytest.mark.parametrize("content", [[1, 2], "text", None], ids=["list", "text", "nothing"])
+def test_a_pickle_of_something_else_is_refused(folder, capsys, content):
+    make_pickle(folder, content)
+    assert_refused(folder, f"holds a {type(content).__name__}; expected tensors by their names", capsys)
+
+
+@pytest.mark.torch
+@pytest.mark.parametrize("form", ["pickle", "safetensors"])
+@pytest.mark.parametrize("name", ["float8_e4m3fn", "float8_e5m2", "float8_e8m0fnu"])
+def test_float8_is_read_by_value_or_refused_in_one_line(folder, capsys, form, name):
+    import safetensors.torch
+    import torch
+
+    state = state_of(folder)
+    state["classifier.weight"] = state["classifier.weight"].to(getattr(torch, name))
+    if form == "pickle":
+        make_pickle(folder, state)
+    else:
+        safetensors.torch.save_file(state, folder / "model.safetensors")
+    expected = state["classifier.weight"].float().numpy()
+    try:
+        params = flaxsent.load(folder, backend="native").params
+    except FlaxsentError:
+        assert form == "safetensors", "torch knows them all"
+        assert_refused(folder, "model.safetensors has tensors of a dtype that cannot be read", capsys)
+    else:
+        np.testing.assert_array_equal(params["classifier"]["kernel"].T, expected)
+
+
 # weights
 
 
@@ -519,6 +591,54 @@ def test_limit_that_says_nothing_leaves_that_of_the_positions(folder, limit):
 def test_missing_tokenizer_is_told(folder, capsys):
     (folder / "tokenizer.json").unlink(missing_ok=True)
     assert_refused(folder, "has no tokenizer; expected tokenizer.json", capsys)
+
+
+def change_tokenizer(folder, **changes):
+    path = folder / "tokenizer.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+
+
+def assert_text_refused(folder, part, capsys, *texts):
+    assert cli.main(["classify", "--model", str(folder), *texts]) == 2
+    out, err = capsys.readouterr()
+    assert (out.removeprefix("label\tscore\ttext\n"), err.count("\n")) == ("", 1)
+    assert part in err
+
+
+LETTERS = {"[PAD]": 0, "a": 1, "b": 2}
+WITHOUT_UNKNOWN = {
+    "BPE": ({"type": "BPE", "vocab": LETTERS, "merges": [], "unk_token": None}, "dropped"),
+    "WordPiece": (
+        {"type": "WordPiece", "unk_token": "[UNK]", "continuing_subword_prefix": "##", "max_input_chars_per_word": 9}
+        | {"vocab": LETTERS},
+        "told",
+    ),
+    "WordLevel": ({"type": "WordLevel", "vocab": LETTERS, "unk_token": "[UNK]"}, "told"),
+    "Unigram": ({"type": "Unigram", "unk_id": None, "vocab": [["[PAD]", 0.0], ["a", -1.0], ["b", -2.0]]}, "told"),
+}
+
+
+@pytest.mark.parametrize("name", WITHOUT_UNKNOWN)
+def test_a_letter_that_a_tokenizer_without_unknown_does_not_have_is_told(folder, capsys, name):
+    """The library raises plain Exceptions, or leaves the letter out: then a text may have no tokens."""
+    model, what = WITHOUT_UNKNOWN[name]
+    change_tokenizer(folder, model=model, added_tokens=[], normalizer=None, pre_tokenizer=None, post_processor=None)
+    assert cli.main(["classify", "--model", str(folder), "a"]) == 0
+    capsys.readouterr()
+    part = "the tokenizer cannot encode" if what == "told" else "text 0, 'ж', has no tokens"
+    assert_text_refused(folder, part, capsys, "ж")
+
+
+@pytest.mark.parametrize("texts", [[""], ["the film", " "], ["the film", "not bad", "\n"]])
+def test_a_text_without_tokens_is_no_text_of_padding(folder, capsys, texts):
+    change_tokenizer(folder, post_processor=None)
+    part = f"text {len(texts) - 1}, {texts[-1]!r}, has no tokens, and this checkpoint adds none: leave it out."
+    assert_text_refused(folder, part, capsys, *texts)
+    assert cli.main(["classify", "--model", str(folder), *texts[:-1], "bad"]) == 0
+
+
+def test_special_tokens_are_tokens_of_an_empty_text(folder):
+    assert cli.main(["classify", "--model", str(folder), ""]) == 0
 
 
 # the folder

@@ -313,7 +313,7 @@ def test_process_ends_with_2_and_one_line_on_stderr(visit):
 
 
 class Broken(http.server.BaseHTTPRequestHandler):
-    def do_HEAD(self):  # noqa: N802
+    def do_HEAD(self):
         self.server.asked += self.path.startswith("/acme")  # not huggingface_hub's own, of statistics
         self.send_response(503)
         self.end_headers()

@@ -25,7 +25,10 @@ def raises(err):
 
 MISTAKES = {
     "FlaxsentError": (raises(FlaxsentError("x is 5;\nexpected 6.")), "x is 5; expected 6."),
-    "OSError": (lambda options: open("/nowhere/at/all"), "[Errno 2] No such file or directory: '/nowhere/at/all'"),
+    "OSError": (
+        lambda options: Path("/nowhere/at/all").read_text(),
+        "[Errno 2] No such file or directory: '/nowhere/at/all'",
+    ),
     "ConnectionError": (raises(ConnectionError("no answer")), "no answer"),
     "MissingPackageError": (
         lambda options: require("no_such_module.part", needed_by="--x", extra="data"),
