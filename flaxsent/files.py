@@ -48,10 +48,10 @@ def quietly(logger: str) -> Iterator[None]:
         one.addFilter(says_nothing)
     add = theirs.addHandler
 
-    def add_quieted(handler: logging.Handler) -> None:  # it is imported here, and makes its handler now
-        handler.addFilter(says_nothing)
-        handlers.append(handler)
-        add(handler)
+    def add_quieted(hdlr: logging.Handler) -> None:  # it is imported meanwhile, and makes its handler then
+        hdlr.addFilter(says_nothing)
+        handlers.append(hdlr)
+        add(hdlr)
 
     theirs.addHandler = add_quieted
     try:

@@ -73,7 +73,7 @@ def _fill_closed() -> list[str]:
     for name, told, flags, mode in _STREAMS:
         if getattr(sys, name) is None:
             descriptor = os.open(os.devnull, flags)  # the lowest free number, which is the stream's own
-            setattr(sys, name, open(descriptor, mode, encoding="utf-8"))
+            setattr(sys, name, open(descriptor, mode, encoding="utf-8"))  # noqa: SIM115  # until the process ends
             closed.append(told)
     return closed
 
@@ -108,9 +108,10 @@ def _tell(err: Exception, closed: Sequence[str]) -> int:
     if isinstance(err, OSError) and err.errno == errno.EBADF and closed:
         line = f"{' and '.join(closed)} {'is' if len(closed) == 1 else 'are'} closed; open it, or give files."
     elif isinstance(err, MemoryError) or "RESOURCE_EXHAUSTED" in line:  # NumPy's, and JAX's of devices and compilers
+        told = line.partition("\n")[0] or type(err).__name__  # XLA adds pages of what is in its memory
         line = (
-            f"there is not enough memory ({line.partition(chr(10))[0] or type(err).__name__}): choose a smaller model or "
-            "a machine with more memory; for train, a smaller --batch-size too."
+            f"there is not enough memory ({told}): choose a smaller model or a machine with more memory; for train, a "
+            "smaller --batch-size too."
         )
     elif line.startswith("Unable to initialize backend"):  # JAX's, of JAX_PLATFORMS
         line = f"JAX cannot use the device that was asked for: {line}"

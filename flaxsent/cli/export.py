@@ -21,8 +21,8 @@ def add(commands: Any) -> None:
     command.set_defaults(run=run)
 
 
-_EXPORT = """Writes a folder with the forward functions as StableHLO, the parameters as safetensors, the tokenizer, and a
-manifest with the hash of each file. flaxsent.load opens the folder, and every command takes it as --model."""
+_EXPORT = """Writes a folder with the forward functions as StableHLO, the parameters as safetensors, the tokenizer,
+and a manifest with the hash of each file. flaxsent.load reads the folder, and so do the commands that take --model."""
 
 
 def run(options: argparse.Namespace) -> None:
