@@ -42,7 +42,11 @@ def require(module: str, *, needed_by: str, extra: str | None = None, install: s
 @contextlib.contextmanager
 def quietly(logger: str) -> Iterator[None]:
     """Leaves out what another library logs meanwhile: that it has no PyTorch, that its Flax classes are deprecated."""
-    theirs, says_nothing = logging.getLogger(logger), lambda record: False
+    theirs = logging.getLogger(logger)
+
+    def says_nothing(record: logging.LogRecord) -> bool:  # a handler may be another logger's, too
+        return not f"{record.name}.".startswith(f"{logger}.")
+
     handlers = [theirs, *theirs.handlers]  # its loggers below hand records to its handlers, not to its filters
     for one in handlers:
         one.addFilter(says_nothing)
