@@ -19,11 +19,11 @@ COMMANDS = {
     "classify": "label texts, or files of them",
     "info": "show what a checkpoint is and what it runs on",
     "train": "fine-tune an encoder or a classifier",
-    "evaluate": "measure how good a model is on a labelled file",
+    "evaluate": "measure a model on a labelled file",
     "export": "write a folder that runs without the encoders",
     "parity": "compare the logits with PyTorch's",
     "bench": "compare the speed with that of other libraries",
-    "scale": "estimate what a large job would take",
+    "scale": "estimate the hosts and devices of a large job",
 }
 """Each is a module of this folder with `add(commands)`; only that of the command that runs is imported."""
 
