@@ -139,10 +139,12 @@ def test_train_and_evaluate_from_files(capsys, tmp_path, tiny_folder):
     ]
     code, out, err = run(capsys, "train", "--train", str(data), "--dev", str(data), "--epochs", "1", *arguments)
     assert (code, err) == (0, "")
-    assert out.startswith("epoch 1 dev accuracy ")
+    understood, epoch = out.splitlines()
+    assert "8 texts" in understood
+    assert epoch.startswith("epoch 1 dev accuracy ")
     code, again, _ = run(capsys, "evaluate", "--model", str(tmp_path / "out"), "--data", str(data), "--json")
     assert code == 0
-    assert f"{json.loads(again)['accuracy']:.4f}" == out.split()[4]
+    assert f"{json.loads(again)['accuracy']:.4f}" == epoch.split()[4]
 
 
 @pytest.mark.parametrize(
