@@ -50,9 +50,18 @@ def quietly(logger: str) -> Iterator[None]:
     handlers = [theirs, *theirs.handlers]  # its loggers below hand records to its handlers, not to its filters
     for one in handlers:
         one.addFilter(says_nothing)
+    add = theirs.addHandler
+
+    def add_quieted(hdlr: logging.Handler) -> None:  # it is imported meanwhile, and makes its handler then
+        hdlr.addFilter(says_nothing)
+        handlers.append(hdlr)
+        add(hdlr)
+
+    theirs.addHandler = add_quieted
     try:
         yield
     finally:
+        theirs.addHandler = add
         for one in handlers:
             one.removeFilter(says_nothing)
 

@@ -35,7 +35,7 @@ from flaxsent.checkpoint.manifest import (
     read_manifest,
     short,
 )
-from flaxsent.checkpoint.weights import first_line
+from flaxsent.checkpoint.weights import first_line, write_tensors
 from flaxsent.classifier import Classifier, tokenize
 from flaxsent.files import replacing
 from flaxsent.models.config import ModelConfig
@@ -77,8 +77,7 @@ def export(
             (unfinished / name).write_bytes(content)
         leaves = jax.tree_util.tree_leaves_with_path(classifier.params)
         tensors = {_name_of(path): np.ascontiguousarray(leaf) for path, leaf in leaves}
-        safetensors.numpy.save_file(tensors, unfinished / PARAMS)
-        (unfinished / PARAMS).chmod(0o644)  # it is made for its owner alone
+        write_tensors(tensors, unfinished / PARAMS)
         convention = functions[FORWARD].calling_convention_version
         (unfinished / MANIFEST).write_text(
             make_manifest(classifier, platforms, convention, unfinished), encoding="utf-8"

@@ -9,7 +9,6 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import safetensors.numpy
 
 from flaxsent import models
 from flaxsent.base import Backend, FlaxsentError, Params, ProblemType
@@ -114,8 +113,7 @@ def save(classifier: Classifier, folder: str | os.PathLike, *, dtype: Any = None
     tensors = weights.to_tensors(jax.tree.map(lambda leaf: leaf.astype(stored), classifier.params))
     tensors |= models.computed_tensors(classifier.config)
     with replacing(Path(folder), owned=own_files(Path(folder))) as unfinished:
-        safetensors.numpy.save_file(tensors, unfinished / weights.SAFETENSORS, metadata={"format": "pt"})
-        (unfinished / weights.SAFETENSORS).chmod(0o644)  # it is made for its owner alone
+        weights.write_tensors(tensors, unfinished / weights.SAFETENSORS, metadata={"format": "pt"})
         (unfinished / "config.json").write_text(to_json(classifier.config, dtype=stored.name), encoding="utf-8")
         for name, content in classifier.tokenizer.files.items():
             (unfinished / name).write_bytes(content)

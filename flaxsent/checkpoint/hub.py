@@ -2,10 +2,13 @@
 
 import functools
 import os
+import queue
 import re
+import threading
 from pathlib import Path
 
 from flaxsent.checkpoint.weights import SAFETENSORS_INDEX, WEIGHT_FILES, first_line, shard_files
+from flaxsent.files import quietly
 from flaxsent.tokenization import TOKENIZER_FILES
 
 EMBEDDED = Path(__file__).parents[1] / "default_model"
@@ -42,16 +45,17 @@ _HUB_ID = re.compile(r"\w[\w.-]*(/\w[\w.-]*)?")
 
 
 def _download(hub_id: str, revision: str | None) -> Path:
-    import huggingface_hub
-    from huggingface_hub import errors
+    from huggingface_hub import constants, errors, hf_hub_url
 
     at = f"{hub_id}{'' if revision is None else f' at revision {revision}'}"
+    silence = "HF_HUB_OFFLINE is set: unset it to fetch."
     try:
-        return _fetch(hub_id, revision)
+        if not constants.HF_HUB_OFFLINE:
+            silence = _silence(hf_hub_url(hub_id, "config.json", revision=revision))
+        with quietly("huggingface_hub"):
+            return _fetch(hub_id, revision, is_silent=silence is not None)
     except errors.LocalEntryNotFoundError as err:
-        why = f"the Hub gives no answer: {first_line(err.__cause__ or err)}"
-        if huggingface_hub.constants.HF_HUB_OFFLINE:
-            why = "HF_HUB_OFFLINE is set: unset it to fetch."
+        why = silence or f"the Hub gives no answer: {first_line(err.__cause__ or err)}"
         raise ConnectionError(f"{at} is not in the local cache, and {why}") from err
     except errors.RepositoryNotFoundError as err:
         raise FileNotFoundError(
@@ -70,13 +74,53 @@ def _download(hub_id: str, revision: str | None) -> Path:
         raise ConnectionError(f"the Hub broke off while {at} was fetched: {first_line(err)}; try again.") from err
 
 
-def _fetch(hub_id: str, revision: str | None) -> Path:
-    import huggingface_hub
+_PATIENCE = 5
+"""Seconds to wait for the first answer; HF_HUB_ETAG_TIMEOUT sets others."""
 
-    config_file = Path(huggingface_hub.hf_hub_download(hub_id, "config.json", revision=revision))
+
+def _silence(url: str) -> str | None:
+    """Why the Hub gives no answer, or None if it does.
+
+    huggingface_hub asks six times, for minutes where packets are dropped, before it looks into its cache. This asks
+    once, in a thread, as neither the search for the address nor a try of each of several addresses has a time limit.
+    """
+    from huggingface_hub import constants, get_session
+    from huggingface_hub.utils import build_hf_headers
+
+    is_set = constants.HF_HUB_ETAG_TIMEOUT != constants.DEFAULT_ETAG_TIMEOUT
+    patience = constants.HF_HUB_ETAG_TIMEOUT if is_set else _PATIENCE
+    answers: queue.SimpleQueue[str | None] = queue.SimpleQueue()
+
+    def ask() -> None:
+        try:
+            status = get_session().head(url, headers=build_hf_headers(), timeout=2 * patience).status_code
+            answers.put(f"HTTP status {status}" if status == 429 or status >= 500 else None)
+        except Exception as err:  # of requests, httpx, urllib3, sockets; the innermost says it in the fewest words
+            while inner := err.__cause__ or err.__context__:
+                err = inner
+            answers.put(first_line(err))
+
+    threading.Thread(target=ask, daemon=True).start()
+    try:
+        why = answers.get(timeout=patience)
+    except queue.Empty:
+        why = f"nothing within {patience} seconds"
+    return why if why is None else f"{constants.ENDPOINT} gives no answer ({why}); check the network, or try again."
+
+
+def _fetch(hub_id: str, revision: str | None, *, is_silent: bool) -> Path:
+    """Fetches what is not in the cache; from a silent Hub the cache alone."""
+    import huggingface_hub
+    from huggingface_hub import errors
+
+    config_file = Path(
+        huggingface_hub.hf_hub_download(hub_id, "config.json", revision=revision, local_files_only=is_silent)
+    )
     # The rest comes from the commit that this one came from, whatever is pushed meanwhile.
-    get = functools.partial(_download_if_there, hub_id, commit=config_file.parent.name)
+    get = functools.partial(_download_if_there, hub_id, commit=config_file.parent.name, is_silent=is_silent)
     weights = next(filter(get, WEIGHT_FILES), None)
+    if weights is None and is_silent:
+        raise errors.LocalEntryNotFoundError("no weights")
     if weights == SAFETENSORS_INDEX:
         for shard in shard_files(config_file.parent / SAFETENSORS_INDEX):
             get(shard)
@@ -88,7 +132,7 @@ def _fetch(hub_id: str, revision: str | None) -> Path:
     return config_file.parent
 
 
-def _download_if_there(hub_id: str, name: str, *, commit: str) -> bool:
+def _download_if_there(hub_id: str, name: str, *, commit: str, is_silent: bool) -> bool:
     import huggingface_hub
     from huggingface_hub import errors
 
@@ -96,10 +140,9 @@ def _download_if_there(hub_id: str, name: str, *, commit: str) -> bool:
     if cached is not None and not isinstance(cached, str):
         return False  # it was not there when last asked for, and a commit does not change
     try:
-        huggingface_hub.hf_hub_download(hub_id, name, revision=commit)
+        huggingface_hub.hf_hub_download(hub_id, name, revision=commit, local_files_only=is_silent)
     except errors.LocalEntryNotFoundError:
-        # Offline, the cache does not tell a file that was never there from one that was not fetched.
-        if huggingface_hub.constants.HF_HUB_OFFLINE:
+        if is_silent:  # the cache does not tell a file that was never there from one that was not fetched
             return False
         raise
     except errors.EntryNotFoundError:

@@ -4,7 +4,9 @@ A checkpoint is an ordinary Hugging Face folder. Its files are hostile until che
 torch's `weights_only`, no code is fetched, no name in an index leads out of the folder.
 """
 
+import errno
 import json
+import os
 import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -140,6 +142,21 @@ def to_tensors(params: Params) -> dict[str, np.ndarray]:
         _pytorch_names(path)[0]: np.ascontiguousarray(np.asarray(leaf).T if path[-1] == "kernel" else np.asarray(leaf))
         for path, leaf in flatten(params)
     }
+
+
+def write_tensors(tensors: dict[str, np.ndarray], file: Path, metadata: dict[str, str] | None = None) -> None:
+    """Writes a safetensors file that everybody may read; the library makes it for its owner alone.
+
+    Raises:
+        OSError: it cannot be written.
+    """
+    try:
+        safetensors.numpy.save_file(tensors, file, metadata=metadata)
+    except safetensors.SafetensorError as err:  # "I/O error: No space left on device (os error 28)"
+        found = re.search(r"\(os error (\d+)\)", str(err))
+        number = int(found[1]) if found else errno.EIO
+        raise OSError(number, os.strerror(number)) from err
+    file.chmod(0o644)
 
 
 def _pytorch_names(path: tuple[str, ...], base: str = "") -> list[str]:

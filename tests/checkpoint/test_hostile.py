@@ -15,6 +15,9 @@ import safetensors.numpy
 
 import flaxsent
 from flaxsent import cli
+from flaxsent.base import FlaxsentError
+from flaxsent.models import flax_auto
+from flaxsent.models.config import read_config
 
 BACKENDS = ["native", pytest.param("flax", marks=pytest.mark.flax_auto)]
 
@@ -51,7 +54,7 @@ def snapshot(folder):
     return {path: path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}
 
 
-def assert_refused(folder, part, capsys, backend="native", error=(ValueError, FileNotFoundError)):
+def assert_refused(folder, part, capsys, backend="native", error=(FlaxsentError, FileNotFoundError)):
     before = snapshot(folder)
     with pytest.raises(error) as info:
         flaxsent.load(folder, backend=backend)
@@ -179,7 +182,7 @@ def test_padding_beyond_the_positions_is_refused():
     raw = {"model_type": "roberta", "vocab_size": 99, "hidden_size": 8, "num_hidden_layers": 1}
     raw |= {"num_attention_heads": 2, "intermediate_size": 8, "max_position_embeddings": 20, "pad_token_id": 20}
     with pytest.raises(ValueError, match="pad_token_id=20"):
-        flaxsent.config.read_config(json.dumps(raw))
+        read_config(json.dumps(raw))
 
 
 # code from elsewhere
@@ -211,15 +214,15 @@ def test_config_that_asks_for_code_is_refused(folder, capsys, key, value, backen
 
 
 @pytest.mark.flax_auto
-@pytest.mark.parametrize("family", flaxsent.flax_auto.FAMILIES)
+@pytest.mark.parametrize("family", flax_auto.FAMILIES)
 def test_config_class_gets_no_key_that_can_name_code(folder, family):
     """CVE-2026-4372 is out of reach even if `read_config` let a hostile file through."""
     from transformers import CONFIG_MAPPING
 
-    config = flaxsent.config.read_config((folder / "config.json").read_text())
+    config = read_config((folder / "config.json").read_text())
     raw = json.loads(config.json) | dict(CODE_KEYS) | {"_evil": 1, "_name_or_path": "evil/elsewhere"}
     hostile = dataclasses.replace(config, family=family, json=json.dumps(raw))
-    kept = flaxsent.flax_auto._vetted(hostile, CONFIG_MAPPING[family])
+    kept = flax_auto._vetted(hostile, CONFIG_MAPPING[family])
     assert not [key for key in kept if key.startswith("_")]
     assert not kept.keys() & (dict(CODE_KEYS).keys() | {"name_or_path", "kwargs"})
     made = CONFIG_MAPPING[family](**kept)
@@ -254,7 +257,10 @@ def test_flax_backend_uses_no_loader_of_transformers(folder, monkeypatch):
         "from_config",
         lambda config, **more: seen.append((config, more)) or from_config(config, **more),
     )
-    assert flaxsent.load(folder, backend="flax").backend == "flax"
+    change_config(folder, initializer_range=0.031)  # another config, for which no class has been made yet
+    classifier = flaxsent.load(folder, backend="flax")
+    assert seen == []
+    assert classifier.forward(classifier.params, classifier.tokenize(["hi"])).shape == (1, 3)
     assert calls == []
     ((config, more),) = seen
     assert config._attn_implementation_internal is None
@@ -330,7 +336,79 @@ def test_pickle_that_would_run_code_is_refused(folder, capsys, marker, form):
         torch.save({"classifier.weight": Evil(marker)}, file)
     else:
         file.write_bytes(pickle.dumps({"classifier.weight": Evil(marker)}, protocol=2))
-    assert_refused(folder, str(file), capsys, error=(ValueError, ImportError))
+    assert_refused(folder, str(file), capsys, error=(FlaxsentError, ImportError))
+
+
+def make_pickle(folder, state):
+    import torch
+
+    (folder / "model.safetensors").unlink()
+    torch.save(state, folder / "pytorch_model.bin")
+
+
+def state_of(folder):
+    import torch
+
+    return {
+        name: torch.tensor(tensor) for name, tensor in safetensors.numpy.load_file(folder / "model.safetensors").items()
+    }
+
+
+@pytest.mark.torch
+@pytest.mark.parametrize(("version", "is_safe"), [("1.13.1", 0), ("2.5.1+cu124", 0), ("2.6.0", 1), ("2.10.0+cpu", 1)])
+def test_a_pickle_needs_a_torch_in_which_weights_only_is_safe(folder, capsys, monkeypatch, version, is_safe):
+    """CVE-2025-32434: before 2.6, a file could break out of it; the version is looked at before the file is."""
+    import torch
+
+    make_pickle(folder, state_of(folder))
+    loads = []
+    monkeypatch.setattr(torch, "__version__", version)
+    monkeypatch.setattr(
+        torch, "load", lambda *arguments, load=torch.load, **more: loads.append(more) or load(*arguments, **more)
+    )
+    if is_safe:
+        flaxsent.load(folder, backend="native")
+        assert loads == [{"map_location": "cpu", "weights_only": True}]
+    else:
+        part = f"is a pickle, which torch {version} does not read safely (CVE-2025-32434): pip install 'torch>=2.6'"
+        assert_refused(folder, part, capsys)
+        assert loads == []
+
+
+@pytest.mark.torch
+def test_entries_of_a_pickle_that_are_no_tensors_are_named(folder, capsys):
+    make_pickle(folder, state_of(folder) | {"epoch": 3, "optimizer": {"lr": 0.1}, 7: None, "name": "tiny"})
+    assert_refused(folder, "has entries that are no tensors: epoch, optimizer, 7, name; expected tensors by", capsys)
+
+
+@pytest.mark.torch
+@pytest.mark.parametrize("content", [[1, 2], "text", None], ids=["list", "text", "nothing"])
+def test_a_pickle_of_something_else_is_refused(folder, capsys, content):
+    make_pickle(folder, content)
+    assert_refused(folder, f"holds a {type(content).__name__}; expected tensors by their names", capsys)
+
+
+@pytest.mark.torch
+@pytest.mark.parametrize("form", ["pickle", "safetensors"])
+@pytest.mark.parametrize("name", ["float8_e4m3fn", "float8_e5m2", "float8_e8m0fnu"])
+def test_float8_is_read_by_value_or_refused_in_one_line(folder, capsys, form, name):
+    import safetensors.torch
+    import torch
+
+    state = state_of(folder)
+    state["classifier.weight"] = state["classifier.weight"].to(getattr(torch, name))
+    if form == "pickle":
+        make_pickle(folder, state)
+    else:
+        safetensors.torch.save_file(state, folder / "model.safetensors")
+    expected = state["classifier.weight"].float().numpy()
+    try:
+        params = flaxsent.load(folder, backend="native").params
+    except FlaxsentError:
+        assert form == "safetensors", "torch knows them all"
+        assert_refused(folder, "model.safetensors has tensors of a dtype that cannot be read", capsys)
+    else:
+        np.testing.assert_array_equal(params["classifier"]["kernel"].T, expected)
 
 
 # weights
@@ -515,13 +593,61 @@ def test_missing_tokenizer_is_told(folder, capsys):
     assert_refused(folder, "has no tokenizer; expected tokenizer.json", capsys)
 
 
+def change_tokenizer(folder, **changes):
+    path = folder / "tokenizer.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+
+
+def assert_text_refused(folder, part, capsys, *texts):
+    assert cli.main(["classify", "--model", str(folder), *texts]) == 2
+    out, err = capsys.readouterr()
+    assert (out.removeprefix("label\tscore\ttext\n"), err.count("\n")) == ("", 1)
+    assert part in err
+
+
+LETTERS = {"[PAD]": 0, "a": 1, "b": 2}
+WITHOUT_UNKNOWN = {
+    "BPE": ({"type": "BPE", "vocab": LETTERS, "merges": [], "unk_token": None}, "dropped"),
+    "WordPiece": (
+        {"type": "WordPiece", "unk_token": "[UNK]", "continuing_subword_prefix": "##", "max_input_chars_per_word": 9}
+        | {"vocab": LETTERS},
+        "told",
+    ),
+    "WordLevel": ({"type": "WordLevel", "vocab": LETTERS, "unk_token": "[UNK]"}, "told"),
+    "Unigram": ({"type": "Unigram", "unk_id": None, "vocab": [["[PAD]", 0.0], ["a", -1.0], ["b", -2.0]]}, "told"),
+}
+
+
+@pytest.mark.parametrize("name", WITHOUT_UNKNOWN)
+def test_a_letter_that_a_tokenizer_without_unknown_does_not_have_is_told(folder, capsys, name):
+    """The library raises plain Exceptions, or leaves the letter out: then a text may have no tokens."""
+    model, what = WITHOUT_UNKNOWN[name]
+    change_tokenizer(folder, model=model, added_tokens=[], normalizer=None, pre_tokenizer=None, post_processor=None)
+    assert cli.main(["classify", "--model", str(folder), "a"]) == 0
+    capsys.readouterr()
+    part = "the tokenizer cannot encode" if what == "told" else "text 0, 'ж', has no tokens"
+    assert_text_refused(folder, part, capsys, "ж")
+
+
+@pytest.mark.parametrize("texts", [[""], ["the film", " "], ["the film", "not bad", "\n"]])
+def test_a_text_without_tokens_is_no_text_of_padding(folder, capsys, texts):
+    change_tokenizer(folder, post_processor=None)
+    part = f"text {len(texts) - 1}, {texts[-1]!r}, has no tokens, and this checkpoint adds none: leave it out."
+    assert_text_refused(folder, part, capsys, *texts)
+    assert cli.main(["classify", "--model", str(folder), *texts[:-1], "bad"]) == 0
+
+
+def test_special_tokens_are_tokens_of_an_empty_text(folder):
+    assert cli.main(["classify", "--model", str(folder), ""]) == 0
+
+
 # the folder
 
 SOURCES = {
     "empty folder": ("empty", "has no config.json"),
-    "no folder": ("none/at/all", "is neither a folder nor a Hub id"),
-    "file": ("checkpoint/config.json", "is neither a folder nor a Hub id"),
-    "weights": ("checkpoint/model.safetensors", "is neither a folder nor a Hub id"),
+    "no folder": ("none/at/all", "is no folder; expected a checkpoint folder"),
+    "file": ("checkpoint/config.json", "is a file; expected a checkpoint folder"),
+    "weights": ("checkpoint/model.safetensors", "is a file; expected a checkpoint folder"),
 }
 
 
@@ -532,6 +658,27 @@ def test_what_is_no_checkpoint_folder_is_refused(folder, tmp_path, capsys, name)
     assert_refused(tmp_path / source, part, capsys, error=FileNotFoundError)
 
 
+@pytest.mark.parametrize(
+    "source", ["./modle", "../modle", "modle/", "a/b/c", "/modle", "~/modle", ".", "..", "", "empty", "file", "no name"]
+)
+def test_a_mistyped_folder_is_told_at_once_and_asked_of_nobody(tmp_path, monkeypatch, capsys, source):
+    """`marker` fails this test if the network is touched."""
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "file").touch()
+    monkeypatch.chdir(tmp_path / "empty" if source == ".." else tmp_path)
+    assert cli.main(["classify", "--model", source, "hi"]) == 2
+    out, err = capsys.readouterr()
+    assert (out, err.count("\n")) == ("", 1)
+    why = (
+        "has no config.json"
+        if source in (".", "..", "", "empty")
+        else "is a file"
+        if source == "file"
+        else "is no folder"
+    )
+    assert why in err
+
+
 def test_folder_without_weights_is_refused(folder, capsys):
     (folder / "model.safetensors").unlink(missing_ok=True)
     assert_refused(folder, "has no weights; expected one of model.safetensors", capsys, error=FileNotFoundError)
@@ -540,8 +687,7 @@ def test_folder_without_weights_is_refused(folder, capsys):
 def test_program_ends_with_2_and_one_line_on_stderr(folder):
     """The whole program, with whatever libraries write when they are imported and when it ends."""
     change_config(folder, auto_map=EVIL_MAP)
-    main = "import sys; from flaxsent.cli import main; sys.exit(main())"
-    command = [sys.executable, "-c", main, "classify", "--model", str(folder), "hi"]
+    command = [sys.executable, "-m", "flaxsent", "classify", "--model", str(folder), "hi"]
     done = subprocess.run(command, capture_output=True, text=True, timeout=60, cwd=folder.parent, check=False)
     assert (done.returncode, done.stdout, done.stderr.count("\n")) == (2, "", 1)
     assert "auto_map" in done.stderr

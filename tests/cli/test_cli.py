@@ -1,16 +1,15 @@
 """The command line: what it prints, and that a user's mistake is one line and exit code 2."""
 
+import datetime
 import io
 import json
-import os
-import subprocess
 import sys
 from importlib.metadata import version
 
 import pytest
 
-import flaxsent
 from flaxsent.cli import main
+from tests.conftest import HAS_FLAX_AUTO
 
 COURSE = ["I've been waiting for a HuggingFace course my whole life", "I hate this so much!"]
 
@@ -93,7 +92,37 @@ def test_info_tells_what_the_checkpoint_is(capsys):
     assert facts["max length"] == "512 tokens"
     assert facts["weights"] == "all finite"
     assert facts["parameters"] == "22,713,986"
+    assert facts["forward"] == ("flax (FlaxAutoModelForSequenceClassification)" if HAS_FLAX_AUTO else "native")
+    assert facts["packed rows"] == "native"
     assert f"jax {version('jax')}" in facts["versions"]
+    assert "temperature" not in out
+
+
+def test_info_tells_both_backends(capsys, tiny_folder):
+    def backends(folder):
+        _, out, _ = run(capsys, "info", str(folder))
+        facts = {line[:13].strip(): line[14:] for line in out.splitlines()}
+        return facts["forward"], facts["packed rows"]
+
+    assert backends(tiny_folder("modernbert")) == ("native", "native")
+    if HAS_FLAX_AUTO:
+        assert backends(tiny_folder("big_bird")) == (
+            "flax (FlaxAutoModelForSequenceClassification)",
+            "none: this family takes one text a row",
+        )
+
+
+def test_info_tells_where_and_until_when_an_exported_folder_runs(capsys, tmp_path, tiny_folder, symbolic_sizes):
+    exported = tmp_path / "exported"
+    code, out, _ = run(capsys, "export", str(tiny_folder("bert")), str(exported), "--platforms", "cpu,tpu")
+    assert code == 0
+    assert out.startswith(f"{exported}: ")
+    assert out.endswith(" MB, for cpu, tpu\n")
+    _, out, _ = run(capsys, "info", str(exported))
+    facts = {line[:13].strip(): line[14:] for line in out.splitlines()}
+    assert (facts["forward"], facts["packed rows"], facts["platforms"]) == ("exported", "exported", "cpu, tpu")
+    last = datetime.date.fromisoformat(facts["expires"].partition(";")[0])
+    assert (last - datetime.datetime.now(datetime.UTC).date()).days in (179, 180)  # midnight may come between
 
 
 @pytest.mark.slow
@@ -110,10 +139,12 @@ def test_train_and_evaluate_from_files(capsys, tmp_path, tiny_folder):
     ]
     code, out, err = run(capsys, "train", "--train", str(data), "--dev", str(data), "--epochs", "1", *arguments)
     assert (code, err) == (0, "")
-    assert out.startswith("epoch 1 dev accuracy ")
+    understood, epoch = out.splitlines()
+    assert "8 texts" in understood
+    assert epoch.startswith("epoch 1 dev accuracy ")
     code, again, _ = run(capsys, "evaluate", "--model", str(tmp_path / "out"), "--data", str(data), "--json")
     assert code == 0
-    assert f"{json.loads(again)['accuracy']:.4f}" == out.split()[4]
+    assert f"{json.loads(again)['accuracy']:.4f}" == epoch.split()[4]
 
 
 @pytest.mark.parametrize(
@@ -135,39 +166,6 @@ def test_mistakes_are_one_line_and_exit_code_2(capsys, arguments):
     assert err.count("\n") == 1
 
 
-def test_version_help_and_unknown_command():
-    def flaxsent_process(*arguments):
-        command = [sys.executable, "-c", "import sys; from flaxsent.cli import main; sys.exit(main())", *arguments]
-        return subprocess.run(command, capture_output=True, text=True)
-
-    assert flaxsent_process("--version").stdout == f"flaxsent {flaxsent.__version__}\n"
-    assert flaxsent_process("frobnicate").returncode == 2
-
-
-def test_a_reader_that_goes_away_is_no_error():
-    command = f"{sys.executable} -c 'import sys; from flaxsent.cli import main; sys.exit(main())' classify -"
-    done = subprocess.run(f"yes good | head -3000 | {command} | head -1", shell=True, capture_output=True, text=True)
-    assert done.stdout == "label\tscore\ttext\n"
-    assert done.stderr == ""
-
-
-def test_a_second_start_compiles_nothing(tmp_path):
-    command = [
-        sys.executable,
-        "-c",
-        "import sys; from flaxsent.cli import main; sys.exit(main())",
-        "classify",
-        "so good",
-    ]
-
-    def kept(folder):
-        environment = os.environ | {"FLAXSENT_CACHE": str(folder)}
-        done = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
-        assert (done.returncode, done.stderr) == (0, ""), done.stderr
-        return sorted(file.name for file in folder.iterdir()) if folder.is_dir() else None
-
-    first = kept(tmp_path / "cache")
-    assert first
-    assert kept(tmp_path / "cache") == first
-    (tmp_path / "file").touch()
-    assert kept(tmp_path / "file" / "cache") is None, "a folder that cannot be made is done without"
+def test_a_reader_that_goes_away_is_no_error(sh, tmp_path):
+    (tmp_path / "lines").write_text("good\n" * 3000)
+    assert sh(f"classify - <{tmp_path}/lines | head -1") == (0, "label\tscore\ttext\n", "")
