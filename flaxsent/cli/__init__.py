@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import IO, NoReturn
 
 import flaxsent
-from flaxsent.files import MissingPackageError
 
 COMMANDS = {
     "classify": "label texts, or files of them",
@@ -101,8 +100,9 @@ def _is_debugging() -> bool:
 
 def _tell(err: Exception, closed: Sequence[str]) -> int:
     """Writes the line that says what happened, and gives the exit code."""
-    base = sys.modules.get("flaxsent.base")  # imports jax: who has not imported it has not raised its error
-    mistakes = (OSError, MissingPackageError, *(() if base is None else (base.FlaxsentError,)))
+    # These modules import jax; while they are not imported, nobody has raised their errors.
+    named = (("flaxsent.base", "FlaxsentError"), ("flaxsent.files", "MissingPackageError"))
+    mistakes = (OSError, *(getattr(sys.modules[module], name) for module, name in named if module in sys.modules))
     code, line = 2, str(err)
     closed = [name for name in closed if name != "standard error"]
     if isinstance(err, OSError) and err.errno == errno.EBADF and closed:

@@ -1,4 +1,4 @@
-"""What several commands have alike."""
+"""What several commands share."""
 
 import argparse
 

@@ -234,11 +234,11 @@ def test_a_folder_that_is_not_empty_is_left_alone(bert, tmp_path):
 
 
 def test_an_export_that_fails_leaves_nothing(bert, tmp_path, monkeypatch):
-    def full(*_):
-        raise OSError("no space left on device")
+    def full(*_, **__):
+        raise safetensors.SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)")
 
     monkeypatch.setattr(safetensors.numpy, "save_file", full)
-    with pytest.raises(OSError, match="no space left"):
+    with pytest.raises(OSError, match=r"\[Errno 28\] No space left on device"):
         flaxsent.export(bert[0], tmp_path / "export")
     assert [*tmp_path.iterdir()] == []
 

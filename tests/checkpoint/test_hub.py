@@ -345,23 +345,25 @@ def endpoints():
 
 
 @pytest.mark.parametrize("what", ["refuses", "has no address", "is broken", "is silent"])
-def test_a_hub_that_does_not_answer_is_one_line_within_ten_seconds(tmp_path, endpoints, what):
+def test_a_hub_that_does_not_answer_is_one_line_within_a_few_seconds(tmp_path, endpoints, what):
     endpoint, part = endpoints[what]
     code, out, err, seconds = flaxsent_process(tmp_path, endpoint, "classify", "--model", "acme/tiny", "hi")
     assert (code, out, err.count("\n")) == (2, "", 1), err
     assert err.startswith("flaxsent: error: acme/tiny is not in the local cache, and ")
     assert endpoint in err
     assert part in err or (what == "has no address" and "within 5 seconds" in err)
-    assert seconds < 10
+    *_, least = flaxsent_process(tmp_path, endpoint, "classify", "--model", "acme/tiny", "hi", HF_HUB_OFFLINE="1")
+    assert seconds - least < 8, "the rest is the start of Python and JAX, which takes long where the machine is busy"
 
 
 def test_a_silent_hub_delays_what_is_cached_by_a_few_seconds(visit, endpoints):
     endpoint, _ = endpoints["is silent"]
-    arguments = ("classify", "--model", "acme/tiny", "hi")
+    arguments = ("info", "acme/tiny")
     code, out, err, seconds = flaxsent_process(visit.home, endpoint, *arguments, HF_HUB_ETAG_TIMEOUT="1")
     assert (code, err) == (0, "")
-    assert out.count("\n") == 2
-    assert seconds < 10
+    *offline, least = flaxsent_process(visit.home, endpoint, *arguments, HF_HUB_OFFLINE="1")
+    assert offline == [code, out, err]
+    assert seconds - least < 4
 
 
 def test_half_a_checkpoint_in_the_cache_is_not_one_without_weights(visit, tmp_path):
