@@ -1,7 +1,6 @@
 """The same checkpoint in PyTorch: its model, and its logits one text at a time."""
 
 import contextlib
-import importlib
 import inspect
 import sys
 import warnings
@@ -17,7 +16,7 @@ from flaxsent.checkpoint.folder import load
 from flaxsent.files import quietly, require
 
 LOGGERS = ("torch", "torch.onnx", "transformers")
-"""The modules that log, each under its own name and through handlers of its own."""
+"""Those with handlers of their own."""
 
 
 @contextlib.contextmanager
@@ -29,10 +28,8 @@ def silenced() -> Iterator[None]:
     with contextlib.ExitStack() as stack:
         stack.enter_context(warnings.catch_warnings(action="ignore"))
         stack.enter_context(contextlib.redirect_stdout(sys.stderr))
-        for module in LOGGERS:
-            with contextlib.suppress(ImportError):
-                importlib.import_module(module)  # which makes the handlers that are to be quiet
-            stack.enter_context(quietly(module))
+        for logger in LOGGERS:
+            stack.enter_context(quietly(logger))
         yield
 
 
