@@ -71,7 +71,9 @@ def test_native_equals_pytorch_at_every_stage(tiny_folder, family, texts):
     tokens = classifier.tokenize(texts)
     theirs = pytorch_stages(folder, tokens)
     states = jax.vmap(
-        lambda row: encoders.FAMILIES[family].all_hidden_states(classifier.params, row, config=classifier.config)
+        lambda row: encoders.encode(
+            classifier.params, encoders.embed(classifier.params, row, config=classifier.config), row, config=classifier.config
+        )
     )(tokens)
     ours = {f"layer {index}": state for index, state in enumerate(states)}
     ours["logits"] = classifier.forward(classifier.params, tokens)
