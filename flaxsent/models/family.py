@@ -43,6 +43,7 @@ _TINY = {
 }
 """Awkward sizes for tests."""
 
+
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ModelConfig:
     """What `forward`, `tokenize` and `postprocess` need to know of a checkpoint; hashable, so static under `jit`."""

@@ -50,9 +50,7 @@ def pytorch_stages(folder, encodings):
 
 
 def pytorch_logits(folder, encodings):
-    logits = np.stack([stages[-1] for stages in pytorch_stages(folder, encodings)])
-    assert 0.5 < np.abs(logits).max() < 20, "a random model of another size than trained ones"
-    return logits
+    return np.stack([stages[-1] for stages in pytorch_stages(folder, encodings)])
 
 
 def all_states(params, tokens, *, config, key=None):
