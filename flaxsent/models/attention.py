@@ -19,7 +19,10 @@ _MOST_SCORES = 2048**2
 """Of a head, at a time: in rows that have more, blocks of queries that see the whole row come one after the other."""
 
 _TILE = 16
-"""Blocks of queries that see only their neighbours are multiples of it."""
+"""A block of queries that see only their neighbours is a multiple of it, and at least as long as they see."""
+
+_FEW_BLOCKS = 5
+"""Rows of so few blocks are computed whole, which is faster (on a CPU, up to 320 tokens for windows of 128)."""
 
 
 class _Queries(NamedTuple):
@@ -54,8 +57,8 @@ def attend(
     """Scaled dot-product attention in `num_heads` heads (Vaswani et al. 2017); dropout on the probabilities.
 
     A token sees its own text; of it, only `reach` tokens on either side if that is given, and none after itself if
-    `is_causal`. The queries are of the tokens at `at_Q`, or of all. `scale` is 1/√H if not given; `bias_NQT` is added to
-    the scores after scaling.
+    `is_causal`. The queries are those of the tokens at `at_Q`, or of all. `scale` is 1/√H if not given; `bias_NQT` is
+    added to the scores after scaling.
     """
     length = segment_ids_T.shape[0]
     places_T = jnp.arange(length)
@@ -69,8 +72,8 @@ def attend(
         is_causal=is_causal,
         scale=1 / math.sqrt(q_QD.shape[-1] // num_heads) if scale is None else scale,
     )
-    block = _TILE * math.ceil(reach / _TILE) if reach else _TILE
-    if reach is not None and at_Q is None and length > 4 * block:
+    block = _TILE * max(math.ceil((reach or 0) / _TILE), 1)
+    if reach is not None and at_Q is None and length > _FEW_BLOCKS * block:
         y_BQD = _attend_to_neighbours(attend_block, queries, keys, block=block, key=key)
     elif len(queries.places) * length > _MOST_SCORES and bias_NQT is None:
         y_BQD = _attend_in_turn(attend_block, queries, keys, block=max(_MOST_SCORES // length, 1), key=key)
@@ -125,7 +128,7 @@ def _attend_to_neighbours(
 def _attend_in_turn(
     attend_block: Callable[..., Float[Array, "Q D"]], queries: _Queries, keys: _Keys, *, block: int, key: OptionalKey
 ) -> Float[Array, "blocks Q D"]:
-    """Each block of queries sees the whole row, one block after the other, and its scores are not kept for gradients."""
+    """Each block of queries sees the whole row, one block after the other; no scores are kept for the gradient."""
     blocks = jax.tree.map(lambda x: _blocks(x, block), queries)
     block_keys = None if key is None else jax.random.split(key, blocks.q.shape[0])
     return jax.lax.map(jax.checkpoint(lambda each: attend_block(each[0], keys, each[1])), (blocks, block_keys))

@@ -10,8 +10,8 @@ import pytest
 import safetensors.numpy
 
 import flaxsent
-from flaxsent.models import flax_auto
 from flaxsent.checkpoint.weights import SAFETENSORS
+from flaxsent.models import flax_auto
 from flaxsent.models.config import read_config
 from tests.conftest import texts_of_lengths
 
