@@ -1,8 +1,8 @@
 """The native forward: each family in plain JAX, one row of tokens in, one logit vector per text of the row out.
 
-`forward` is `head` of `encode` of `embed`, so that gradients can be taken at the embeddings. All about a family is in its
-file, which ends in its `Family`; to add one, write that file and name it in `config.py`. `layers.py`, `attention.py` and
-`post_norm.py` hold what families share.
+`forward` is `head` of `encode` of `embed`, so that gradients can be taken at the embeddings. A family has one file,
+which ends in its `Family`; to add one, write that file and name it in `config.py`. What families share is in
+`layers.py`, `attention.py` and `post_norm.py`.
 """
 
 from typing import Any
@@ -10,9 +10,9 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Key, PyTree
+from jaxtyping import Array, Float, Int, Key, PyTree
 
-from flaxsent.base import FlaxsentError, Params, Tokens
+from flaxsent.base import AnyArray, FlaxsentError, Params, Tokens
 from flaxsent.models import layers
 from flaxsent.models.config import FAMILIES as FAMILIES
 from flaxsent.models.config import ModelConfig
@@ -151,24 +151,37 @@ def check(config: ModelConfig, tokens: Tokens) -> None:
     """Refuses rows that no native forward computes, where they can be seen: on the host.
 
     Raises:
-        FlaxsentError: no native encoder for the family, or a position, a token or a token type that it has no row for.
+        FlaxsentError: no native encoder for the family, or as `check_ids`.
     """
-    family = _native(config)
-    if isinstance(position_ids := tokens.position_ids, np.ndarray) and family.limits_positions:
-        if position_ids.max(initial=0) >= config.num_positions:
+    _native(config)
+    check_ids(config, tokens)
+
+
+def check_ids(config: ModelConfig, tokens: Tokens) -> None:
+    """Refuses NumPy's tokens with a position, a token or a token type for which the checkpoint has no embedding.
+
+    Raises:
+        FlaxsentError: there is one.
+    """
+    limits_positions, any_number = FAMILIES[config.family].limits_positions, np.iinfo(np.int32).max
+    positions = _range(tokens.position_ids)
+    if limits_positions and positions[1] >= config.num_positions:
+        raise FlaxsentError(
+            f"a text has {positions[1] + 1 - config.first_position} tokens; this checkpoint takes "
+            f"{config.max_length}: tokenize with a length of at most that."
+        )
+    for name, ids, size in (
+        ("input_ids", tokens.input_ids, config.vocab_size),
+        ("token_type_ids", tokens.token_type_ids, config.type_vocab_size or any_number),
+        ("position_ids", tokens.position_ids, any_number),
+    ):
+        least, most = _range(ids)
+        if least < 0 or most >= size:
             raise FlaxsentError(
-                f"a text has {position_ids.max() + 1 - config.first_position} tokens; this checkpoint takes "
-                f"{config.max_length}: tokenize with a length of at most that."
+                f"{name} are {least} to {most}; expected 0 to {size - 1}: tokenize with this checkpoint's tokenizer."
             )
-    tables = [
-        ("input_ids", config.vocab_size),
-        ("position_ids", 2**31),
-        ("token_type_ids", config.type_vocab_size or 2**31),
-    ]
-    for name, rows in tables:
-        ids = getattr(tokens, name)
-        if isinstance(ids, np.ndarray) and (ids.min(initial=0) < 0 or ids.max(initial=0) >= rows):
-            raise FlaxsentError(
-                f"{name} from {ids.min()} to {ids.max()}: expected 0 to {rows - 1}; tokenize with the tokenizer of this "
-                "checkpoint."
-            )
+
+
+def _range(ids: Int[AnyArray, "..."]) -> tuple[int, int]:
+    """The least and the greatest, of an array on the host that is not empty."""
+    return (int(ids.min()), int(ids.max())) if isinstance(ids, np.ndarray) and ids.size else (0, 0)

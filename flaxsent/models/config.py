@@ -8,16 +8,22 @@ from collections.abc import Mapping
 from typing import Any
 
 from flaxsent.base import FlaxsentError, ProblemType
-from flaxsent.models import albert, bart, bert, deberta, distilbert, flax_only, modernbert, mpnet
+from flaxsent.models.albert import FAMILIES as ALBERT
+from flaxsent.models.bart import FAMILIES as BART
+from flaxsent.models.bert import FAMILIES as BERT
+from flaxsent.models.deberta import FAMILIES as DEBERTA
+from flaxsent.models.distilbert import FAMILIES as DISTILBERT
 from flaxsent.models.family import BERT_KEYS, LARGEST, MOST_LAYERS, Family, ModelConfig, check_rate, check_size
+from flaxsent.models.flax_only import FAMILIES as FLAX_ONLY
+from flaxsent.models.modernbert import FAMILIES as MODERNBERT
+from flaxsent.models.mpnet import FAMILIES as MPNET
 
 PROBLEM_TYPES = ("single_label_classification", "multi_label_classification", "regression")
 
-_MODULES = (albert, bart, bert, deberta, distilbert, flax_only, modernbert, mpnet)
+_FAMILIES = (*ALBERT, *BART, *BERT, *DEBERTA, *DISTILBERT, *FLAX_ONLY, *MODERNBERT, *MPNET)
 
 FAMILIES: dict[str, Family] = {
-    family.model_type: family
-    for family in sorted((one for module in _MODULES for one in module.FAMILIES), key=lambda one: one.model_type)
+    family.model_type: family for family in sorted(_FAMILIES, key=lambda family: family.model_type)
 }
 """By `model_type` of config.json; a new family is a file that is named above."""
 

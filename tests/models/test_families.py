@@ -278,7 +278,10 @@ def test_gradient_at_the_embeddings_is_that_of_differences(tiny_folder, family):
 @pytest.mark.parametrize(("dtype", "tolerance"), [("float32", 0), ("float16", 0.03), ("bfloat16", 0.3)])
 @each_family
 def test_padding_and_halves_give_numbers(tiny_folder, family, dtype, tolerance):
-    """Rows: nothing but padding, one token alone, a long text. Halves have 11 and 8 bits: logits of 10 are off so much."""
+    """Rows: nothing but padding, one token alone, a long text.
+
+    float16 has 11 bits, bfloat16 8: of a logit of 10, the last is 0.01 and 0.06, and several roundings add up.
+    """
     folder = tiny_folder(family, **RICH.get(family, {}))
     exact, classifier = (flaxsent.load(folder, backend="native", dtype=name) for name in ("float32", dtype))
     first = classifier.config.first_position
@@ -523,8 +526,8 @@ def tokens_of(config, **ids):
 
 
 BEYOND = {
-    "input_ids": ([5, 61], "input_ids from 5 to 61: expected 0 to 60"),
-    "token_type_ids": ([0, 2], "token_type_ids from 0 to 2: expected 0 to 1"),
+    "input_ids": ([5, 61], "input_ids are 5 to 61; expected 0 to 60"),
+    "token_type_ids": ([0, 2], "token_type_ids are 0 to 2; expected 0 to 1"),
     "position_ids": ([0, 40], "a text has 41 tokens; this checkpoint takes 40"),
 }
 
@@ -540,7 +543,7 @@ def test_ids_that_the_tables_do_not_have_are_refused_and_give_no_number_under_ji
             function(params, tokens)
     assert np.isnan(jax.jit(classifier.forward)(params, tokens)).all()
     negative = tokens_of(config, **{name: [0, -1]})
-    with pytest.raises(FlaxsentError, match=f"{name} from -1 to 0: expected 0 to"):
+    with pytest.raises(FlaxsentError, match=f"{name} are -1 to 0; expected 0 to"):
         classifier.forward(params, negative)
     assert np.isnan(jax.jit(classifier.forward)(params, negative)).all()
     assert np.isfinite(jax.jit(classifier.forward)(params, tokens_of(config))).all()
