@@ -16,7 +16,7 @@ from flaxsent.base import AnyArray, FlaxsentError, Params, Tokens
 from flaxsent.models import layers
 from flaxsent.models.config import FAMILIES as FAMILIES
 from flaxsent.models.config import ModelConfig
-from flaxsent.models.family import Family
+from flaxsent.models.family import is_not_native
 from flaxsent.models.layers import init_params as init_params
 
 OptionalKey = Key[Array, ""] | None
@@ -39,7 +39,8 @@ def embed(
     params: Params, tokens: Tokens, *, config: ModelConfig, key: OptionalKey = None
 ) -> PyTree[Float[Array, "T D"]]:
     """What the first layer reads of one row `[T]`: an array, or for BART two, of encoder and decoder."""
-    return _native(config).embed(_encoder(params, config), _on_device(tokens), config=config, key=key)
+    family = FAMILIES[config.family]
+    return family.embed(params[family.base], _on_device(tokens), config=config, key=key)
 
 
 def encode(
@@ -56,15 +57,15 @@ def encode(
     With `num_segments` the last of them is what the head reads of each text, `[S D]`: the last layer is computed for
     those tokens alone.
     """
-    arguments = {"config": config, "num_segments": num_segments, "key": key}
-    return _native(config).encode(_encoder(params, config), embedded, _on_device(tokens), **arguments)
+    family, arguments = FAMILIES[config.family], {"config": config, "num_segments": num_segments, "key": key}
+    return family.encode(params[family.base], embedded, _on_device(tokens), **arguments)
 
 
 def head(
     params: Params, x_SD: Float[Array, "S D"], *, config: ModelConfig, key: OptionalKey = None
 ) -> Float[Array, "S C"]:
     """Logits in float32 of what `encode` gives for texts."""
-    return _native(config).head(params, x_SD, config=config, key=key)
+    return FAMILIES[config.family].head(params, x_SD, config=config, key=key)
 
 
 def embeddings(params: Params, tokens: Tokens, *, config: ModelConfig, num_segments: int) -> Float[Array, "S D"]:
@@ -79,23 +80,13 @@ def hidden_states(params: Params, tokens: Tokens, *, config: ModelConfig) -> Flo
     return last_TD.astype(jax.tree.leaves(params)[0].dtype)
 
 
-def _native(config: ModelConfig) -> Family:
-    if not is_native(config):
-        raise FlaxsentError(f"flaxsent has no native encoder for {config.family}; load it with backend='flax'.")
-    return FAMILIES[config.family]
-
-
-def _encoder(params: Params, config: ModelConfig) -> Params:
-    return params[FAMILIES[config.family].base]
-
-
 def _on_device(tokens: Tokens) -> Tokens:
     return jax.tree.map(jnp.asarray, tokens)
 
 
 def is_native(config: ModelConfig) -> bool:
     """Whether flaxsent computes the family itself; if not, transformers 4's Flax classes do."""
-    return FAMILIES[config.family].head is not None
+    return FAMILIES[config.family].is_native
 
 
 def shapes(config: ModelConfig) -> dict[str, Any]:
@@ -153,7 +144,8 @@ def check(config: ModelConfig, tokens: Tokens) -> None:
     Raises:
         FlaxsentError: no native encoder for the family, or as `check_ids`.
     """
-    _native(config)
+    if not is_native(config):
+        is_not_native(config=config)
     check_ids(config, tokens)
 
 

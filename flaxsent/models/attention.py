@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, Shaped
 
+from flaxsent.base import AnyArray
 from flaxsent.models.layers import OptionalKey, dropout, take
 
 _MOST_SCORES = 2048**2
@@ -29,21 +30,21 @@ class _Queries(NamedTuple):
     q: Float[Array, "*blocks Q D"]
     places: Int[Array, "*blocks Q"]
     """Where in the row they stand."""
-    segment_ids: Int[Array, "*blocks Q"]
+    segment_ids: Int[AnyArray, "*blocks Q"]
 
 
 class _Keys(NamedTuple):
     k: Float[Array, "*blocks T D"]
     v: Float[Array, "*blocks T D"]
     places: Int[Array, "*blocks T"]
-    segment_ids: Int[Array, "*blocks T"]
+    segment_ids: Int[AnyArray, "*blocks T"]
 
 
 def attend(
     q_QD: Float[Array, "Q D"],
     k_TD: Float[Array, "T D"],
     v_TD: Float[Array, "T D"],
-    segment_ids_T: Int[Array, " T"],
+    segment_ids_T: Int[AnyArray, " T"],
     *,
     at_Q: Int[Array, " Q"] | None = None,
     num_heads: int,
@@ -62,7 +63,7 @@ def attend(
     """
     length = segment_ids_T.shape[0]
     places_T = jnp.arange(length)
-    queries = _Queries(q_QD, places_T if at_Q is None else at_Q, take(segment_ids_T, at_Q))
+    queries = _Queries(q_QD, places_T if at_Q is None else at_Q, take(jnp.asarray(segment_ids_T), at_Q))
     keys = _Keys(k_TD, v_TD, places_T, segment_ids_T)
     attend_block = functools.partial(
         _attend,

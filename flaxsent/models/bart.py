@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
-from flaxsent.base import FlaxsentError, Params, Tokens
+from flaxsent.base import AnyArray, FlaxsentError, Params, Tokens
 from flaxsent.models.attention import attend
 from flaxsent.models.family import MOST_LAYERS, Family, ModelConfig
 from flaxsent.models.layers import (
@@ -134,7 +134,7 @@ class _Embedded(NamedTuple):
 
 
 def _embed(params: Params, tokens: Tokens, *, config: ModelConfig, key: OptionalKey) -> _Embedded:
-    def embed(stack: Params, ids_T: Int[Array, " T"], stack_key: OptionalKey) -> Float[Array, "T D"]:
+    def embed(stack: Params, ids_T: Int[AnyArray, " T"], stack_key: OptionalKey) -> Float[Array, "T D"]:
         x_TD = look_up(params["shared"], ids_T) * _options(config).embedding_scale
         x_TD = x_TD + look_up(stack["embed_positions"], tokens.position_ids + _FIRST_POSITION)
         if _normalizes_first(config):
@@ -191,7 +191,7 @@ def _states(
     params: Params,
     x_TD: Float[Array, "T D"],
     *,
-    segment_ids: Int[Array, " T"],
+    segment_ids: Int[AnyArray, " T"],
     config: ModelConfig,
     stack: _Stack,
     at_Q: Int[Array, " Q"] | None,
@@ -213,7 +213,7 @@ def _layer(
     *,
     at_Q: Int[Array, " Q"] | None,
     key: OptionalKey,
-    segment_ids: Int[Array, " T"],
+    segment_ids: Int[AnyArray, " T"],
     encoded: Float[Array, "T D"] | None,
     config: ModelConfig,
     stack: _Stack,
@@ -254,7 +254,7 @@ def _attention(
     x_QD: Float[Array, "Q D"],
     source_TD: Float[Array, "T D"],
     *,
-    segment_ids: Int[Array, " T"],
+    segment_ids: Int[AnyArray, " T"],
     **arguments: Any,
 ) -> Float[Array, "Q D"]:
     q_QD, k_TD, v_TD = (

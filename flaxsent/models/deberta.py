@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
-from flaxsent.base import FlaxsentError, Params, Tokens
+from flaxsent.base import AnyArray, FlaxsentError, Params, Tokens
 from flaxsent.models.family import Family, ModelConfig
 from flaxsent.models.layers import (
     ACTIVATIONS,
@@ -218,7 +218,7 @@ def _scale(config: ModelConfig) -> float:
     return 1 / math.sqrt(config.hidden_size // config.num_heads * (1 + len(_options(config).terms)))
 
 
-def _rows(position_ids_T: Int[Array, " T"], *, config: ModelConfig) -> Int[Array, "T T"]:
+def _rows(position_ids_T: Int[AnyArray, " T"], *, config: ModelConfig) -> Int[Array, "T T"]:
     """Which row of the learnt distances lies between each query and key.
 
     From 0 (the key comes long after the query) to P - 1 (long before it). Between texts of a row it means nothing, and
@@ -267,7 +267,7 @@ def _with_convolution(
 
 
 def _convolve(
-    params: Params, x_TD: Float[Array, "T D"], segment_ids_T: Int[Array, " T"], *, groups: int
+    params: Params, x_TD: Float[Array, "T D"], segment_ids_T: Int[AnyArray, " T"], *, groups: int
 ) -> Float[Array, "T D"]:
     """Convolves each text by itself: beyond its ends there are zeros, whatever stands there in the row."""
     kernel = params["kernel"]

@@ -115,11 +115,16 @@ class ModelConfig:
         return self.num_positions - self.first_position
 
 
+def is_not_native(*_: Any, config: ModelConfig, **__: Any) -> Any:
+    """Stands for what a family does not have."""
+    raise FlaxsentError(f"flaxsent has no native encoder for {config.family}; load it with backend='flax'.")
+
+
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
 class Family:
     """All that is said of a family of checkpoints.
 
-    `embed`, `encode` and `head` are for one row of tokens; None where only transformers' Flax classes compute them.
+    `embed`, `encode` and `head` are for one row of tokens; a family without them is computed by transformers alone.
     """
 
     model_type: str
@@ -139,12 +144,12 @@ class Family:
     default_num_labels: int = 2
     shapes: Callable[[ModelConfig], dict[str, Any]]
     """The shape of every parameter."""
-    embed: Callable[..., PyTree[Float[Array, "T D"]]] | None = None
+    embed: Callable[..., PyTree[Float[Array, "T D"]]] = is_not_native
     """`embed(params[base], tokens, *, config, key)`: what the first layer reads."""
-    encode: Callable[..., list[Float[Array, "_ D"]]] | None = None
+    encode: Callable[..., list[Float[Array, "_ D"]]] = is_not_native
     """`encode(params[base], embedded, tokens, *, config, num_segments, key)`: the first layer's input and the output of
     every layer, the last one's `[S D]`, what the head reads of each text; or `[T D]` if `num_segments` is None."""
-    head: Callable[..., Float[Array, "S C"]] | None = None
+    head: Callable[..., Float[Array, "S C"]] = is_not_native
     """`head(params, x_SD, *, config, key)`: logits in float32."""
     last_layer: tuple[str, ...] = ("classifier",)
     """Where in the params the layer of the logits is."""
@@ -152,6 +157,10 @@ class Family:
     """Tensors that PyTorch's checkpoints hold and Flax computes, by their PyTorch names."""
     tiny: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     """What config.json of a tiny checkpoint has besides the sizes, or instead of them."""
+
+    @property
+    def is_native(self) -> bool:
+        return self.head is not is_not_native
 
     @property
     def tiny_config(self) -> dict[str, Any]:

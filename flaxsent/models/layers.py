@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, Key, PyTree, Shaped
 
-from flaxsent.base import FlaxsentError, Params, Tokens
+from flaxsent.base import AnyArray, FlaxsentError, Params, Tokens
 from flaxsent.models.family import ModelConfig
 
 OptionalKey = Key[Array, ""] | None
@@ -68,7 +68,7 @@ def _along_last_axis(vector: Float[Array, " D"], ndim: int) -> Float[Array, "*on
     return vector.astype(jnp.float32).reshape((1,) * (ndim - 1) + vector.shape)
 
 
-def look_up(params: Params, ids_T: Int[Array, " T"]) -> Float[Array, "T D"]:
+def look_up(params: Params, ids_T: Int[AnyArray, " T"]) -> Float[Array, "T D"]:
     """NaN for an id that the table does not have, rather than a number that looks right."""
     return params["embedding"].at[ids_T].get(mode="fill", fill_value=jnp.nan, wrap_negative_indices=False)
 
@@ -149,8 +149,8 @@ def dense_head(
     activation: Callable[[Array], Array] = jnp.tanh,
 ) -> Float[Array, "S C"]:
     """RoBERTa's head, which others have too."""
-    head, rates = params[branch], (config.classifier_dropout,) * 2
-    return two_layers(head["dense"], head["out_proj"], x_SD, activation=activation, rates=rates, key=key)
+    head, rate = params[branch], config.classifier_dropout
+    return two_layers(head["dense"], head["out_proj"], x_SD, activation=activation, rates=(rate, rate), key=key)
 
 
 def dense_head_shapes(config: ModelConfig) -> dict[str, Any]:

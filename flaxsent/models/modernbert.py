@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
-from flaxsent.base import FlaxsentError, Params, Tokens
+from flaxsent.base import AnyArray, FlaxsentError, Params, Tokens
 from flaxsent.models.attention import attend
 from flaxsent.models.family import Family, ModelConfig
 from flaxsent.models.layers import (
@@ -236,7 +236,7 @@ def _layer(
     *,
     at_Q: Int[Array, " Q"] | None,
     key: OptionalKey,
-    segment_ids: Int[Array, " T"],
+    segment_ids: Int[AnyArray, " T"],
     turns: _Turns,
     reach: int | None,
     config: ModelConfig,

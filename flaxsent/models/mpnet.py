@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
-from flaxsent.base import FlaxsentError, Params, Tokens
+from flaxsent.base import AnyArray, FlaxsentError, Params, Tokens
 from flaxsent.models.family import Family, ModelConfig
 from flaxsent.models.layers import dense_head, dense_head_shapes, numbered
 from flaxsent.models.post_norm import Parts, embed, embedding_shapes, encode
@@ -58,7 +58,7 @@ def _encode(params: Params, x_TD: Float[Array, "T D"], tokens: Tokens, **argumen
     return encode(params, x_TD, tokens, parts=_PARTS, bias=bias, **arguments)
 
 
-def _bias(params: Params, position_ids_T: Int[Array, " T"]) -> Float[Array, "N T T"]:
+def _bias(params: Params, position_ids_T: Int[AnyArray, " T"]) -> Float[Array, "N T T"]:
     """What is added to the score of each query and key: the first half of the buckets is for keys up to the query.
 
     Between texts of a row the distance means nothing, and the mask hides it.

@@ -108,7 +108,7 @@ def test_flax_family_equals_pytorch_padded_and_under_jit(tiny_folder, family):
 @quietly
 @pytest.mark.flax_auto
 @pytest.mark.parametrize(
-    "variant", [*(name for name in FAMILIES if models.FAMILIES[name].head), "albert, inner layers"]
+    "variant", [*(name for name in FAMILIES if models.FAMILIES[name].is_native), "albert, inner layers"]
 )
 def test_flax_equals_native_for_pairs_under_jit(tiny_folder, variant):
     folder = tiny_folder(variant.split(", ")[0], **VARIANTS.get(variant, {}))
@@ -120,7 +120,7 @@ def test_flax_equals_native_for_pairs_under_jit(tiny_folder, variant):
 
 @quietly
 @pytest.mark.flax_auto
-@pytest.mark.parametrize("family", [name for name in FAMILIES if not models.FAMILIES[name].head])
+@pytest.mark.parametrize("family", [name for name in FAMILIES if not models.FAMILIES[name].is_native])
 def test_embeddings_are_the_first_tokens_where_only_flax_has_the_family(tiny_folder, family):
     classifier = flaxsent.load(tiny_folder(family), backend="flax", dtype=jnp.float16)
     tokens = classifier.tokenize(SINGLES)
