@@ -226,10 +226,8 @@ def _layer(
         return layer_norm(params[f"{name}_layer_norm"], x, eps=eps) if normalizes_first else x
 
     def add(name: str, x_QD: Float[Array, "Q D"], y_QD: Float[Array, "Q D"]) -> Float[Array, "Q D"]:
-        y_QD = dropout(y_QD, config.hidden_dropout, output_keys.pop())
-        if normalizes_first:
-            return x_QD + y_QD.astype(jnp.float32)
-        return add_and_norm(params[f"{name}_layer_norm"], x_QD, y_QD, eps=eps)
+        y_QD = dropout(y_QD.astype(x_QD.dtype), config.hidden_dropout, output_keys.pop())
+        return x_QD + y_QD if normalizes_first else add_and_norm(params[f"{name}_layer_norm"], x_QD, y_QD, eps=eps)
 
     attention = functools.partial(
         _attention, segment_ids=segment_ids, at_Q=at_Q, num_heads=stack.num_heads, dropout_rate=config.attention_dropout
