@@ -30,7 +30,7 @@ from flaxsent.checkpoint import exported
 from flaxsent.models import flax_auto
 from flaxsent.parity.random_checkpoints import random_checkpoint
 
-NATIVE = sorted(flaxsent.models.FAMILIES)
+NATIVE = [name for name, family in flaxsent.models.FAMILIES.items() if family.is_native]
 HAS_TORCH = importlib.util.find_spec("torch") is not None
 HAS_FLAX_AUTO = flax_auto.is_installed()
 

@@ -1,71 +1,102 @@
 """The native forward: each family in plain JAX, one row of tokens in, one logit vector per text of the row out.
 
-`layers.py` holds what the families share; then one file an architecture. A family's module has `shapes`,
-`all_hidden_states` and `forward`; to add one, write these three, name it in `FAMILIES` and give its config keys in
-`flaxsent/config.py`.
+`forward` is `head` of `encode` of `embed`, so that gradients can be taken at the embeddings. A family has one file,
+which ends in its `Family`; to add one, write that file and name it in `config.py`. What families share is in
+`layers.py`, `attention.py` and `post_norm.py`.
 """
 
-from types import ModuleType
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Key
+from jaxtyping import Array, Float, Int, Key, PyTree
 
-from flaxsent.base import FlaxsentError, Params, Tokens
-from flaxsent.models import albert, bart, bert, deberta, distilbert, flax_only, layers, modernbert, mpnet
+from flaxsent.base import AnyArray, FlaxsentError, Params, Tokens
+from flaxsent.models import layers
+from flaxsent.models.config import FAMILIES as FAMILIES
 from flaxsent.models.config import ModelConfig
-from flaxsent.models.flax_only import computed_tensors as computed_tensors
+from flaxsent.models.family import is_not_native
 from flaxsent.models.layers import init_params as init_params
 
-FAMILIES: dict[str, ModuleType] = {
-    "albert": albert,
-    "bart": bart,
-    "bert": bert,
-    "camembert": bert,
-    "deberta-v2": deberta,
-    "distilbert": distilbert,
-    "electra": bert,
-    "mbart": bart,
-    "modernbert": modernbert,
-    "mpnet": mpnet,
-    "roberta": bert,
-    "xlm-roberta": bert,
-}
-"""`model_type` of config.json -> the module that has its `shapes`, `all_hidden_states` and `forward`."""
+OptionalKey = Key[Array, ""] | None
 
 
 def forward(
-    params: Params, tokens: Tokens, *, config: ModelConfig, num_segments: int, key: Key[Array, ""] | None = None
+    params: Params, tokens: Tokens, *, config: ModelConfig, num_segments: int, key: OptionalKey = None
 ) -> Float[Array, "S C"]:
     """Logits in float32 of the `num_segments` texts of one row `[T]`; `key` switches dropout on.
 
     `jax.vmap(partial(forward, params, config=config, num_segments=1))(tokens)[:, 0]` is the padded batch.
     """
-    return FAMILIES[config.family].forward(params, tokens, config=config, num_segments=num_segments, key=key)
+    embed_key, encode_key, head_key = layers.split_key(key, 3)
+    embedded = embed(params, tokens, config=config, key=embed_key)
+    states = encode(params, embedded, tokens, config=config, num_segments=num_segments, key=encode_key)
+    return head(params, states[-1], config=config, key=head_key)
+
+
+def embed(
+    params: Params, tokens: Tokens, *, config: ModelConfig, key: OptionalKey = None
+) -> PyTree[Float[Array, "T D"]]:
+    """What the first layer reads of one row `[T]`: an array, or for BART two, of encoder and decoder."""
+    family = FAMILIES[config.family]
+    return family.embed(params[family.base], _on_device(tokens), config=config, key=key)
+
+
+def encode(
+    params: Params,
+    embedded: PyTree[Float[Array, "T D"]],
+    tokens: Tokens,
+    *,
+    config: ModelConfig,
+    num_segments: int | None = None,
+    key: OptionalKey = None,
+) -> list[Float[Array, "_ D"]]:
+    """The embeddings and the output of every layer: transformers' `output_hidden_states=True`; BART's decoder's.
+
+    With `num_segments` the last of them is what the head reads of each text, `[S D]`: the last layer is computed for
+    those tokens alone.
+    """
+    family, arguments = FAMILIES[config.family], {"config": config, "num_segments": num_segments, "key": key}
+    return family.encode(params[family.base], embedded, _on_device(tokens), **arguments)
+
+
+def head(
+    params: Params, x_SD: Float[Array, "S D"], *, config: ModelConfig, key: OptionalKey = None
+) -> Float[Array, "S C"]:
+    """Logits in float32 of what `encode` gives for texts."""
+    return FAMILIES[config.family].head(params, x_SD, config=config, key=key)
+
+
+def embeddings(params: Params, tokens: Tokens, *, config: ModelConfig, num_segments: int) -> Float[Array, "S D"]:
+    """The vector in float32 that the head reads of each of the `num_segments` texts of one row."""
+    embedded = embed(params, tokens, config=config)
+    return encode(params, embedded, tokens, config=config, num_segments=num_segments)[-1].astype(jnp.float32)
 
 
 def hidden_states(params: Params, tokens: Tokens, *, config: ModelConfig) -> Float[Array, "T D"]:
     """AutoModel's `last_hidden_state` of one row, in the parameters' dtype; what stands on padding has no meaning."""
-    last_TD = FAMILIES[config.family].all_hidden_states(params, tokens, config=config)[-1]
+    last_TD = encode(params, embed(params, tokens, config=config), tokens, config=config)[-1]
     return last_TD.astype(jax.tree.leaves(params)[0].dtype)
+
+
+def _on_device(tokens: Tokens) -> Tokens:
+    return jax.tree.map(jnp.asarray, tokens)
 
 
 def is_native(config: ModelConfig) -> bool:
     """Whether flaxsent computes the family itself; if not, transformers 4's Flax classes do."""
-    return config.family in FAMILIES
+    return FAMILIES[config.family].is_native
 
 
 def shapes(config: ModelConfig) -> dict[str, Any]:
     """The shape of every parameter, as a nested dict of tuples.
 
     Raises:
-        FlaxsentError: the activation is not implemented.
+        FlaxsentError: the activation is not implemented, or a key that only this family has asks for what is not; the
+            message names it.
     """
-    if not is_native(config):
-        return flax_only.shapes(config)
-    if config.activation not in layers.ACTIVATIONS:
+    if is_native(config) and config.activation not in layers.ACTIVATIONS:
         known = ", ".join(layers.ACTIVATIONS)
         raise FlaxsentError(f"config.json names the activation {config.activation!r}; the native backend has {known}.")
     return FAMILIES[config.family].shapes(config)
@@ -73,20 +104,30 @@ def shapes(config: ModelConfig) -> dict[str, Any]:
 
 def base(config: ModelConfig) -> str:
     """The branch of the params that holds the encoder: "bert"; the other branches are the head."""
-    return next(iter(shapes(config)))
+    return FAMILIES[config.family].base
+
+
+def computed_tensors(config: ModelConfig) -> dict[str, Float[np.ndarray, "..."]]:
+    """Tensors that PyTorch's checkpoints hold and Flax computes, by their PyTorch names."""
+    return FAMILIES[config.family].computed_tensors(config)
 
 
 def last_layer(params: Params) -> Params:
     """The kernel and the bias of the layer that gives the logits."""
-    head = params["classification_head" if "classification_head" in params else "classifier"]
-    return head.get("out_proj", head)
+    branch, *inner = _last_layer_path(params)
+    return params[branch][inner[0]] if inner else params[branch]
 
 
 def with_last_layer(params: Params, last: Params) -> dict[str, Any]:
     """The params with another layer that gives the logits."""
-    branch = "classification_head" if "classification_head" in params else "classifier"
-    has_more = "out_proj" in params[branch]
-    return {**params, branch: {**params[branch], "out_proj": last} if has_more else last}
+    branch, *inner = _last_layer_path(params)
+    return {**params, branch: {**params[branch], inner[0]: last} if inner else last}
+
+
+def _last_layer_path(params: Params) -> tuple[str, ...]:
+    """The longest path of a family that is there."""
+    paths = sorted({family.last_layer for family in FAMILIES.values()}, key=len, reverse=True)
+    return next(path for path in paths if path[0] in params and path[-1] in (path[0], *params[path[0]]))
 
 
 def divide_logits(params: Params, by: float) -> dict[str, Any]:
@@ -101,13 +142,38 @@ def check(config: ModelConfig, tokens: Tokens) -> None:
     """Refuses rows that no native forward computes, where they can be seen: on the host.
 
     Raises:
-        FlaxsentError: no native encoder for the family, or a position beyond the table.
+        FlaxsentError: no native encoder for the family, or as `check_ids`.
     """
     if not is_native(config):
-        raise FlaxsentError(f"flaxsent has no native encoder for {config.family}; load it with backend='flax'.")
-    position_ids = tokens.position_ids
-    if isinstance(position_ids, np.ndarray) and position_ids.max(initial=0) >= config.num_positions:
+        is_not_native(config=config)
+    check_ids(config, tokens)
+
+
+def check_ids(config: ModelConfig, tokens: Tokens) -> None:
+    """Refuses NumPy's tokens with a position, a token or a token type for which the checkpoint has no embedding.
+
+    Raises:
+        FlaxsentError: there is one.
+    """
+    limits_positions, any_number = FAMILIES[config.family].limits_positions, np.iinfo(np.int32).max
+    positions = _range(tokens.position_ids)
+    if limits_positions and positions[1] >= config.num_positions:
         raise FlaxsentError(
-            f"a text has {position_ids.max() + 1 - config.first_position} tokens; this checkpoint takes "
+            f"a text has {positions[1] + 1 - config.first_position} tokens; this checkpoint takes "
             f"{config.max_length}: tokenize with a length of at most that."
         )
+    for name, ids, size in (
+        ("input_ids", tokens.input_ids, config.vocab_size),
+        ("token_type_ids", tokens.token_type_ids, config.type_vocab_size or any_number),
+        ("position_ids", tokens.position_ids, any_number),
+    ):
+        least, most = _range(ids)
+        if least < 0 or most >= size:
+            raise FlaxsentError(
+                f"{name} are {least} to {most}; expected 0 to {size - 1}: tokenize with this checkpoint's tokenizer."
+            )
+
+
+def _range(ids: Int[AnyArray, "..."]) -> tuple[int, int]:
+    """The least and the greatest, of an array on the host that is not empty."""
+    return (int(ids.min()), int(ids.max())) if isinstance(ids, np.ndarray) and ids.size else (0, 0)

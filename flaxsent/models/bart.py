@@ -5,43 +5,43 @@ language. mBART normalises before each sublayer and at the end of either stack, 
 Reference: `*ForSequenceClassification` of transformers' models/{bart,mbart}/modeling_{bart,mbart}.py.
 """
 
+import dataclasses
 import functools
 import math
-from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Float, Int
 
-from flaxsent.base import FlaxsentError, Params, Tokens
-from flaxsent.models.config import MOST_LAYERS, ModelConfig
+from flaxsent.base import AnyArray, FlaxsentError, Params, Tokens
+from flaxsent.models.attention import attend
+from flaxsent.models.family import MOST_LAYERS, Family, ModelConfig
 from flaxsent.models.layers import (
     ACTIVATIONS,
     OptionalKey,
     add_and_norm,
-    attend,
-    attention_mask,
     dense,
+    dense_head,
+    dense_head_shapes,
     dense_shapes,
     dropout,
-    embed,
-    in_float32,
+    in_order,
+    is_of_text,
     layer_norm,
     layer_norm_shapes,
+    look_up,
+    numbered,
+    run,
     split_key,
+    take,
 )
 
 _FIRST_POSITION = 2
 """Row of the position table that the first token takes; the two before it are not used."""
 
 
-def shapes(config: ModelConfig) -> dict[str, Any]:
-    """The shape of every parameter; the branch of encoder and decoder comes first.
-
-    Raises:
-        FlaxsentError: a key of these families has a value that is not implemented; the message names it.
-    """
+def _shapes(config: ModelConfig) -> dict[str, Any]:
     D, options = config.hidden_size, _options(config)
     attention = {name: dense_shapes(D, D) for name in ("q_proj", "k_proj", "v_proj", "out_proj")}
 
@@ -56,7 +56,7 @@ def shapes(config: ModelConfig) -> dict[str, Any]:
         parts: dict[str, Any] = {
             "embed_positions": {"embedding": (config.num_positions + _FIRST_POSITION, D)},
             "layernorm_embedding": layer_norm_shapes(D),
-            "layers": {str(index): layer for index in range(size.num_layers)},
+            "layers": numbered(size.num_layers, layer),
         }
         return parts | {"layer_norm": layer_norm_shapes(D)} if _normalizes_first(config) else parts
 
@@ -66,7 +66,7 @@ def shapes(config: ModelConfig) -> dict[str, Any]:
             "encoder": stack(options.encoder),
             "decoder": stack(options.decoder, encoder_attn=attention, encoder_attn_layer_norm=layer_norm_shapes(D)),
         },
-        "classification_head": {"dense": dense_shapes(D, D), "out_proj": dense_shapes(D, config.num_labels)},
+        "classification_head": dense_head_shapes(config),
     }
 
 
@@ -128,102 +128,80 @@ def _options(config: ModelConfig) -> _Options:
     )
 
 
-def all_hidden_states(
-    params: Params, tokens: Tokens, *, config: ModelConfig, key: OptionalKey = None
-) -> list[Float[Array, "T D"]]:
-    """The decoder's embeddings and the output of each of its layers: transformers' `decoder_hidden_states`."""
+class _Embedded(NamedTuple):
+    encoder: Float[Array, "T D"]
+    decoder: Float[Array, "T D"]
+
+
+def _embed(params: Params, tokens: Tokens, *, config: ModelConfig, key: OptionalKey) -> _Embedded:
+    def embed(stack: Params, ids_T: Int[AnyArray, " T"], stack_key: OptionalKey) -> Float[Array, "T D"]:
+        x_TD = look_up(params["shared"], ids_T) * _options(config).embedding_scale
+        x_TD = x_TD + look_up(stack["embed_positions"], tokens.position_ids + _FIRST_POSITION)
+        if _normalizes_first(config):
+            x_TD = x_TD.astype(jnp.float32)  # nothing normalises the sum of the sublayers on its way up
+        x_TD = layer_norm(stack["layernorm_embedding"], x_TD, eps=config.layer_norm_eps)
+        return dropout(x_TD, config.hidden_dropout, stack_key)
+
     encoder_key, decoder_key = split_key(key, 2)
-    input_ids, model, options = jnp.asarray(tokens.input_ids), params["model"], _options(config)
-    mask_TT = attention_mask(jnp.asarray(tokens.segment_ids))
-    is_before_TT = jnp.tri(input_ids.shape[0], dtype=bool)
-    run = functools.partial(
-        _states, shared=model["shared"], position_ids=jnp.asarray(tokens.position_ids), config=config
-    )
-    encoded_TD = run(model["encoder"], input_ids, mask_TT, stack=options.encoder, key=encoder_key)[-1]
-    return run(
-        model["decoder"],
-        _decoder_ids(input_ids, mask_TT, config=config),
-        mask_TT & is_before_TT,
-        stack=options.decoder,
-        key=decoder_key,
-        encoded=_Encoded(encoded_TD, mask_TT),
+    return _Embedded(
+        embed(params["encoder"], tokens.input_ids, encoder_key),
+        embed(params["decoder"], _decoder_ids(tokens, config=config), decoder_key),
     )
 
 
-def forward(
+def _decoder_ids(tokens: Tokens, *, config: ModelConfig) -> Int[Array, " T"]:
+    """Each text one token later: transformers' `shift_tokens_right`."""
+    ids_T, segment_ids = tokens.input_ids, tokens.segment_ids
+    is_last_T = jnp.append(segment_ids[1:] != segment_ids[:-1], True)
+    if config.family == "mbart":
+        places_T = jnp.arange(ids_T.shape[0])
+        last_T = jax.lax.cummin(jnp.where(is_last_T, places_T, ids_T.shape[0]), reverse=True)
+        start_T = ids_T[last_T]
+    else:
+        start_T = jnp.full_like(ids_T, _options(config).decoder_start_token_id)
+    return jnp.where(jnp.roll(is_last_T, 1), start_T, jnp.roll(ids_T, 1))
+
+
+def _encode(
     params: Params,
+    x: _Embedded,
     tokens: Tokens,
     *,
     config: ModelConfig,
-    num_segments: int,
-    key: OptionalKey = None,
-) -> Float[Array, "S C"]:
-    """The head: dropout, a tanh layer, dropout, the classifier, on each text's last end-of-sequence token."""
-    states_key, input_key, pooled_key = split_key(key, 3)
-    hidden_TD = all_hidden_states(params, tokens, config=config, key=states_key)[-1]
-    eos_S = _last_eos(tokens, num_segments=num_segments, eos_token_id=_options(config).eos_token_id)
-    eos_SD = dropout(hidden_TD[eos_S].astype(jnp.float32), config.classifier_dropout, input_key)
-    head = in_float32(params["classification_head"])
-    pooled_SD = jnp.tanh(dense(head["dense"], eos_SD))
-    return dense(head["out_proj"], dropout(pooled_SD, config.classifier_dropout, pooled_key))
+    num_segments: int | None,
+    key: OptionalKey,
+) -> list[Float[Array, "_ D"]]:
+    """The states of the decoder: transformers' `decoder_hidden_states`."""
+    encoder_key, decoder_key = split_key(key, 2)
+    options = _options(config)
+    at_S = None if num_segments is None else _last_eos(tokens, num_segments, eos_token_id=options.eos_token_id)
+    states = functools.partial(_states, segment_ids=tokens.segment_ids, config=config)
+    encoded_TD = states(params["encoder"], x.encoder, stack=options.encoder, at_Q=None, key=encoder_key)[-1]
+    return states(params["decoder"], x.decoder, stack=options.decoder, at_Q=at_S, key=decoder_key, encoded=encoded_TD)
 
 
-def _last_eos(tokens: Tokens, *, num_segments: int, eos_token_id: int) -> Int[Array, " S"]:
+def _last_eos(tokens: Tokens, num_segments: int, *, eos_token_id: int) -> Int[Array, " S"]:
     """Where each text has its last EOS, a pair having several; its last token if it has none, which PyTorch refuses."""
-    segment_ids, is_eos_T = jnp.asarray(tokens.segment_ids), jnp.asarray(tokens.input_ids) == eos_token_id
-    is_own_ST = segment_ids[None, :] == jnp.arange(1, num_segments + 1)[:, None]
-    length = segment_ids.shape[0]
-    rank_T = jnp.arange(length) + length * is_eos_T.astype(jnp.int32)
-    return jnp.argmax(jnp.where(is_own_ST, rank_T[None], -1), axis=-1)
-
-
-def _decoder_ids(
-    input_ids_T: Int[Array, " T"], mask_TT: Bool[Array, "T T"], *, config: ModelConfig
-) -> Int[Array, " T"]:
-    """Each text one token later: transformers' `shift_tokens_right`."""
-    last = input_ids_T.shape[0] - 1
-    is_first_T = jnp.argmax(mask_TT, axis=-1) == jnp.arange(last + 1)
-    if config.family == "mbart":
-        start_T = input_ids_T[last - jnp.argmax(mask_TT[:, ::-1], axis=-1)]
-    else:
-        start_T = jnp.full_like(input_ids_T, _options(config).decoder_start_token_id)
-    return jnp.where(is_first_T, start_T, jnp.roll(input_ids_T, 1))
-
-
-class _Encoded(NamedTuple):
-    """What the decoder attends to besides itself."""
-
-    hidden: Float[Array, "T D"]
-    mask: Bool[Array, "T T"]
+    length = tokens.input_ids.shape[0]
+    rank_T = jnp.arange(length) + length * (tokens.input_ids == eos_token_id).astype(jnp.int32)
+    return jnp.argmax(jnp.where(is_of_text(tokens, num_segments), rank_T[None], -1), axis=-1)
 
 
 def _states(
     params: Params,
-    ids_T: Int[Array, " T"],
-    mask_TT: Bool[Array, "T T"],
+    x_TD: Float[Array, "T D"],
     *,
-    shared: Params,
-    position_ids: Int[Array, " T"],
+    segment_ids: Int[AnyArray, " T"],
     config: ModelConfig,
     stack: _Stack,
+    at_Q: Int[Array, " Q"] | None,
     key: OptionalKey,
-    encoded: _Encoded | None = None,
-) -> list[Float[Array, "T D"]]:
-    """The embeddings and the output of every layer of the encoder, or of the decoder if it has something `encoded`."""
-    embeddings_key, *layer_keys = split_key(key, stack.num_layers + 1)
-    x_TD = embed(shared, ids_T) * _options(config).embedding_scale
-    x_TD = x_TD + embed(params["embed_positions"], position_ids + _FIRST_POSITION)
-    if _normalizes_first(config):
-        x_TD = x_TD.astype(jnp.float32)  # nothing normalises the sum of the sublayers on its way up
-    x_TD = layer_norm(params["layernorm_embedding"], x_TD, eps=config.layer_norm_eps)
-    states = [dropout(x_TD, config.hidden_dropout, embeddings_key)]
-    for index, layer_key in enumerate(layer_keys):
-        drop_key, inner_key = split_key(layer_key, 2)
-        layer = params["layers"][str(index)]
-        x_TD = _layer(layer, states[-1], mask_TT, encoded, config=config, num_heads=stack.num_heads, key=inner_key)
-        if drop_key is not None and stack.layerdrop > 0:  # LayerDrop (Fan et al. 2019), for each row by itself
-            x_TD = jnp.where(jax.random.bernoulli(drop_key, 1 - stack.layerdrop), x_TD, states[-1])
-        states.append(x_TD)
+    encoded: Float[Array, "T D"] | None = None,
+) -> list[Float[Array, "_ D"]]:
+    """Of the encoder, or of the decoder if it has something `encoded`."""
+    same = {"segment_ids": segment_ids, "encoded": encoded, "config": config, "stack": stack}
+    layers = [functools.partial(_layer, layer, **same) for layer in in_order(params["layers"])]
+    states = run(layers, x_TD, at_Q=at_Q, key=key)
     if _normalizes_first(config):
         states[-1] = layer_norm(params["layer_norm"], states[-1], eps=config.layer_norm_eps)
     return states
@@ -232,60 +210,100 @@ def _states(
 def _layer(
     params: Params,
     x_TD: Float[Array, "T D"],
-    mask_TT: Bool[Array, "T T"],
-    encoded: _Encoded | None,
     *,
-    config: ModelConfig,
-    num_heads: int,
+    at_Q: Int[Array, " Q"] | None,
     key: OptionalKey,
-) -> Float[Array, "T D"]:
-    self_key, cross_key, activation_key, *output_keys = split_key(key, 6)
-    attention = functools.partial(_attention, num_heads=num_heads, dropout_rate=config.attention_dropout)
+    segment_ids: Int[AnyArray, " T"],
+    encoded: Float[Array, "T D"] | None,
+    config: ModelConfig,
+    stack: _Stack,
+) -> Float[Array, "Q D"]:
+    """The layer's output at `at_Q`, which attend to all tokens, in the decoder to none after them."""
+    drop_key, self_key, cross_key, activation_key, *output_keys = split_key(key, 7)
+    normalizes_first, eps = _normalizes_first(config), config.layer_norm_eps
 
-    def attend_to_self(y_TD: Float[Array, "T D"]) -> Float[Array, "T D"]:
-        return attention(params["self_attn"], y_TD, y_TD, mask_TT, key=self_key)
+    def before(name: str, x: Float[Array, "_ D"]) -> Float[Array, "_ D"]:
+        return layer_norm(params[f"{name}_layer_norm"], x, eps=eps) if normalizes_first else x
 
-    def feed_forward(y_TD: Float[Array, "T D"]) -> Float[Array, "T D"]:
-        y_TF = ACTIVATIONS[config.activation](dense(params["fc1"], y_TD))
-        return dense(params["fc2"], dropout(y_TF, _options(config).activation_dropout, activation_key))
+    def add(name: str, x_QD: Float[Array, "Q D"], y_QD: Float[Array, "Q D"]) -> Float[Array, "Q D"]:
+        y_QD = dropout(y_QD.astype(x_QD.dtype), config.hidden_dropout, output_keys.pop())
+        return x_QD + y_QD if normalizes_first else add_and_norm(params[f"{name}_layer_norm"], x_QD, y_QD, eps=eps)
 
-    x_TD = _residual(params["self_attn_layer_norm"], x_TD, attend_to_self, config=config, key=output_keys[0])
+    attention = functools.partial(
+        _attention, segment_ids=segment_ids, at_Q=at_Q, num_heads=stack.num_heads, dropout_rate=config.attention_dropout
+    )
+    y_TD, is_causal = before("self_attn", x_TD), encoded is not None
+    y_QD = attention(params["self_attn"], take(y_TD, at_Q), y_TD, is_causal=is_causal, key=self_key)
+    x_QD = add("self_attn", take(x_TD, at_Q), y_QD)
     if encoded is not None:
-
-        def attend_to_encoded(y_TD: Float[Array, "T D"]) -> Float[Array, "T D"]:
-            return attention(params["encoder_attn"], y_TD, encoded.hidden, encoded.mask, key=cross_key)
-
-        x_TD = _residual(params["encoder_attn_layer_norm"], x_TD, attend_to_encoded, config=config, key=output_keys[1])
-    return _residual(params["final_layer_norm"], x_TD, feed_forward, config=config, key=output_keys[2])
-
-
-def _residual(
-    norm: Params,
-    x_TD: Float[Array, "T D"],
-    sublayer: Callable[[Float[Array, "T D"]], Float[Array, "T D"]],
-    *,
-    config: ModelConfig,
-    key: OptionalKey,
-) -> Float[Array, "T D"]:
-    """Adds a sublayer, normalised before or after."""
-    if not _normalizes_first(config):
-        return add_and_norm(norm, x_TD, dropout(sublayer(x_TD), config.hidden_dropout, key), eps=config.layer_norm_eps)
-    y_TD = sublayer(layer_norm(norm, x_TD, eps=config.layer_norm_eps)).astype(jnp.float32)
-    return x_TD + dropout(y_TD, config.hidden_dropout, key)
+        y_QD = attention(params["encoder_attn"], before("encoder_attn", x_QD), encoded, is_causal=False, key=cross_key)
+        x_QD = add("encoder_attn", x_QD, y_QD)
+    y_QF = ACTIVATIONS[config.activation](dense(params["fc1"], before("final", x_QD)))
+    y_QD = dense(params["fc2"], dropout(y_QF, _options(config).activation_dropout, activation_key))
+    x_QD = add("final", x_QD, y_QD)
+    if drop_key is None or stack.layerdrop == 0:
+        return x_QD
+    # LayerDrop (Fan et al. 2019), for each row by itself
+    return jnp.where(jax.random.bernoulli(drop_key, 1 - stack.layerdrop), x_QD, take(x_TD, at_Q))
 
 
 def _attention(
     params: Params,
-    x_TD: Float[Array, "T D"],
+    x_QD: Float[Array, "Q D"],
     source_TD: Float[Array, "T D"],
-    mask_TT: Bool[Array, "T T"],
     *,
-    num_heads: int,
-    dropout_rate: float,
-    key: OptionalKey,
-) -> Float[Array, "T D"]:
-    q_TD, k_TD, v_TD = (
-        dense(params[name], y_TD) for name, y_TD in (("q_proj", x_TD), ("k_proj", source_TD), ("v_proj", source_TD))
+    segment_ids: Int[AnyArray, " T"],
+    **arguments: Any,
+) -> Float[Array, "Q D"]:
+    q_QD, k_TD, v_TD = (
+        dense(params[name], y) for name, y in (("q_proj", x_QD), ("k_proj", source_TD), ("v_proj", source_TD))
     )
-    y_TD = attend(q_TD, k_TD, v_TD, mask_TT, num_heads=num_heads, dropout_rate=dropout_rate, key=key)
-    return dense(params["out_proj"], y_TD)
+    return dense(params["out_proj"], attend(q_QD, k_TD, v_TD, segment_ids, **arguments))
+
+
+_KEYS = {
+    "hidden_size": ("d_model", None),
+    "num_layers": ("encoder_layers", None),
+    "num_heads": ("encoder_attention_heads", None),
+    "intermediate_size": ("encoder_ffn_dim", None),
+    "activation": ("activation_function", "gelu"),
+    "layer_norm_eps": (None, 1e-5),
+    "type_vocab_size": (None, 0),
+    "pad_token_id": ("pad_token_id", 1),
+    "hidden_dropout": ("dropout", 0.1),
+    "attention_dropout": ("attention_dropout", 0.0),
+    "classifier_dropout": ("classifier_dropout", 0.0),
+    "initializer_range": ("init_std", 0.02),
+}
+_TINY = {
+    "encoder_layers": 2,
+    "decoder_layers": 3,
+    "decoder_attention_heads": 4,
+    "decoder_ffn_dim": 44,
+    "pad_token_id": 1,
+    "eos_token_id": 3,  # [SEP] of the tests' tokenizer
+    "decoder_start_token_id": 3,
+}
+_BART = Family(
+    model_type="bart",
+    class_name="Bart",
+    base="model",
+    keys=_KEYS,
+    default_num_labels=3,
+    shapes=_shapes,
+    embed=_embed,
+    encode=_encode,
+    head=functools.partial(dense_head, branch="classification_head"),
+    last_layer=("classification_head", "out_proj"),
+    tiny=_TINY,
+)
+FAMILIES = (
+    _BART,
+    dataclasses.replace(
+        _BART,
+        model_type="mbart",
+        class_name="MBart",
+        default_num_labels=2,
+        tiny=_TINY | {"scale_embedding": True},
+    ),
+)

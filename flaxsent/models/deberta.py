@@ -7,69 +7,52 @@ Reference: `DebertaV2ForSequenceClassification` of transformers' models/deberta_
 
 import functools
 import math
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Float, Int
 
-from flaxsent.base import FlaxsentError, Params, Tokens
-from flaxsent.models.config import ModelConfig
+from flaxsent.base import AnyArray, FlaxsentError, Params, Tokens
+from flaxsent.models.family import Family, ModelConfig
 from flaxsent.models.layers import (
     ACTIVATIONS,
+    Layer,
     OptionalKey,
     add_and_norm,
-    attend,
-    attention_mask,
     dense,
     dense_shapes,
     dropout,
-    embed,
     first_tokens,
-    in_float32,
     layer_norm,
     layer_norm_shapes,
+    numbered,
+    run,
     split_key,
     take,
+    two_layers,
 )
+from flaxsent.models.post_norm import Parts, embed, embedding_shapes, part, post_norm_layers
 
+_PARTS = Parts(query="attention.self.query_proj", key="attention.self.key_proj", value="attention.self.value_proj")
 # How distances are projected: for c2p as the keys of tokens are, for p2c as their queries, or by layers of their own.
-_SHARED_PROJECTIONS = {"c2p": "key_proj", "p2c": "query_proj"}
-_OWN_PROJECTIONS = {"c2p": "pos_key_proj", "p2c": "pos_query_proj"}
+_SHARED_PROJECTIONS = {"c2p": _PARTS.key, "p2c": _PARTS.query}
+_OWN_PROJECTIONS = {"c2p": "attention.self.pos_key_proj", "p2c": "attention.self.pos_query_proj"}
 
 
-def shapes(config: ModelConfig) -> dict[str, Any]:
-    """The shape of every parameter; the encoder's branch comes first.
-
-    Raises:
-        FlaxsentError: a key of this family asks for what is not implemented; the message names it.
-    """
-    D, F, options = config.hidden_size, config.intermediate_size, _options(config)
-    E, P = options.embedding_size, 2 * options.reach
-    projections = ["query_proj", "key_proj", "value_proj"]
-    if options.is_relative and not options.shares_projections:
-        projections += [_OWN_PROJECTIONS[term] for term in options.terms]
-    layer = {
-        "attention": {
-            "self": {name: dense_shapes(D, D) for name in projections},
-            "output": {"dense": dense_shapes(D, D), "LayerNorm": layer_norm_shapes(D)},
-        },
-        "intermediate": {"dense": dense_shapes(D, F)},
-        "output": {"dense": dense_shapes(F, D), "LayerNorm": layer_norm_shapes(D)},
-    }
-    embeddings: dict[str, Any] = {
-        "word_embeddings": {"embedding": (config.vocab_size, E)},
-        "LayerNorm": layer_norm_shapes(D),
-    }
-    if options.has_positions:
-        embeddings["position_embeddings"] = {"embedding": (config.num_positions, E)}
-    if config.type_vocab_size:
-        embeddings["token_type_embeddings"] = {"embedding": (config.type_vocab_size, E)}
+def _shapes(config: ModelConfig) -> dict[str, Any]:
+    D, options = config.hidden_size, _options(config)
+    E = options.embedding_size
+    has_own = options.is_relative and not options.shares_projections
+    layer = _PARTS.shapes(config, *(_OWN_PROJECTIONS[term] for term in options.terms if has_own))
+    num_positions = config.num_positions if options.has_positions else 0
+    embeddings = embedding_shapes(config, E, norm_size=D, position=num_positions)
     if E != D:
         embeddings["embed_proj"] = {"kernel": (E, D)}
-    encoder: dict[str, Any] = {"layer": {str(index): layer for index in range(config.num_layers)}}
+    encoder: dict[str, Any] = {"layer": numbered(config.num_layers, layer)}
     if options.is_relative:
-        encoder["rel_embeddings"] = {"embedding": (P, D)}
+        encoder["rel_embeddings"] = {"embedding": (2 * options.reach, D)}
     if options.normalizes_distances:
         encoder["LayerNorm"] = layer_norm_shapes(D)
     if options.conv_size:
@@ -161,83 +144,91 @@ def _names(config: ModelConfig, key: str, known: tuple[str, ...]) -> tuple[str, 
     return tuple(name for name in known if name in given)
 
 
-def all_hidden_states(
+def _encode(
     params: Params,
+    x_TD: Float[Array, "T D"],
     tokens: Tokens,
     *,
     config: ModelConfig,
-    key: OptionalKey = None,
-    last_at_Q: Int[Array, " Q"] | None = None,
+    num_segments: int | None,
+    key: OptionalKey,
 ) -> list[Float[Array, "_ D"]]:
-    """The embeddings and the output of every layer: transformers' `output_hidden_states=True`.
+    options, encoder = _options(config), params["encoder"]
+    first, *others = post_norm_layers(
+        encoder["layer"],
+        tokens,
+        parts=_PARTS,
+        config=config,
+        bias=_bias(encoder, tokens, config=config) if options.is_relative else None,
+        scale=_scale(config),
+    )
+    if options.conv_size:
+        first = functools.partial(_with_convolution, encoder["conv"], first, tokens=tokens, config=config)
+    return run([first, *others], x_TD, at_Q=first_tokens(tokens, num_segments), key=key)
 
-    With `last_at_Q` the last layer is computed at those tokens only.
-    """
+
+def _head(params: Params, x_SD: Float[Array, "S D"], *, config: ModelConfig, key: OptionalKey) -> Float[Array, "S C"]:
+    """Dropout, a layer with an activation, dropout, the classifier."""
     options = _options(config)
-    embeddings_key, conv_key, *layer_keys = split_key(key, config.num_layers + 2)
-    mask_TT = attention_mask(jnp.asarray(tokens.segment_ids))
-    encoder = params["deberta"]["encoder"]
-    distances = _distances(encoder, jnp.asarray(tokens.position_ids), config=config) if options.is_relative else None
-    states = [_embeddings(params["deberta"]["embeddings"], tokens, config=config, key=embeddings_key)]
-    for index, layer_key in enumerate(layer_keys):
-        at_Q = last_at_Q if index == config.num_layers - 1 else None
-        layer = encoder["layer"][str(index)]
-        x_QD = _layer(layer, states[-1], mask_TT, distances, at_Q, config=config, key=layer_key)
-        if index == 0 and options.conv_size:
-            y_TD = _convolve(encoder["conv"]["conv"], states[0], mask_TT, groups=options.conv_groups)
-            y_TD = ACTIVATIONS[options.conv_activation](dropout(y_TD, config.hidden_dropout, conv_key))
-            x_QD = add_and_norm(encoder["conv"]["LayerNorm"], x_QD, take(y_TD, at_Q), eps=config.layer_norm_eps)
-        states.append(x_QD)
-    return states
+    return two_layers(
+        params["pooler"]["dense"],
+        params["classifier"],
+        x_SD,
+        activation=ACTIVATIONS[options.pooler_activation],
+        rates=(options.pooler_dropout, config.classifier_dropout),
+        key=key,
+    )
 
 
-def forward(
-    params: Params,
-    tokens: Tokens,
-    *,
-    config: ModelConfig,
-    num_segments: int,
-    key: OptionalKey = None,
-) -> Float[Array, "S C"]:
-    """The head: a layer with an activation, dropout, classifier, on each text's [CLS]."""
+def _bias(encoder: Params, tokens: Tokens, *, config: ModelConfig) -> Callable[..., Float[Array, "N Q T"]]:
+    """What the distances add to the scores of a layer: `disentangled_attention_bias`, for `post_norm_layer`."""
     options = _options(config)
-    states_key, cls_key, pooled_key = split_key(key, 3)
-    cls_S = first_tokens(tokens, num_segments=num_segments)
-    cls_SD = all_hidden_states(params, tokens, config=config, key=states_key, last_at_Q=cls_S)[-1].astype(jnp.float32)
-    cls_SD = dropout(cls_SD, options.pooler_dropout, cls_key)
-    pooled_SD = ACTIVATIONS[options.pooler_activation](dense(in_float32(params["pooler"]["dense"]), cls_SD))
-    return dense(in_float32(params["classifier"]), dropout(pooled_SD, config.classifier_dropout, pooled_key))
-
-
-def _embeddings(params: Params, tokens: Tokens, *, config: ModelConfig, key: OptionalKey) -> Float[Array, "T D"]:
-    x_TE = embed(params["word_embeddings"], jnp.asarray(tokens.input_ids))
-    if "position_embeddings" in params:
-        x_TE = x_TE + embed(params["position_embeddings"], jnp.asarray(tokens.position_ids))
-    if "token_type_embeddings" in params:
-        x_TE = x_TE + embed(params["token_type_embeddings"], jnp.asarray(tokens.token_type_ids))
-    x_TD = dense(params["embed_proj"], x_TE) if "embed_proj" in params else x_TE
-    return dropout(layer_norm(params["LayerNorm"], x_TD, eps=config.layer_norm_eps), config.hidden_dropout, key)
-
-
-class _Distances(NamedTuple):
-    """The learnt distances, and which of them lies between each query and key."""
-
-    embeddings: Float[Array, "P D"]
-    rows: Int[Array, "Q T"]
-    """From 0 (the key comes long after the query) to P - 1 (long before it)."""
-
-
-def _distances(encoder: Params, position_ids_T: Int[Array, " T"], *, config: ModelConfig) -> _Distances:
-    options = _options(config)
+    names = _SHARED_PROJECTIONS if options.shares_projections else _OWN_PROJECTIONS
     embeddings_PD = encoder["rel_embeddings"]["embedding"]
     if options.normalizes_distances:
         embeddings_PD = layer_norm(encoder["LayerNorm"], embeddings_PD, eps=config.layer_norm_eps)
-    # Between texts of a row the difference means nothing, and the mask hides it.
+    rows_TT = _rows(tokens.position_ids, config=config)
+
+    def bias(
+        layer: Params,
+        q_QD: Float[Array, "Q D"],
+        k_TD: Float[Array, "T D"],
+        *,
+        at_Q: Int[Array, " Q"] | None,
+        key: OptionalKey,
+    ) -> Float[Array, "N Q T"]:
+        dropped_PD, rows_QT = dropout(embeddings_PD, config.hidden_dropout, key), take(rows_TT, at_Q)
+
+        def products(x_TD: Float[Array, "T D"], term: str) -> Float[Array, "N T P"]:
+            distance_PD = dense(part(layer, names[term]), dropped_PD)
+            x_TNH, distance_PNH = (y.reshape(y.shape[0], config.num_heads, -1) for y in (x_TD, distance_PD))
+            return jnp.einsum("TNH,PNH->NTP", x_TNH, distance_PNH, preferred_element_type=jnp.float32)
+
+        bias_NQT = jnp.zeros((config.num_heads, *rows_QT.shape), jnp.float32)
+        if "c2p" in options.terms:
+            bias_NQT += jnp.take_along_axis(products(q_QD, "c2p"), rows_QT[None], axis=-1)
+        if "p2c" in options.terms:
+            bias_NQT += jnp.take_along_axis(products(k_TD, "p2c"), rows_QT.T[None], axis=-1).mT
+        return _scale(config) * bias_NQT
+
+    return bias
+
+
+def _scale(config: ModelConfig) -> float:
+    return 1 / math.sqrt(config.hidden_size // config.num_heads * (1 + len(_options(config).terms)))
+
+
+def _rows(position_ids_T: Int[AnyArray, " T"], *, config: ModelConfig) -> Int[Array, "T T"]:
+    """Which row of the learnt distances lies between each query and key.
+
+    From 0 (the key comes long after the query) to P - 1 (long before it). Between texts of a row it means nothing, and
+    attention does not see it.
+    """
+    options = _options(config)
     difference_TT = position_ids_T[:, None] - position_ids_T[None, :]
     buckets = _buckets(config.num_positions, options.num_buckets, options.max_distance)
     far_TT = jnp.take(jnp.asarray(buckets, difference_TT.dtype), jnp.abs(difference_TT), mode="clip")
-    rows_TT = jnp.clip(jnp.sign(difference_TT) * far_TT + options.reach, 0, 2 * options.reach - 1)
-    return _Distances(embeddings_PD, rows_TT)
+    return jnp.clip(jnp.sign(difference_TT) * far_TT + options.reach, 0, 2 * options.reach - 1)
 
 
 def _buckets(length: int, num_buckets: int, max_distance: int) -> Int[np.ndarray, " L"]:
@@ -257,72 +248,26 @@ def _buckets(length: int, num_buckets: int, max_distance: int) -> Int[np.ndarray
     return np.concatenate([np.arange(middle + 1), far.astype(np.int64)])
 
 
-def _layer(
+def _with_convolution(
     params: Params,
+    layer: Layer,
     x_TD: Float[Array, "T D"],
-    mask_TT: Bool[Array, "T T"],
-    distances: _Distances | None,
-    at_Q: Int[Array, " Q"] | None,
     *,
+    tokens: Tokens,
     config: ModelConfig,
+    at_Q: Int[Array, " Q"] | None,
     key: OptionalKey,
 ) -> Float[Array, "Q D"]:
-    """The layer's output at `at_Q`, which attend to all tokens."""
-    probs_key, distances_key, attention_key, output_key = split_key(key, 4)
-    attention, rate, eps = params["attention"], config.hidden_dropout, config.layer_norm_eps
-    x_QD = take(x_TD, at_Q)
-    q_QD = dense(attention["self"]["query_proj"], x_QD)
-    k_TD, v_TD = (dense(attention["self"][name], x_TD) for name in ("key_proj", "value_proj"))
-    scale = 1 / math.sqrt(config.hidden_size // config.num_heads * (1 + len(_options(config).terms)))
-    bias_NQT = None
-    if distances is not None:
-        distances = _Distances(dropout(distances.embeddings, rate, distances_key), take(distances.rows, at_Q))
-        bias_NQT = scale * _bias(attention["self"], q_QD, k_TD, distances, config=config)
-    y_QD = attend(
-        q_QD,
-        k_TD,
-        v_TD,
-        take(mask_TT, at_Q),
-        num_heads=config.num_heads,
-        scale=scale,
-        bias_NQT=bias_NQT,
-        dropout_rate=config.attention_dropout,
-        key=probs_key,
-    )
-    y_QD = dropout(dense(attention["output"]["dense"], y_QD), rate, attention_key)
-    x_QD = add_and_norm(attention["output"]["LayerNorm"], x_QD, y_QD, eps=eps)
-    y_QF = ACTIVATIONS[config.activation](dense(params["intermediate"]["dense"], x_QD))
-    y_QD = dropout(dense(params["output"]["dense"], y_QF), rate, output_key)
-    return add_and_norm(params["output"]["LayerNorm"], x_QD, y_QD, eps=eps)
-
-
-def _bias(
-    params: Params,
-    q_QD: Float[Array, "Q D"],
-    k_TD: Float[Array, "T D"],
-    distances: _Distances,
-    *,
-    config: ModelConfig,
-) -> Float[Array, "N Q T"]:
-    """What the distances add to q·k: `disentangled_attention_bias`, before it is scaled."""
-    options = _options(config)
-    names = _SHARED_PROJECTIONS if options.shares_projections else _OWN_PROJECTIONS
-
-    def products(x_TD: Float[Array, "T D"], term: str) -> Float[Array, "N T P"]:
-        distance_PD = dense(params[names[term]], distances.embeddings)
-        x_TNH, distance_PNH = (y.reshape(y.shape[0], config.num_heads, -1) for y in (x_TD, distance_PD))
-        return jnp.einsum("TNH,PNH->NTP", x_TNH, distance_PNH, preferred_element_type=jnp.float32)
-
-    bias_NQT = jnp.zeros((config.num_heads, *distances.rows.shape), jnp.float32)
-    if "c2p" in options.terms:
-        bias_NQT += jnp.take_along_axis(products(q_QD, "c2p"), distances.rows[None], axis=-1)
-    if "p2c" in options.terms:
-        bias_NQT += jnp.take_along_axis(products(k_TD, "p2c"), distances.rows.T[None], axis=-1).mT
-    return bias_NQT
+    """A layer, and beside it a convolution of what it reads."""
+    options, (layer_key, conv_key) = _options(config), split_key(key, 2)
+    y_TD = _convolve(params["conv"], x_TD, tokens.segment_ids, groups=options.conv_groups)
+    y_TD = ACTIVATIONS[options.conv_activation](dropout(y_TD, config.hidden_dropout, conv_key))
+    x_QD = layer(x_TD, at_Q=at_Q, key=layer_key)
+    return add_and_norm(params["LayerNorm"], x_QD, take(y_TD, at_Q), eps=config.layer_norm_eps)
 
 
 def _convolve(
-    params: Params, x_TD: Float[Array, "T D"], mask_TT: Bool[Array, "T T"], *, groups: int
+    params: Params, x_TD: Float[Array, "T D"], segment_ids_T: Int[AnyArray, " T"], *, groups: int
 ) -> Float[Array, "T D"]:
     """Convolves each text by itself: beyond its ends there are zeros, whatever stands there in the row."""
     kernel = params["kernel"]
@@ -330,7 +275,7 @@ def _convolve(
     neighbours_TK = jnp.arange(length)[:, None] + jnp.arange(size)[None, :] - size // 2
     inside_TK = (neighbours_TK >= 0) & (neighbours_TK < length)
     neighbours_TK = jnp.clip(neighbours_TK, 0, length - 1)
-    inside_TK &= jnp.take_along_axis(mask_TT, neighbours_TK, axis=-1)
+    inside_TK &= segment_ids_T[neighbours_TK] == segment_ids_T[:, None]
     x_TKD = jnp.where(inside_TK[..., None], x_TD[neighbours_TK], jnp.zeros((), x_TD.dtype))
     y_TGO = jnp.einsum(
         "TKGI,KIGO->TGO",
@@ -339,3 +284,30 @@ def _convolve(
         preferred_element_type=jnp.float32,
     )
     return (y_TGO.reshape(x_TD.shape) + params["bias"].astype(jnp.float32)[None]).astype(x_TD.dtype)
+
+
+FAMILIES = (
+    Family(
+        model_type="deberta-v2",
+        class_name="DebertaV2",
+        base="deberta",
+        keys={
+            "layer_norm_eps": ("layer_norm_eps", 1e-7),
+            "type_vocab_size": ("type_vocab_size", 0),
+            "classifier_dropout": ("cls_dropout", "hidden_dropout"),
+        },
+        shapes=_shapes,
+        embed=embed,
+        encode=_encode,
+        head=_head,
+        tiny={
+            "type_vocab_size": 0,
+            "position_biased_input": False,
+            "relative_attention": True,
+            "pos_att_type": ["p2c", "c2p"],
+            "position_buckets": 7,
+            "share_att_key": True,
+            "norm_rel_ebd": "layer_norm",
+        },
+    ),
+)

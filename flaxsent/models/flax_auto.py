@@ -1,16 +1,18 @@
 """The flax backend: `FlaxAutoModelForSequenceClassification` of transformers 4 as pure functions.
 
-The Flax module is built from a config that `config.py` has vetted, never from the checkpoint's own file: transformers
-before 5.3 can be made to run code by a hostile config.json (CVE-2026-4372). transformers 5 has no Flax classes.
+The Flax module is built from keys of config.json that are vetted here, never from the checkpoint's own file:
+transformers before 5.3 can be made to run code by a hostile config.json (CVE-2026-4372). transformers 5 has no Flax
+classes. Neither transformers nor Flax is imported before a function is called.
 
-Known faults of those classes (4.57) and what is done about them here:
-    BART, mBART     under `jit` they add up the states of all EOS tokens: the last EOS is pooled here instead.
-    ELECTRA         token_type_ids default to ones: always passed.
-    BigBird         block-sparse attention picks its own random blocks: full attention, as PyTorch uses it for short
-                    texts; longer ones are refused.
-    DistilBERT      masks with 1e30, which float16 does not have: refused in float16.
-    all             LayerNorm takes E[x²] − E[x]², which loses 1.5e-3 at a row mean of 30: each row is centred first.
-    all             know eight activations: others are refused. Softmax stays in the half precision that is asked for.
+Known faults of those classes (4.57), and what is done about them here:
+    BART, mBART     Under `jit` they add up the states of all EOS tokens. The last EOS is pooled here instead.
+    ELECTRA         token_type_ids default to ones. They are always passed.
+    BigBird         Block-sparse attention picks random blocks of its own. Attention is full, as PyTorch's is for short
+                    texts, and longer texts are refused.
+    DistilBERT      It masks with 1e30, which float16 does not have. float16 is refused.
+    all             LayerNorm takes E[x²] − E[x]², which loses 1.5e-3 at a row mean of 30. Each row is centred first.
+    all             They have eight activations. Others are refused.
+    all             In half precision the softmax is computed in half precision too. That stays as it is.
 """
 
 import contextlib
@@ -20,15 +22,17 @@ import importlib.util
 import inspect
 import json
 from collections.abc import Callable, Iterator
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Key
 
+from flaxsent import models
 from flaxsent.base import FlaxsentError, Params, Tokens
 from flaxsent.files import MissingPackageError, quietly
 from flaxsent.models.config import ModelConfig
+from flaxsent.packing import check_padded
 
 FAMILIES = (
     "albert",
@@ -47,6 +51,8 @@ FAMILIES = (
 
 _ACTIVATIONS = ("gelu", "relu", "silu", "swish", "gelu_new", "gelu_pytorch_tanh", "tanh", "quick_gelu")
 """transformers 4.57's modeling_flax_utils.ACT2FN."""
+
+_ENCODER_DECODERS = ("bart", "mbart")
 
 
 def is_installed() -> bool:
@@ -97,7 +103,8 @@ def forward(
     The class is imported at the first call. A `key` switches dropout on.
 
     Raises:
-        FlaxsentError: as `check`, or rows that are longer than BigBird attends to in full.
+        FlaxsentError: as `check`; or a row is longer than BigBird attends to in full; or, where the tokens are NumPy's,
+            a row holds several texts, or an id that the tables do not have.
     """
     method = _logits_at_last_eos if config.family in _ENCODER_DECODERS else _logits
     return _apply(method, params, tokens, key, config, dtype, matmul_precision).astype(jnp.float32)
@@ -126,30 +133,21 @@ def embeddings(
     return hidden_states(params, tokens, config=config, dtype=dtype, **precision)[:, :1].astype(jnp.float32)
 
 
-class _Flax(NamedTuple):
-    """A module of transformers, without parameters."""
-
-    module: Any
-    config: Any
-    base: str
-    """Its attribute that is the encoder."""
-
-
 @functools.lru_cache
-def _flax(config: ModelConfig, dtype: jnp.dtype) -> _Flax:
+def _module(config: ModelConfig, dtype: jnp.dtype) -> Any:
+    """The Flax module, without parameters; its `config` is transformers'.
+
+    Raises: as `check`.
+    """
     check(config, dtype)
-    with quietly("transformers"):
-        from transformers import CONFIG_MAPPING, FlaxAutoModelForSequenceClassification
+    from transformers import CONFIG_MAPPING  # which sets up the loggers that `quietly` silences
+
+    with quietly("transformers"), _their_promotion():
+        from transformers import FlaxAutoModelForSequenceClassification
 
         flax_config = CONFIG_MAPPING[config.family](**_vetted(config, CONFIG_MAPPING[config.family]))
-        # _do_init=False keeps the parameters out of the object: it holds the module only.
-        with _their_promotion():
-            model = FlaxAutoModelForSequenceClassification.from_config(flax_config, dtype=dtype, _do_init=False)
-    return _Flax(model.module, flax_config, _BASES.get(config.family, model.base_model_prefix))
-
-
-_BASES = {"xlm-roberta": "roberta"}
-"""Where transformers names another prefix than its module has."""
+        # _do_init=False: it draws no parameters.
+        return FlaxAutoModelForSequenceClassification.from_config(flax_config, dtype=dtype, _do_init=False).module
 
 
 def _apply(
@@ -161,51 +159,51 @@ def _apply(
     dtype: Any,
     matmul_precision: str | None,
 ) -> Array:
-    flax = _flax(config, jnp.dtype(dtype))
+    check_padded(tokens)
+    models.check_ids(config, tokens)
+    module = _module(config, jnp.dtype(dtype))
     import flax.linen as nn
 
-    _check_length(flax.config, tokens.input_ids.shape[-1])
+    _check_length(module.config, tokens.input_ids.shape[-1])
     inputs = _encoder_decoder_inputs if config.family in _ENCODER_DECODERS else _encoder_inputs
     precision = contextlib.nullcontext() if matmul_precision is None else jax.default_matmul_precision(matmul_precision)
     with precision, _their_promotion(), nn.intercept_methods(_centre_layer_norms):
-        return flax.module.apply(
+        return module.apply(
             {"params": params},
-            **inputs(config, flax.config, jax.tree.map(jnp.asarray, tokens)),
+            models.base(config),
+            **inputs(config, module.config, jax.tree.map(jnp.asarray, tokens)),
             deterministic=key is None,
             rngs={} if key is None else {"dropout": key},
-            method=functools.partial(method, flax=flax),
+            method=method,
         )
 
 
-def _last_hidden_state(module: Any, *, flax: _Flax, **inputs: Any) -> Float[Array, "B L D"]:
-    return getattr(module, flax.base)(**inputs)[0]
+def _last_hidden_state(module: Any, base: str, **inputs: Any) -> Float[Array, "B L D"]:
+    return getattr(module, base)(**inputs)[0]
 
 
-def _logits(module: Any, *, flax: _Flax, **inputs: Any) -> Float[Array, "B C"]:
+def _logits(module: Any, base: str, **inputs: Any) -> Float[Array, "B C"]:
     return module(**inputs).logits
 
 
 def _logits_at_last_eos(
-    module: Any, *, flax: _Flax, input_ids: Array, deterministic: bool, **inputs: Any
+    module: Any, base: str, *, input_ids: Array, deterministic: bool, **inputs: Any
 ) -> Float[Array, "B C"]:
-    hidden_BLD = getattr(module, flax.base)(input_ids=input_ids, deterministic=deterministic, **inputs)[0]
-    is_eos_BL = input_ids == flax.config.eos_token_id
+    hidden_BLD = _last_hidden_state(module, base, input_ids=input_ids, deterministic=deterministic, **inputs)
+    is_eos_BL = input_ids == module.config.eos_token_id
     last_B = input_ids.shape[-1] - 1 - jnp.argmax(is_eos_BL[:, ::-1], axis=-1)
     return module.classification_head(hidden_BLD[jnp.arange(last_B.shape[0]), last_B], deterministic=deterministic)
 
 
-_ENCODER_DECODERS = ("bart", "mbart")
-
-
 @contextlib.contextmanager
 def _their_promotion() -> Iterator[None]:
-    """Lets the code of transformers mix dtypes and ranks, which it needs, where a user has made JAX strict."""
+    """Lets transformers mix dtypes and ranks, as its code does, where a user has made JAX strict."""
     with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
         yield
 
 
 def _centre_layer_norms(module_call: Callable[..., Any], args: Any, kwargs: Any, context: Any) -> Any:
-    """LayerNorm takes away the mean anyway: of a row that has none, E[x²] − E[x]² is exact."""
+    """LayerNorm takes the mean away in any case; where a row's mean is 0, E[x²] − E[x]² is exact."""
     import flax.linen as nn
 
     if isinstance(context.module, nn.LayerNorm) and context.method_name == "__call__":

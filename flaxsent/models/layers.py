@@ -11,7 +11,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, Key, PyTree, Shaped
 
-from flaxsent.base import FlaxsentError, Params, Tokens
+from flaxsent.base import AnyArray, FlaxsentError, Params, Tokens
+from flaxsent.models.family import ModelConfig
 
 OptionalKey = Key[Array, ""] | None
 
@@ -67,52 +68,9 @@ def _along_last_axis(vector: Float[Array, " D"], ndim: int) -> Float[Array, "*on
     return vector.astype(jnp.float32).reshape((1,) * (ndim - 1) + vector.shape)
 
 
-def embed(params: Params, ids_T: Int[Array, " T"]) -> Float[Array, "T D"]:
-    return jnp.take(params["embedding"], ids_T, axis=0, mode="clip")
-
-
-def embed_tokens(
-    params: Params, tokens: Tokens, *, eps: float, dropout_rate: float, key: OptionalKey
-) -> Float[Array, "T D"]:
-    """BERT's embeddings: word, token type and position, normalised."""
-    x_TD = (
-        embed(params["word_embeddings"], jnp.asarray(tokens.input_ids))
-        + embed(params["token_type_embeddings"], jnp.asarray(tokens.token_type_ids))
-        + embed(params["position_embeddings"], jnp.asarray(tokens.position_ids))
-    )
-    return dropout(layer_norm(params["LayerNorm"], x_TD, eps=eps), dropout_rate, key)
-
-
-def attention_mask(segment_ids_T: Int[Array, " T"]) -> Bool[Array, "T T"]:
-    """Every token sees its own text only. Padding sees padding: a softmax over nothing would be NaN."""
-    return segment_ids_T[:, None] == segment_ids_T[None, :]
-
-
-def attend(
-    q_QD: Float[Array, "Q D"],
-    k_TD: Float[Array, "T D"],
-    v_TD: Float[Array, "T D"],
-    mask_QT: Bool[Array, "Q T"],
-    *,
-    num_heads: int,
-    dropout_rate: float,
-    key: OptionalKey,
-    scale: float | None = None,
-    bias_NQT: Float[Array, "N Q T"] | None = None,
-) -> Float[Array, "Q D"]:
-    """Scaled dot-product attention in `num_heads` heads (Vaswani et al. 2017); dropout on the probabilities.
-
-    `scale` is 1/√H if not given; `bias_NQT` is added to the scores after scaling. Q is T, or fewer queries.
-    """
-    q_QNH, k_TNH, v_TNH = (x.reshape(x.shape[0], num_heads, -1) for x in (q_QD, k_TD, v_TD))
-    scores_NQT = jnp.einsum("QNH,TNH->NQT", q_QNH, k_TNH, preferred_element_type=jnp.float32)
-    scores_NQT = scores_NQT * (q_QNH.shape[-1] ** -0.5 if scale is None else scale)
-    if bias_NQT is not None:
-        scores_NQT = scores_NQT + bias_NQT
-    scores_NQT = jnp.where(mask_QT[None], scores_NQT, jnp.finfo(jnp.float32).min)
-    probs_NQT = dropout(jax.nn.softmax(scores_NQT, axis=-1), dropout_rate, key).astype(v_TNH.dtype)
-    y_QNH = jnp.einsum("NQT,TNH->QNH", probs_NQT, v_TNH, preferred_element_type=jnp.float32)
-    return y_QNH.reshape(q_QD.shape).astype(q_QD.dtype)
+def look_up(params: Params, ids_T: Int[AnyArray, " T"]) -> Float[Array, "T D"]:
+    """NaN for an id that the table does not have, rather than a number that looks right."""
+    return params["embedding"].at[ids_T].get(mode="fill", fill_value=jnp.nan, wrap_negative_indices=False)
 
 
 def dropout(x: Float[Array, "*shape"], rate: float, key: OptionalKey) -> Float[Array, "*shape"]:
@@ -128,27 +86,89 @@ def split_key(key: OptionalKey, num: int) -> Sequence[OptionalKey]:
     return [None] * num if key is None else list(jax.random.split(key, num))
 
 
-def first_tokens(tokens: Tokens, *, num_segments: int) -> Int[Array, " S"]:
-    """Where each text of a row begins ([CLS]).
+def first_tokens(tokens: Tokens, num_segments: int | None) -> Int[Array, " S"] | None:
+    """Where each text of a row begins ([CLS]); None, for all tokens, if `num_segments` is.
 
     A row with fewer texts than `num_segments` has meaningless places at the end; `unpack` never reads their values.
     """
-    segments_S1 = jnp.arange(1, num_segments + 1)[:, None]
-    return jnp.argmax(jnp.asarray(tokens.segment_ids)[None, :] == segments_S1, axis=-1)
+    return None if num_segments is None else jnp.argmax(is_of_text(tokens, num_segments), axis=-1)
 
 
-def take(x_TA: Shaped[Array, "T A"], at_Q: Int[Array, " Q"] | None) -> Shaped[Array, "Q A"]:
+def is_of_text(tokens: Tokens, num_segments: int) -> Bool[Array, "S T"]:
+    """Which tokens of a row are those of each text."""
+    return jnp.asarray(tokens.segment_ids)[None, :] == jnp.arange(1, num_segments + 1)[:, None]
+
+
+Layer = Callable[..., Float[Array, "_ D"]]
+"""`layer(x_TD, *, at_Q, key)`: its output at the tokens `at_Q`, or at all."""
+
+
+def run(
+    layers: Sequence[Layer], x_TD: Float[Array, "T D"], *, at_Q: Int[Array, " Q"] | None, key: OptionalKey
+) -> list[Float[Array, "_ D"]]:
+    """The input and the output of every layer; that of the last is computed at `at_Q` only."""
+    states = [x_TD]
+    for index, (layer, layer_key) in enumerate(zip(layers, split_key(key, len(layers)), strict=True), start=1):
+        states.append(layer(states[-1], at_Q=at_Q if index == len(layers) else None, key=layer_key))
+    return states
+
+
+def in_order(layers: Params) -> list[Params]:
+    """By their numbers: as names, "10" comes before "2"."""
+    return [layers[str(index)] for index in range(len(layers))]
+
+
+def take(x_TA: Shaped[Array, "T *A"], at_Q: Int[Array, " Q"] | None) -> Shaped[Array, "_ *A"]:
     """Some tokens of a row; all of them if `at_Q` is None."""
     return x_TA if at_Q is None else x_TA[at_Q]
 
 
+def two_layers(
+    first: Params,
+    last: Params,
+    x_SD: Float[Array, "S D"],
+    *,
+    activation: Callable[[Array], Array],
+    rates: tuple[float, float],
+    key: OptionalKey,
+) -> Float[Array, "S C"]:
+    """A head in float32: dropout, a layer with an activation, dropout, the layer that gives the logits."""
+    input_key, pooled_key = split_key(key, 2)
+    x_SD = dropout(x_SD.astype(jnp.float32), rates[0], input_key)
+    pooled_SD = activation(dense(in_float32(first), x_SD))
+    return dense(in_float32(last), dropout(pooled_SD, rates[1], pooled_key))
+
+
+def dense_head(
+    params: Params,
+    x_SD: Float[Array, "S D"],
+    *,
+    config: ModelConfig,
+    key: OptionalKey,
+    branch: str = "classifier",
+    activation: Callable[[Array], Array] = jnp.tanh,
+) -> Float[Array, "S C"]:
+    """RoBERTa's head, which others have too."""
+    head, rate = params[branch], config.classifier_dropout
+    return two_layers(head["dense"], head["out_proj"], x_SD, activation=activation, rates=(rate, rate), key=key)
+
+
+def dense_head_shapes(config: ModelConfig) -> dict[str, Any]:
+    D = config.hidden_size
+    return {"dense": dense_shapes(D, D), "out_proj": dense_shapes(D, config.num_labels)}
+
+
 def in_float32(params: Params) -> PyTree[Float[Array, "..."]]:
-    """The parameters of a head, which computes in float32."""
     return jax.tree.map(lambda leaf: leaf.astype(jnp.float32), params)
 
 
 def dense_shapes(inputs: int, outputs: int, *, has_bias: bool = True) -> dict[str, tuple[int, ...]]:
     return {"kernel": (inputs, outputs)} | ({"bias": (outputs,)} if has_bias else {})
+
+
+def numbered(count: int, layer: Any) -> dict[str, Any]:
+    """The shapes of layers that are all alike, by their numbers."""
+    return {str(index): layer for index in range(count)}
 
 
 def layer_norm_shapes(size: int, *, has_bias: bool = True) -> dict[str, tuple[int, ...]]:

@@ -11,34 +11,32 @@ from typing import Any, NamedTuple
 
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Float, Int
 
-from flaxsent.base import FlaxsentError, Params, Tokens
-from flaxsent.models.config import ModelConfig
+from flaxsent.base import AnyArray, FlaxsentError, Params, Tokens
+from flaxsent.models.attention import attend
+from flaxsent.models.family import Family, ModelConfig
 from flaxsent.models.layers import (
     ACTIVATIONS,
     OptionalKey,
-    attend,
-    attention_mask,
     dense,
     dense_shapes,
     dropout,
-    embed,
     first_tokens,
     in_float32,
+    in_order,
+    is_of_text,
     layer_norm,
     layer_norm_shapes,
+    look_up,
+    run,
     split_key,
     take,
+    two_layers,
 )
 
 
-def shapes(config: ModelConfig) -> dict[str, Any]:
-    """The shape of every parameter; the encoder's branch comes first.
-
-    Raises:
-        FlaxsentError: a key of this family asks for what is not implemented; the message names it.
-    """
+def _shapes(config: ModelConfig) -> dict[str, Any]:
     D, F, options = config.hidden_size, config.intermediate_size, _options(config)
     norm = layer_norm_shapes(D, has_bias=options.norms_have_bias)
     first = {
@@ -163,93 +161,85 @@ def _is_default_rope(rope: Any, *other_keys: str) -> bool:
     )
 
 
-def all_hidden_states(
-    params: Params,
-    tokens: Tokens,
-    *,
-    config: ModelConfig,
-    key: OptionalKey = None,
-    last_at_Q: Int[Array, " Q"] | None = None,
-) -> list[Float[Array, "_ D"]]:
-    """The embeddings and the output of every layer, the last one normalised: transformers 5's `output_hidden_states`.
-
-    With `last_at_Q` the last layer is computed at those tokens only.
-    """
-    options, model, eps = _options(config), params["model"], config.layer_norm_eps
-    embeddings_key, *layer_keys = split_key(key, config.num_layers + 1)
+def _embed(params: Params, tokens: Tokens, *, config: ModelConfig, key: OptionalKey) -> Float[Array, "T D"]:
     # Nothing normalises the sum of the layers on its way up: it is float32, whatever the dtype of the parameters.
-    x_TD = embed(model["embeddings"]["tok_embeddings"], jnp.asarray(tokens.input_ids)).astype(jnp.float32)
-    x_TD = layer_norm(model["embeddings"]["norm"], x_TD, eps=eps)
-    states = [dropout(x_TD, config.hidden_dropout, embeddings_key)]
-    views = {is_global: _view(tokens, config=config, is_global=is_global) for is_global in set(options.is_global)}
-    for index, layer_key in enumerate(layer_keys):
-        at_Q = last_at_Q if index == config.num_layers - 1 else None
-        layer, view = model["layers"][str(index)], views[options.is_global[index]]
-        states.append(_layer(layer, states[-1], view, at_Q, config=config, key=layer_key))
-    return [*states[:-1], layer_norm(model["final_norm"], states[-1], eps=eps)]
+    x_TD = look_up(params["embeddings"]["tok_embeddings"], tokens.input_ids).astype(jnp.float32)
+    x_TD = layer_norm(params["embeddings"]["norm"], x_TD, eps=config.layer_norm_eps)
+    return dropout(x_TD, config.hidden_dropout, key)
 
 
-def forward(
+def _encode(
     params: Params,
+    x_TD: Float[Array, "T D"],
     tokens: Tokens,
     *,
     config: ModelConfig,
-    num_segments: int,
-    key: OptionalKey = None,
-) -> Float[Array, "S C"]:
-    """The head: a layer with an activation, a norm, dropout, classifier, on each text's [CLS] or on the mean of it."""
-    options, (states_key, pooled_key) = _options(config), split_key(key, 2)
-    cls_S = first_tokens(tokens, num_segments=num_segments) if options.pooling == "cls" else None
-    hidden_QD = all_hidden_states(params, tokens, config=config, key=states_key, last_at_Q=cls_S)[-1]
-    pooled_SD = hidden_QD.astype(jnp.float32)
-    if options.pooling == "mean":
-        pooled_SD = _means(pooled_SD, jnp.asarray(tokens.segment_ids), num_segments=num_segments)
-    head = in_float32(params["head"])
-    pooled_SD = ACTIVATIONS[options.head_activation](dense(head["dense"], pooled_SD))
-    pooled_SD = layer_norm(head["norm"], pooled_SD, eps=config.layer_norm_eps)
-    return dense(in_float32(params["classifier"]), dropout(pooled_SD, config.classifier_dropout, pooled_key))
+    num_segments: int | None,
+    key: OptionalKey,
+) -> list[Float[Array, "_ D"]]:
+    """The last state is normalised, as in transformers 5's `output_hidden_states`."""
+    options = _options(config)
+    turns = {is_global: _turns(tokens, config=config, is_global=is_global) for is_global in set(options.is_global)}
+    layers = [
+        functools.partial(
+            _layer,
+            layer,
+            segment_ids=tokens.segment_ids,
+            turns=turns[is_global],
+            reach=None if is_global else options.reach,
+            config=config,
+        )
+        for layer, is_global in zip(in_order(params["layers"]), options.is_global, strict=True)
+    ]
+    at_S = first_tokens(tokens, num_segments) if options.pooling == "cls" else None
+    *states, last_QD = run(layers, x_TD, at_Q=at_S, key=key)
+    last_QD = layer_norm(params["final_norm"], last_QD, eps=config.layer_norm_eps)
+    if num_segments is not None and options.pooling == "mean":
+        is_of_ST = is_of_text(tokens, num_segments).astype(jnp.float32)
+        counts_S1 = jnp.maximum(jnp.sum(is_of_ST, axis=-1, keepdims=True), 1)  # of texts that the row does not have
+        last_QD = is_of_ST @ last_QD / counts_S1
+    return [*states, last_QD]
 
 
-def _means(
-    hidden_TD: Float[Array, "T D"], segment_ids_T: Int[Array, " T"], *, num_segments: int
-) -> Float[Array, "S D"]:
-    """The mean over the tokens of each text; 0 for texts that the row does not have."""
-    is_of_ST = segment_ids_T[None, :] == jnp.arange(1, num_segments + 1)[:, None]
-    sums_SD = jnp.einsum("ST,TD->SD", is_of_ST.astype(jnp.float32), hidden_TD)
-    return sums_SD / jnp.maximum(jnp.sum(is_of_ST, axis=-1, keepdims=True), 1).astype(jnp.float32)
+def _head(params: Params, x_SD: Float[Array, "S D"], *, config: ModelConfig, key: OptionalKey) -> Float[Array, "S C"]:
+    """A layer with an activation, a norm, dropout, the classifier."""
+    activation, norm = ACTIVATIONS[_options(config).head_activation], in_float32(params["head"]["norm"])
+    return two_layers(
+        params["head"]["dense"],
+        params["classifier"],
+        x_SD,
+        activation=lambda y_SD: layer_norm(norm, activation(y_SD), eps=config.layer_norm_eps),
+        rates=(0.0, config.classifier_dropout),
+        key=key,
+    )
 
 
-class _View(NamedTuple):
-    """What attention in one kind of layer knows of the places of tokens."""
-
-    mask: Bool[Array, "T T"]
-    """Which tokens each one sees."""
-    cos: Float[Array, "T K"]
-    sin: Float[Array, "T K"]
+class _Turns(NamedTuple):
     """Of the angles by which the K = H/2 pairs of a head are turned, at each token."""
 
+    cos: Float[Array, "T K"]
+    sin: Float[Array, "T K"]
 
-def _view(tokens: Tokens, *, config: ModelConfig, is_global: bool) -> _View:
+
+def _turns(tokens: Tokens, *, config: ModelConfig, is_global: bool) -> _Turns:
     options, H = _options(config), config.hidden_size // config.num_heads
-    position_ids_T, mask_TT = jnp.asarray(tokens.position_ids), attention_mask(jnp.asarray(tokens.segment_ids))
-    if not is_global:
-        # Between texts of a row the distance means nothing, and the mask hides it.
-        mask_TT &= jnp.abs(position_ids_T[:, None] - position_ids_T[None, :]) <= options.reach
     theta = np.float32(options.global_theta if is_global else options.local_theta)
     # On the host, in float32 as in PyTorch: a speed that is one bit off is 5e-4 radians off after 8192 tokens.
     speeds_K = 1 / theta ** (np.arange(0, H, 2, dtype=np.float32) / np.float32(H))
-    angles_TK = position_ids_T[:, None].astype(jnp.float32) * speeds_K[None, :]
-    return _View(mask_TT, jnp.cos(angles_TK), jnp.sin(angles_TK))
+    angles_TK = tokens.position_ids[:, None].astype(jnp.float32) * speeds_K[None, :]
+    return _Turns(jnp.cos(angles_TK), jnp.sin(angles_TK))
 
 
 def _layer(
     params: Params,
     x_TD: Float[Array, "T D"],
-    view: _View,
-    at_Q: Int[Array, " Q"] | None,
     *,
-    config: ModelConfig,
+    at_Q: Int[Array, " Q"] | None,
     key: OptionalKey,
+    segment_ids: Int[AnyArray, " T"],
+    turns: _Turns,
+    reach: int | None,
+    config: ModelConfig,
 ) -> Float[Array, "Q D"]:
     """The layer's output at `at_Q`, which attend to all tokens that they see."""
     probs_key, attention_key, mlp_key = split_key(key, 3)
@@ -257,10 +247,12 @@ def _layer(
     y_TD = layer_norm(params["attn_norm"], x_TD, eps=eps) if "attn_norm" in params else x_TD
     q_TD, k_TD, v_TD = jnp.split(dense(attention["Wqkv"], y_TD), 3, axis=-1)
     y_QD = attend(
-        take(_turn(q_TD, view), at_Q),
-        _turn(k_TD, view),
+        take(_turn(q_TD, turns), at_Q),
+        _turn(k_TD, turns),
         v_TD,
-        take(view.mask, at_Q),
+        segment_ids,
+        at_Q=at_Q,
+        reach=reach,
         num_heads=config.num_heads,
         dropout_rate=rate,
         key=probs_key,
@@ -271,10 +263,39 @@ def _layer(
     return x_QD + dense(mlp["Wo"], y_QF).astype(jnp.float32)
 
 
-def _turn(x_TD: Float[Array, "T D"], view: _View) -> Float[Array, "T D"]:
+def _turn(x_TD: Float[Array, "T D"], turns: _Turns) -> Float[Array, "T D"]:
     """Rotary positions (Su et al. 2021): q·k then depends on how far apart the tokens are, not on where they stand."""
-    pairs_TN2K = x_TD.astype(jnp.float32).reshape(x_TD.shape[0], -1, 2, view.cos.shape[-1])
+    pairs_TN2K = x_TD.astype(jnp.float32).reshape(x_TD.shape[0], -1, 2, turns.cos.shape[-1])
     first_TNK, second_TNK = pairs_TN2K[:, :, 0], pairs_TN2K[:, :, 1]
-    cos_T1K, sin_T1K = view.cos[:, None], view.sin[:, None]
+    cos_T1K, sin_T1K = turns.cos[:, None], turns.sin[:, None]
     turned = (first_TNK * cos_T1K - second_TNK * sin_T1K, second_TNK * cos_T1K + first_TNK * sin_T1K)
     return jnp.stack(turned, axis=2).reshape(x_TD.shape).astype(x_TD.dtype)
+
+
+FAMILIES = (
+    Family(
+        model_type="modernbert",
+        class_name="ModernBert",
+        base="model",
+        keys={
+            "activation": ("hidden_activation", "gelu"),
+            "layer_norm_eps": ("norm_eps", 1e-5),
+            "type_vocab_size": (None, 0),
+            "pad_token_id": ("pad_token_id", 50283),
+            "hidden_dropout": ("embedding_dropout", 0.0),
+            "attention_dropout": ("attention_dropout", 0.0),
+            "classifier_dropout": ("classifier_dropout", 0.0),
+        },
+        ignored_keys=("position_embedding_type",),  # mmBERT's and Ettin's configs say "sans_pos" there
+        limits_positions=False,
+        shapes=_shapes,
+        embed=_embed,
+        encode=_encode,
+        head=_head,
+        tiny={
+            "num_hidden_layers": 4,  # global, local, local, global
+            "local_attention": 8,
+            "pad_token_id": 0,
+        },
+    ),
+)

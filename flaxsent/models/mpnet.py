@@ -8,26 +8,19 @@ from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Float, Int
 
-from flaxsent.base import FlaxsentError, Params, Tokens
-from flaxsent.models.config import ModelConfig
-from flaxsent.models.layers import (
-    ACTIVATIONS,
-    OptionalKey,
-    add_and_norm,
-    attend,
-    attention_mask,
-    dense,
-    dense_shapes,
-    dropout,
-    embed,
-    first_tokens,
-    in_float32,
-    layer_norm,
-    layer_norm_shapes,
-    split_key,
-    take,
+from flaxsent.base import AnyArray, FlaxsentError, Params, Tokens
+from flaxsent.models.family import Family, ModelConfig
+from flaxsent.models.layers import dense_head, dense_head_shapes, numbered
+from flaxsent.models.post_norm import Parts, embed, embedding_shapes, encode
+
+_PARTS = Parts(
+    query="attention.attn.q",
+    key="attention.attn.k",
+    value="attention.attn.v",
+    attended="attention.attn.o",
+    attended_norm="attention.LayerNorm",
 )
 
 # Constants in PyTorch's MPNet, whatever config.json says.
@@ -40,85 +33,32 @@ _BUCKETS = np.searchsorted(_EDGES, np.arange(_EDGES[-1] + 1), side="right")
 """The bucket of each distance; farther ones have that of the last."""
 
 
-def shapes(config: ModelConfig) -> dict[str, Any]:
-    """The shape of every parameter; the encoder's branch comes first.
-
-    Raises:
-        FlaxsentError: a key of this family has a value with which PyTorch's model does not work; the message names it.
-    """
-    D, F = config.hidden_size, config.intermediate_size
+def _shapes(config: ModelConfig) -> dict[str, Any]:
     if config.pad_token_id != _PADDING_IDX:
         raise FlaxsentError(f"config.json has pad_token_id={config.pad_token_id}; MPNet's is always {_PADDING_IDX}.")
     num_buckets = config.get_size("relative_attention_num_buckets", _NUM_BUCKETS, least=_NUM_BUCKETS)
-    layer = {
-        "attention": {
-            "attn": {name: dense_shapes(D, D) for name in ("q", "k", "v", "o")},
-            "LayerNorm": layer_norm_shapes(D),
-        },
-        "intermediate": {"dense": dense_shapes(D, F)},
-        "output": {"dense": dense_shapes(F, D), "LayerNorm": layer_norm_shapes(D)},
-    }
     return {
         "mpnet": {
-            "embeddings": {
-                "word_embeddings": {"embedding": (config.vocab_size, D)},
-                "position_embeddings": {"embedding": (config.num_positions, D)},
-                "LayerNorm": layer_norm_shapes(D),
-            },
+            "embeddings": embedding_shapes(config, config.hidden_size, position=config.num_positions),
             "encoder": {
-                "layer": {str(index): layer for index in range(config.num_layers)},
+                "layer": numbered(config.num_layers, _PARTS.shapes(config)),
                 "relative_attention_bias": {"embedding": (num_buckets, config.num_heads)},
             },
         },
-        "classifier": {"dense": dense_shapes(D, D), "out_proj": dense_shapes(D, config.num_labels)},
+        "classifier": dense_head_shapes(config),
     }
 
 
-def all_hidden_states(
-    params: Params,
-    tokens: Tokens,
-    *,
-    config: ModelConfig,
-    key: OptionalKey = None,
-    last_at_Q: Int[Array, " Q"] | None = None,
-) -> list[Float[Array, "_ D"]]:
-    """The embeddings and the output of every layer: transformers' `output_hidden_states=True`.
+def _encode(params: Params, x_TD: Float[Array, "T D"], tokens: Tokens, **arguments: Any) -> list[Float[Array, "_ D"]]:
+    bias_NTT = _bias(params["encoder"]["relative_attention_bias"], tokens.position_ids)
 
-    With `last_at_Q` the last layer is computed at those tokens only.
-    """
-    embeddings_key, *layer_keys = split_key(key, config.num_layers + 1)
-    mask_TT = attention_mask(jnp.asarray(tokens.segment_ids))
-    embeddings, encoder = params["mpnet"]["embeddings"], params["mpnet"]["encoder"]
-    bias_NTT = _bias(encoder["relative_attention_bias"], jnp.asarray(tokens.position_ids))
-    x_TD = embed(embeddings["word_embeddings"], jnp.asarray(tokens.input_ids))
-    x_TD = x_TD + embed(embeddings["position_embeddings"], jnp.asarray(tokens.position_ids))
-    x_TD = layer_norm(embeddings["LayerNorm"], x_TD, eps=config.layer_norm_eps)
-    states = [dropout(x_TD, config.hidden_dropout, embeddings_key)]
-    for index, layer_key in enumerate(layer_keys):
-        at_Q = last_at_Q if index == config.num_layers - 1 else None
-        layer = encoder["layer"][str(index)]
-        states.append(_layer(layer, states[-1], mask_TT, bias_NTT, at_Q, config=config, key=layer_key))
-    return states
+    def bias(*_: Any, at_Q: Int[Array, " Q"] | None, **__: Any) -> Float[Array, "N Q T"]:
+        return bias_NTT if at_Q is None else bias_NTT[:, at_Q]
+
+    return encode(params, x_TD, tokens, parts=_PARTS, bias=bias, **arguments)
 
 
-def forward(
-    params: Params,
-    tokens: Tokens,
-    *,
-    config: ModelConfig,
-    num_segments: int,
-    key: OptionalKey = None,
-) -> Float[Array, "S C"]:
-    """The head on each text's first token: dropout, a tanh layer, dropout, the classifier."""
-    states_key, input_key, pooled_key = split_key(key, 3)
-    cls_S = first_tokens(tokens, num_segments=num_segments)
-    cls_SD = all_hidden_states(params, tokens, config=config, key=states_key, last_at_Q=cls_S)[-1].astype(jnp.float32)
-    head = in_float32(params["classifier"])
-    pooled_SD = jnp.tanh(dense(head["dense"], dropout(cls_SD, config.classifier_dropout, input_key)))
-    return dense(head["out_proj"], dropout(pooled_SD, config.classifier_dropout, pooled_key))
-
-
-def _bias(params: Params, position_ids_T: Int[Array, " T"]) -> Float[Array, "N T T"]:
+def _bias(params: Params, position_ids_T: Int[AnyArray, " T"]) -> Float[Array, "N T T"]:
     """What is added to the score of each query and key: the first half of the buckets is for keys up to the query.
 
     Between texts of a row the distance means nothing, and the mask hides it.
@@ -130,32 +70,22 @@ def _bias(params: Params, position_ids_T: Int[Array, " T"]) -> Float[Array, "N T
     return jnp.moveaxis(bias_TTN, -1, 0)
 
 
-def _layer(
-    params: Params,
-    x_TD: Float[Array, "T D"],
-    mask_TT: Bool[Array, "T T"],
-    bias_NTT: Float[Array, "N T T"],
-    at_Q: Int[Array, " Q"] | None,
-    *,
-    config: ModelConfig,
-    key: OptionalKey,
-) -> Float[Array, "Q D"]:
-    """The layer's output at `at_Q`, which attend to all tokens."""
-    probs_key, attention_key, output_key = split_key(key, 3)
-    attention, rate, eps = params["attention"]["attn"], config.hidden_dropout, config.layer_norm_eps
-    x_QD = take(x_TD, at_Q)
-    y_QD = attend(
-        dense(attention["q"], x_QD),
-        dense(attention["k"], x_TD),
-        dense(attention["v"], x_TD),
-        take(mask_TT, at_Q),
-        num_heads=config.num_heads,
-        dropout_rate=config.attention_dropout,
-        key=probs_key,
-        bias_NQT=bias_NTT if at_Q is None else bias_NTT[:, at_Q],
-    )
-    y_QD = dropout(dense(attention["o"], y_QD), rate, attention_key)
-    x_QD = add_and_norm(params["attention"]["LayerNorm"], x_QD, y_QD, eps=eps)
-    y_QF = ACTIVATIONS[config.activation](dense(params["intermediate"]["dense"], x_QD))
-    y_QD = dropout(dense(params["output"]["dense"], y_QF), rate, output_key)
-    return add_and_norm(params["output"]["LayerNorm"], x_QD, y_QD, eps=eps)
+FAMILIES = (
+    Family(
+        model_type="mpnet",
+        class_name="MPNet",
+        base="mpnet",
+        keys={
+            "type_vocab_size": (None, 0),
+            "pad_token_id": ("pad_token_id", _PADDING_IDX),
+            "classifier_dropout": ("hidden_dropout_prob", 0.1),
+        },
+        positions_follow_padding=True,
+        shapes=_shapes,
+        embed=embed,
+        encode=_encode,
+        head=dense_head,
+        last_layer=("classifier", "out_proj"),
+        tiny={"pad_token_id": 1, "max_position_embeddings": 42},
+    ),
+)

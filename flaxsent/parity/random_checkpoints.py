@@ -16,72 +16,7 @@ from flaxsent.base import Params
 from flaxsent.checkpoint import weights
 from flaxsent.models.config import read_config
 
-_BERT = {
-    "vocab_size": 61,
-    "hidden_size": 36,
-    "num_hidden_layers": 3,
-    "num_attention_heads": 3,
-    "intermediate_size": 50,
-    "max_position_embeddings": 40,
-    "type_vocab_size": 2,
-}
-_ROBERTA = _BERT | {"type_vocab_size": 1, "pad_token_id": 1, "max_position_embeddings": 42}
-_BART = {
-    "vocab_size": 61,
-    "d_model": 36,
-    "encoder_layers": 2,
-    "decoder_layers": 3,
-    "encoder_attention_heads": 3,
-    "decoder_attention_heads": 4,
-    "encoder_ffn_dim": 50,
-    "decoder_ffn_dim": 44,
-    "max_position_embeddings": 40,
-    "pad_token_id": 1,
-    "eos_token_id": 3,  # [SEP] of the tokenizer below
-    "decoder_start_token_id": 3,
-}
-CONFIGS: dict[str, dict[str, Any]] = {
-    "albert": _BERT | {"embedding_size": 20},
-    "bart": _BART,
-    "bert": _BERT,
-    "big_bird": _BERT | {"block_size": 4, "num_random_blocks": 3},
-    "camembert": _ROBERTA,
-    "deberta-v2": _BERT
-    | {
-        "type_vocab_size": 0,
-        "position_biased_input": False,
-        "relative_attention": True,
-        "pos_att_type": ["p2c", "c2p"],
-        "position_buckets": 7,
-        "share_att_key": True,
-        "norm_rel_ebd": "layer_norm",
-    },
-    "distilbert": {
-        "vocab_size": 61,
-        "dim": 36,
-        "n_layers": 3,
-        "n_heads": 3,
-        "hidden_dim": 50,
-        "max_position_embeddings": 40,
-    },
-    "electra": _BERT | {"embedding_size": 20},
-    "mbart": _BART | {"scale_embedding": True},
-    "modernbert": {
-        "vocab_size": 61,
-        "hidden_size": 36,
-        "num_hidden_layers": 4,  # global, local, local, global
-        "num_attention_heads": 3,
-        "intermediate_size": 50,
-        "max_position_embeddings": 40,
-        "local_attention": 8,
-        "pad_token_id": 0,
-    },
-    "mpnet": {key: value for key, value in _ROBERTA.items() if key != "type_vocab_size"},
-    "roberta": _ROBERTA,
-    "roberta-prelayernorm": _ROBERTA,
-    "roformer": _BERT | {"embedding_size": 36},
-    "xlm-roberta": _ROBERTA,
-}
+CONFIGS: dict[str, dict[str, Any]] = {name: family.tiny_config for name, family in models.FAMILIES.items()}
 """config.json of a tiny checkpoint of each family, at awkward sizes; every one takes texts of 40 tokens."""
 
 
@@ -91,8 +26,7 @@ def random_checkpoint(folder: Path, family: str, *, seed: int = 0, **changes: An
     Kernels keep the size of what they multiply and LayerNorms are off 1 and 0, as in trained models; the head is
     larger, so that logits reach 1 to 10.
     """
-    raw = {"model_type": family, "id2label": {str(index): f"LABEL_{index}" for index in range(3)}}
-    raw |= CONFIGS[family] | changes
+    raw = {"id2label": {str(index): f"LABEL_{index}" for index in range(3)}} | CONFIGS[family] | changes
     (folder / "config.json").write_text(json.dumps(raw))
     config = read_config(json.dumps(raw))
     tokenizer = letter_tokenizer(config.vocab_size, pad_token_id=config.pad_token_id)

@@ -230,7 +230,7 @@ def _load(options: RunOptions, data: _Data, *, seed: int) -> Classifier:
     config = _own_config(options.model)
     return load(
         options.model,
-        backend=options.backend or ("native" if config.family in models.FAMILIES else "flax"),
+        backend=options.backend or ("native" if models.is_native(config) else "flax"),
         labels=data.labels,
         problem_type=data.problem_type,
         new_head=data.is_new,
@@ -248,7 +248,7 @@ def _teacher_scores(model: str, data: _Data, config: ModelConfig, work: Path) ->
             f"the teacher {model} has the labels {', '.join(own.labels)} ({own.problem_type}); expected "
             f"{', '.join(config.labels)} ({config.problem_type})."
         )
-    teacher = load(model, backend="native" if own.family in models.FAMILIES else "flax")
+    teacher = load(model, backend="native" if models.is_native(own) else "flax")
     texts = [*data.train.texts, *data.unlabelled]
     is_quiet = None if _is_first() else True
     with Engine(teacher) as engine:

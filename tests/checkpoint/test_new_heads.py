@@ -9,8 +9,9 @@ import safetensors.numpy
 
 import flaxsent
 from flaxsent import models
+from tests.conftest import NATIVE
 
-FAMILIES = sorted(models.FAMILIES)
+FAMILIES = NATIVE
 NEW = ["no", "yes"]
 OTHER_HEADS = {
     "cls.predictions.bias": (61,),
