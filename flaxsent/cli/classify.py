@@ -7,6 +7,8 @@ import sys
 from collections.abc import Iterable, Iterator
 from typing import Any
 
+import numpy as np
+
 from flaxsent.base import FlaxsentError, Prediction
 from flaxsent.checkpoint.folder import load
 from flaxsent.classifier import Classifier
@@ -123,8 +125,16 @@ def _classify_lines(classifier: Classifier, form: str, num_labels: int) -> None:
         records.read(STDIN, text_columns=("text",)) as source,
         Engine(classifier, on_window=lambda stats: num_truncated.append(stats.num_truncated)) as engine,
     ):
+        num_lines = 0
         for lines in _chunks(source.records):
-            _print(form, lines, decode(engine(lines), labels=classifier.config.labels, top_k=num_labels))
+            scores_BC = engine(lines)
+            if (is_odd_B := ~np.isfinite(scores_BC).all(axis=-1)).any():
+                raise FlaxsentError(
+                    f"standard input line {num_lines + int(is_odd_B.argmax()) + 1} has a score that is not a finite "
+                    "number; `flaxsent info` says whether the weights are."
+                )
+            _print(form, lines, decode(scores_BC, labels=classifier.config.labels, top_k=num_labels))
+            num_lines += len(lines)
     _tell_truncated(sum(num_truncated), classifier)
 
 

@@ -132,7 +132,18 @@ def begin(job: Job, facts: Facts, *, chunk_characters: int) -> tuple[Manifest, b
         FlaxsentError: another job has begun or finished the outputs.
         OSError: the folder of the parts cannot be written.
     """
-    mine = Manifest(secrets.token_hex(4), facts, chunk_characters, job.options.overwrite)
+    begun = None
+    try:
+        begun = _join_or_begin(job, Manifest(secrets.token_hex(4), facts, chunk_characters, job.options.overwrite))
+    finally:
+        if begun is None:
+            with contextlib.suppress(OSError):
+                job.folder.rmdir()
+    return begun
+
+
+def _join_or_begin(job: Job, mine: Manifest) -> tuple[Manifest, bool] | None:
+    facts = mine.facts
     while True:
         if (found := read(job.folder)) is not None:
             found = _join(job, found, facts)
@@ -145,16 +156,15 @@ def begin(job: Job, facts: Facts, *, chunk_characters: int) -> tuple[Manifest, b
         with contextlib.suppress(FileExistsError, FileNotFoundError):
             files.create(job.folder / MANIFEST, json.dumps(mine._asdict(), indent=1).encode())
             break
-    is_finished = True
+    begun = None
     try:
-        is_finished = _is_finished(job, facts)  # another job may have come and gone meanwhile
+        if not _is_finished(job, facts):  # another job may have come and gone meanwhile
+            _forget_others(job, facts)
+            begun = mine, True
     finally:
-        if is_finished:
+        if begun is None:
             end(job, mine.run)
-    if is_finished:
-        return None
-    _forget_others(job, facts)
-    return mine, True
+    return begun
 
 
 def _join(job: Job, found: Manifest, facts: Facts) -> Manifest:
@@ -204,23 +214,25 @@ def _forget_others(job: Job, facts: Facts) -> None:
     if not valid:
         job.record.unlink(missing_ok=True)
     elif valid != entries:
-        files.write(job.record, json.dumps(valid, indent=1).encode())
+        _write_record(job, valid)
 
 
-def end(job: Job, run: str) -> bool:
-    """Removes the manifest; whether this process was the one that did."""
-    with contextlib.suppress(FileNotFoundError):
-        if is_current(job, run):
-            (job.folder / MANIFEST).unlink()
-            return True
-    return False
+def _write_record(job: Job, entries: list[dict[str, Any]]) -> None:
+    with files.appearing(job.record, job.folder) as stream:
+        stream.write(json.dumps(entries, indent=1).encode())
+
+
+def end(job: Job, run: str) -> None:
+    """Removes the manifest, unless it is another job's."""
+    if is_current(job, run):
+        (job.folder / MANIFEST).unlink(missing_ok=True)
 
 
 def finish(job: Job, manifest: Manifest, stream: str | None) -> None:
     """Keeps the facts of a finished job beside its outputs, with the digest of standard input if that was read."""
     mine = {"run": manifest.run, "facts": manifest.facts, "stream": stream}
     entries = [*(entry for entry in _finished(job) if _is_other(entry, job)), mine]
-    files.write(job.record, json.dumps(entries, indent=1).encode())
+    _write_record(job, entries)
 
 
 def finished_run(job: Job) -> str | None:

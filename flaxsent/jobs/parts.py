@@ -21,7 +21,7 @@ from flaxsent.data import records, writers
 from flaxsent.data.records import STDIN
 from flaxsent.data.writers import Writer
 from flaxsent.jobs import manifest as manifests
-from flaxsent.jobs.plan import Job, Piece
+from flaxsent.jobs.plan import MANIFEST, Job, Piece
 
 _WORK = re.compile(r"[0-9a-f]{8}-\d{6,}(\.done|-\d{6,}(\.end|-\d{6,}\.(csv|tsv|jsonl|txt|parquet|bad|digest)))")
 _SUFFIXES = {form: suffix for suffix, form in records.FORMATS.items()}
@@ -113,7 +113,7 @@ class Parts:
         manifest = manifests.read(self.job.folder)
         names = {*_names(self.job.folder)}
         if manifest is None or manifest.run != self.run:
-            return self._check_over()
+            return self.check_over()
         if not all(self.done(index).name in names for index in range(len(self.job.files))):
             return None
         try:
@@ -122,12 +122,13 @@ class Parts:
             is_stream = self.job.files[0].name == STDIN
             stream = (self.done(0).read_text() or manifests.StreamDigest().hex()) if is_stream else None
         except FileNotFoundError:
-            return self._check_over()
+            return self.check_over()
         manifests.finish(self.job, manifest, stream)
         self.remove()
         return num_bad
 
-    def _check_over(self) -> None:
+    def check_over(self) -> None:
+        """Refuses to go on where another process has not finished the job, and yet its manifest is not there."""
         if not self.is_over():
             raise FlaxsentError(f"{self.job.folder} was deleted while the job was running; start the job again.")
 
@@ -162,13 +163,14 @@ class Parts:
 
     def remove(self) -> None:
         """Removes the work, and the folder unless it holds something of another's; others may be doing the same."""
-        is_last = manifests.end(self.job, self.run)
+        manifests.end(self.job, self.run)
+        is_over = not (self.job.folder / MANIFEST).exists()  # then unfinished files are nobody's
         for name in _names(self.job.folder):
-            if self._is_work(name) or (is_last and files.TEMPORARY.search(name)):
+            if self._is_work(name) or (is_over and files.TEMPORARY.search(name)):
                 (self.job.folder / name).unlink(missing_ok=True)
         if self.job.options.bad_rows is not None:  # which are joined beside their output
             output = Path(self.job.options.bad_rows).absolute()
-            for name in _names(output.parent) if is_last else ():
+            for name in _names(output.parent) if is_over else ():
                 if name.startswith(f".{output.name}.") and files.TEMPORARY.fullmatch(name, len(output.name) + 1):
                     output.with_name(name).unlink(missing_ok=True)
         with contextlib.suppress(OSError):

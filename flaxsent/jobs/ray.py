@@ -57,7 +57,7 @@ def classify(
         FlaxsentError: a column is missing or exists already, or a number is not positive. From Ray, when the dataset is
             read: a row has no text, or a score is not a finite number.
     """
-    for module in ("ray.data", "pyarrow"):
+    for module in ("ray", "ray.data", "pyarrow"):
         files.require(module, needed_by="flaxsent.jobs.ray", extra="ray")
     import ray
 

@@ -76,7 +76,8 @@ def run(job: Job, engine: Engine, *, progress: Progress | None = None) -> Outcom
             _score(parts, todo, engine, manifest.chunk_characters, bar)
         num_bad = parts.finish()
     except BaseException as err:
-        if isinstance(err, FileNotFoundError) and parts.is_over():
+        if isinstance(err, FileNotFoundError) and not manifests.is_current(job, manifest.run):
+            parts.check_over()
             return Outcome(is_complete=False)
         if is_new and (job.options.shard or Shard()).count == 1 and not parts.has_work():
             parts.remove()

@@ -187,5 +187,3 @@ def test_kill_9_at_ten_random_moments(tmp_path, tiny_folder):
     subprocess.run([*COMMAND, *options, str(output), "--resume"], check=True)
     assert output.read_bytes() == (tmp_path / "whole.csv").read_bytes()
     assert names(tmp_path) == ["in.csv", "out.csv", "whole.csv"]
-
-

@@ -56,5 +56,3 @@ def test_what_cannot_work_is_refused_before_anything_is_written(folder, monkeypa
     with pytest.raises((ValueError, OSError), match=message):
         plan(inputs, output, JobOptions(**options))
     assert names(folder) == before
-
-

@@ -55,9 +55,10 @@ def interrupt(folder, engine, monkeypatch):
                 raise KilledError
             write(file, content)
 
-        with monkeypatch.context() as patch, pytest.raises(KilledError):
+        with monkeypatch.context() as patch:
             patch.setattr(files, "write", write_some)
-            do(engine, inputs if inputs == "-" else folder / inputs, folder / "out.csv", **options)
+            with pytest.raises(KilledError):
+                do(engine, inputs if inputs == "-" else folder / inputs, folder / "out.csv", **options)
 
     return interrupt
 
@@ -88,7 +89,13 @@ def test_a_finished_output_is_not_another_jobs(folder, engine, change, message):
     if "bad_rows" in change:
         change = {"bad_rows": str(folder / "other.jsonl")}
     with pytest.raises(ValueError, match=f"out.csv was made by another job: {message}.* Pass --overwrite") as refusal:
-        do(engine, folder / "in.csv", folder / "out.csv", resume=True, **({"bad_rows": str(folder / "bad.jsonl")} | change))
+        do(
+            engine,
+            folder / "in.csv",
+            folder / "out.csv",
+            resume=True,
+            **({"bad_rows": str(folder / "bad.jsonl")} | change),
+        )
     assert "\n" not in str(refusal.value)
     assert (folder / "out.csv").read_bytes() == before
 
@@ -108,7 +115,7 @@ def test_another_model_does_not_go_on_with_the_work_nor_take_the_output_for_its_
 def test_another_version_does_not_go_on_with_the_work(folder, engine, interrupt, monkeypatch):
     interrupt()
     monkeypatch.setattr(manifests.importlib.metadata, "version", lambda name: f"{name} 99")
-    with pytest.raises(ValueError, match='its version of flaxsent: ".*" then, "flaxsent 99" now'):
+    with pytest.raises(ValueError, match=r'its version of flaxsent: ".*" then, "flaxsent 99" now'):
         do(engine, folder / "in.csv", folder / "out.csv", resume=True)
 
 
@@ -155,9 +162,10 @@ def test_inputs_that_were_added_removed_or_reordered_are_named(tmp_path, engine,
         if file.name.endswith(".end"):
             raise KilledError
 
-    with monkeypatch.context() as patch, pytest.raises(KilledError):
+    with monkeypatch.context() as patch:
         patch.setattr(files, "write", write_some)
-        do(engine, [a, b], tmp_path / "out")
+        with pytest.raises(KilledError):
+            do(engine, [a, b], tmp_path / "out")
     for inputs, message in [
         ([a], r"b.txt was one of its inputs"),
         ([a, b, c], r"c.txt was none of its inputs"),
@@ -206,7 +214,7 @@ def test_an_output_of_which_nothing_is_known_is_not_taken_for_finished(folder, e
             (folder / ".out.csv.flaxsent.json").unlink()
         else:
             (folder / ".out.csv.flaxsent.json").write_text(content)
-        with pytest.raises(FileExistsError, match="out.csv exists already; pass --overwrite"):
+        with pytest.raises(FileExistsError, match=r"out.csv exists already; pass --overwrite"):
             do(engine, folder / "in.csv", folder / "out.csv", resume=True)
 
 
@@ -286,7 +294,7 @@ def stdin(folder, monkeypatch):
 
     def put(texts):
         (folder / "stdin").write_text("".join(f"{text}\n" for text in texts))
-        stream = open(folder / "stdin")
+        stream = (folder / "stdin").open()
         monkeypatch.setattr(sys, "stdin", stream)
         return stream
 

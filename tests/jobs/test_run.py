@@ -100,7 +100,10 @@ def test_a_bad_row_ends_the_job_and_what_was_done_is_kept(folder, engine):
         do(engine, folder / "in.csv", folder / "out.csv")
     with pytest.raises(ValueError, match="row 76"):
         do(engine, folder / "in.csv", folder / "out.csv", resume=True)
-    assert do(engine, folder / "in.csv", folder / "out.csv", resume=True, bad_rows=str(folder / "bad.jsonl")).num_bad_rows == 1
+    assert (
+        do(engine, folder / "in.csv", folder / "out.csv", resume=True, bad_rows=str(folder / "bad.jsonl")).num_bad_rows
+        == 1
+    )
     assert do(engine, folder / "in.csv", folder / "again.csv", bad_rows=str(folder / "again.jsonl")).num_bad_rows == 1
     assert (folder / "out.csv").read_bytes() == (folder / "again.csv").read_bytes()
     assert (folder / "bad.jsonl").read_bytes() == (folder / "again.jsonl").read_bytes()
@@ -155,7 +158,9 @@ def test_a_full_disk_is_told_by_the_file_and_what_is_done_is_kept(folder, engine
         fsync(descriptor)
 
     monkeypatch.setattr(os, "fsync", full)
-    with pytest.raises(OSError, match=r"No space left on device: '.*/.out.csv.parts/[0-9a-f]{8}-000000-000000-000003.csv'"):
+    with pytest.raises(
+        OSError, match=r"No space left on device: '.*/.out.csv.parts/[0-9a-f]{8}-000000-000000-000003.csv'"
+    ):
         do(engine, folder / "in.csv", folder / "out.csv")
     monkeypatch.setattr(os, "fsync", fsync)
     assert not [name for name in names(folder / ".out.csv.parts") if name.endswith(".tmp")]
@@ -183,7 +188,7 @@ def odd_engine(engine, monkeypatch):
 
 def test_a_score_that_is_no_number_ends_the_job_with_the_file_and_the_row(folder, odd_engine):
     row = next(number for number, text in enumerate(TEXTS, start=2) if "hate" in text)
-    with pytest.raises(ValueError, match=rf"in.csv row .* has a score that is not a finite number: \[nan, nan, nan\]"):
+    with pytest.raises(ValueError, match=r"in.csv row .* has a score that is not a finite number: \[nan, nan, nan\]"):
         do(odd_engine, folder / "in.csv", folder / "out.jsonl")
     assert not (folder / "out.jsonl").exists()
     assert row  # of the text that has a line end, the record is not the line
@@ -208,7 +213,10 @@ def test_a_checkpoint_with_nan_in_its_weights_writes_no_label(folder, tiny_folde
     last = flaxsent.models.last_layer(classifier.params)
     last = {name: leaf.at[..., 0].set(np.nan) for name, leaf in last.items()}
     broken = dataclasses.replace(classifier, params=flaxsent.models.with_last_layer(classifier.params, last))
-    with make_engine(broken) as engine, pytest.raises(ValueError, match="in.csv row 2 has a score that is not a finite"):
+    with (
+        make_engine(broken) as engine,
+        pytest.raises(ValueError, match=r"in.csv row 2 has a score that is not a finite"),
+    ):
         do(engine, folder / "in.csv", folder / "out.jsonl")
     assert names(folder) == ["in.csv"]
 

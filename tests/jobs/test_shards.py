@@ -1,9 +1,8 @@
-"""Several processes at one job: the rule by which they share it, real ones on this machine, and what is refused."""
+"""Several processes at one job: the rule by which they share it, which of them a process is, and real ones here."""
 
 import csv
 import json
 import os
-import socket
 import subprocess
 import sys
 
@@ -12,11 +11,14 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from flaxsent.jobs import shards as hosts
-from flaxsent.jobs import run as jobs
 from flaxsent.cli import main
-from flaxsent.jobs.shards import Place, assign, spread
+from flaxsent.jobs import chunks
+from flaxsent.jobs import plan as plans
+from flaxsent.jobs.plan import JobOptions, plan
+from flaxsent.jobs.run import run
+from flaxsent.jobs.shards import Shard, assign, parse, spread
 from tests.conftest import texts_of_lengths
+from tests.jobs.conftest import TEXTS, do, names
 
 # The rule.
 
@@ -51,73 +53,138 @@ def test_nobody_waits_for_more_than_the_largest_piece():
     assert spread([5], 3) == 3
 
 
-# What is refused at once.
+# Which of them a process is.
 
-SEVERAL = ["--coordinator", "localhost:1", "--num-processes", "3", "--process-id", "0"]
+
+def test_a_shard_is_told_from_0():
+    assert [parse(value) for value in ("0/1", "0/4", "3/4", "09/10")] == [
+        Shard(0, 1),
+        Shard(0, 4),
+        Shard(3, 4),
+        Shard(9, 10),
+    ]
+
+
+@pytest.mark.parametrize("value", ["", "4", "4/4", "-1/4", "0/0", "1/", "a/b", "0/4/1", "0.5/2", "Auto", "٣/٤"])
+def test_what_is_no_shard_is_refused(value):
+    with pytest.raises(ValueError, match=r"expected I/N with I from 0 to N-1, such as 0/4 and 3/4, or auto.$"):
+        parse(value)
+
+
+SLURM = {"SLURM_PROCID": "1", "SLURM_NTASKS": "8", "SLURM_JOB_ID": "7"}
 
 
 @pytest.mark.parametrize(
-    ("arguments", "message"),
+    ("environment", "shard"),
     [
-        (["--coordinator", "localhost:1"], "go together; pass all three"),
-        (["--num-processes", "2", "--process-id", "0"], "go together; pass all three"),
-        (["--process-id", "0"], "go together; pass all three"),
-        ([*SEVERAL, "--process-id", "3"], "--process-id 3: expected 0 to 2, for 3 processes"),
-        ([*SEVERAL, "--process-id", "-1"], "--process-id -1: expected 0 to 2"),
-        ([*SEVERAL, "--num-processes", "0"], "--num-processes 0: expected at least 1"),
-        ([*SEVERAL, "--coordinator", "localhost"], "--coordinator localhost: expected HOST:PORT"),
-        ([*SEVERAL, "--coordinator", "localhost:http"], "--coordinator localhost:http: expected HOST:PORT"),
-        ([*SEVERAL, "--coordinator", ":99999"], "--coordinator :99999: expected HOST:PORT"),
-        ([*SEVERAL, "--distributed"], "pass one or the other"),
-        ([*SEVERAL, "--wait", "0"], "--wait 0: expected at least 1 second"),
-        (["--wait", "9"], "--wait needs --distributed, or --coordinator"),
-        ([*SEVERAL, "--output", "out.csv"], "--output out.csv is a file; several processes need a folder"),
-        (["--distributed", "--output", "out.csv"], "--output out.csv is a file; several processes need a folder"),
-        ([*SEVERAL, "--input", "-"], "--input - is one stream, which several processes cannot share"),
-        ([*SEVERAL, "--input", "rows.csv"], "has a column 'row' already; pass --prefix TEXT"),
+        (SLURM, Shard(1, 8)),
+        (SLURM | {"OMPI_COMM_WORLD_RANK": "2", "OMPI_COMM_WORLD_SIZE": "3"}, Shard(2, 3)),
+        (SLURM | {"OMPI_COMM_WORLD_RANK": "2"}, Shard(1, 8)),
+        ({"PMI_RANK": "0", "PMI_SIZE": "2"}, Shard(0, 2)),
+        ({"TPU_WORKER_ID": "3", "TPU_WORKER_HOSTNAMES": "a,b,c,d"}, Shard(3, 4)),
+        ({"CLOUD_TPU_TASK_ID": "0", "TPU_WORKER_HOSTNAMES": "localhost"}, Shard(0, 1)),
+        (
+            {
+                "TPU_WORKER_ID": "1",
+                "TPU_WORKER_HOSTNAMES": "a,b",
+                "MEGASCALE_SLICE_ID": "2",
+                "MEGASCALE_NUM_SLICES": "3",
+            },
+            Shard(5, 6),
+        ),
     ],
 )
-def test_what_cannot_be_a_place_or_be_shared_is_refused(tmp_path, monkeypatch, capsys, arguments, message):
-    monkeypatch.chdir(tmp_path)
-    (tmp_path / "in.csv").write_text("text\nso good\n")
-    (tmp_path / "rows.csv").write_text("text,row\nso good,1\n")
-    inputs = [] if "--input" in arguments else ["--input", "in.csv"]
-    assert main(["classify", *inputs, "--output", "out", *arguments]) == 2
-    told = capsys.readouterr().err
-    assert message in told
-    assert told.startswith("flaxsent: error: ")
-    assert told.count("\n") == 1
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["in.csv", "rows.csv"]
+def test_launchers_tell_the_shard(environment, shard):
+    assert parse("auto", environment) == shard
 
 
-def test_the_work_of_another_job_is_refused_before_anyone_is_waited_for(tmp_path, monkeypatch, capsys, tiny_folder):
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(jobs, "_CHUNK_ROWS", 2)
-    (tmp_path / "in.csv").write_text("text\nso good\nso bad\nso\n,\n")
-    command = ["classify", "--input", "in.csv", "--output", "out", "--model", str(tiny_folder("bert"))]
-    assert main(command) == 2  # in the second chunk
-    parts = {path.name: path.read_bytes() for path in (tmp_path / "out" / ".flaxsent.parts").iterdir()}
-    capsys.readouterr()
-    for options, message in [
-        ([], "holds the work of a job that did not end; pass --resume"),
-        (["--resume", "--all-scores"], "whose all_scores were false, and not true"),
-        (["--resume", "--model", str(tiny_folder("bert", initializer_range=0.5))], "whose model were"),
-    ]:
-        assert main([*command, *options, *SEVERAL]) == 2
-        told = capsys.readouterr().err
-        assert message in told
-        assert told.count("\n") == 1
-    assert {path.name: path.read_bytes() for path in (tmp_path / "out" / ".flaxsent.parts").iterdir()} == parts
+@pytest.mark.parametrize(
+    ("environment", "message"),
+    [
+        ({}, "no variables of Open MPI, MPICH, SLURM or a TPU pod are set; pass --shard I/N"),
+        ({"SLURM_PROCID": "1"}, "no variables of"),
+        ({"SLURM_PROCID": "8", "SLURM_NTASKS": "8"}, "SLURM_PROCID and SLURM_NTASKS say process '8' of '8'"),
+        ({"PMI_RANK": "x", "PMI_SIZE": "8"}, "PMI_RANK and PMI_SIZE say process 'x' of '8'"),
+        ({"TPU_WORKER_HOSTNAMES": "a,b"}, "CLOUD_TPU_TASK_ID and TPU_WORKER_HOSTNAMES say process '' of '2'"),
+    ],
+)
+def test_what_launchers_do_not_tell_is_refused(environment, message):
+    with pytest.raises(ValueError, match=f"^--shard auto: {message}"):
+        parse("auto", environment)
+
+
+# Shares.
+
+
+@pytest.fixture
+def many(folder, monkeypatch):
+    """A folder of inputs, with bad rows, that is many units."""
+    for module in (plans, chunks):
+        monkeypatch.setattr(module, "CHUNK_ROWS", 8)
+    (folder / "in").mkdir()
+    (folder / "in.csv").rename(folder / "in" / "a.csv")
+    (folder / "in" / "b.jsonl").write_text("".join(json.dumps({"text": text}) + "\n" for text in TEXTS) + "{}\n")
+    pq.write_table(pa.table({"text": [*TEXTS, None]}), folder / "in" / "c.parquet", row_group_size=5)
+    return folder
+
+
+def take(engine, folder, name, index, count, **options):
+    """One process's share."""
+    job_options = JobOptions(bad_rows=str(folder / f"{name}.jsonl"), shard=Shard(index, count), **options)
+    return run(plan([str(folder / "in")], str(folder / name), job_options), engine)
+
+
+@pytest.mark.parametrize("order", [[0, 1, 2], [2, 0, 1]])
+def test_the_last_of_several_processes_completes_the_folder(many, engine, monkeypatch, order):
+    """None is told to resume: to find the job begun is no error."""
+    assert do(engine, many / "in", many / "one", bad_rows=str(many / "one.jsonl")).num_bad_rows == 2
+    scored = []
+    monkeypatch.setattr(engine, "_on_window", lambda stats: scored.append(stats.num_texts))
+    for index in order:
+        assert not (many / "out.jsonl").exists()
+        outcome = take(engine, many, "out", index, 3)
+        assert outcome.is_complete == (index == order[2])
+    assert outcome.num_bad_rows == 2
+    assert sum(scored) == 3 * len(TEXTS), "nothing is done twice"
+    for name in names(many / "one"):
+        assert (many / "out" / name).read_bytes() == (many / "one" / name).read_bytes()
+    assert (many / "out.jsonl").read_bytes() == (many / "one.jsonl").read_bytes()
+    assert names(many / "out") == names(many / "one") == ["a.csv", "b.jsonl", "c.parquet"]
+    assert pq.read_table(many / "out" / "c.parquet")["row"].to_pylist() == [*range(1, len(TEXTS) + 1)]
+    assert take(engine, many, "out", 0, 3).was_finished
+
+
+def test_a_process_without_a_share_leaves_nothing_behind(many, engine):
+    assert not take(engine, many, "out", 99, 100).is_complete
+    assert names(many) == ["in"]
+
+
+def test_another_number_of_processes_goes_on(many, engine, monkeypatch):
+    take(engine, many, "out", 0, 3)
+    scored = []
+    monkeypatch.setattr(engine, "_on_window", lambda stats: scored.append(stats.num_texts))
+    assert not take(engine, many, "out", 0, 2).is_complete
+    assert take(engine, many, "out", 1, 2).is_complete
+    assert 0 < sum(scored) < 3 * len(TEXTS), "what is done is not done again"
+
+
+def test_a_process_with_other_options_is_refused_and_changes_nothing(many, engine):
+    take(engine, many, "out", 0, 2)
+    parts = {path.name: path.read_bytes() for path in (many / "out" / ".flaxsent.parts").iterdir()}
+    with pytest.raises(ValueError, match="holds the work of another job: its all scores: false then, true now"):
+        take(engine, many, "out", 1, 2, all_scores=True)
+    assert {path.name: path.read_bytes() for path in (many / "out" / ".flaxsent.parts").iterdir()} == parts
+    assert take(engine, many, "out", 1, 2).is_complete
 
 
 # Real processes.
 
 COMMAND = """
 import os, signal, sys
-from flaxsent.jobs import run as jobs
+from flaxsent.jobs import chunks, plan
 from flaxsent.cli import main
 
-jobs._CHUNK_ROWS = 64  # so that few rows are many units
+chunks.CHUNK_ROWS = plan.CHUNK_ROWS = 64  # so that few rows are many units
 kill_at, replace, count = int(sys.argv.pop(1)), os.replace, [0]
 
 def killing(source, target):
@@ -153,43 +220,36 @@ def ended(processes):
     return [process.returncode for process in processes], told
 
 
-def free_port():
-    with socket.socket() as listener:
-        listener.bind(("localhost", 0))
-        return listener.getsockname()[1]
-
-
-def places(num_processes, wait=100):
+def shards(count):
     """The flags of each of several processes."""
-    coordinator = f"localhost:{free_port()}"
-    return [
-        ["--coordinator", coordinator, "--num-processes", num_processes, "--process-id", index, "--wait", wait]
-        for index in range(num_processes)
-    ]
+    return [["--shard", f"{index}/{count}"] for index in range(count)]
 
 
 def content(folder):
-    return {path.name: path.read_bytes() if path.is_file() else None for path in folder.iterdir()}
+    return {name: (folder / name).read_bytes() if (folder / name).is_file() else None for name in names(folder)}
 
 
-TEXTS = texts_of_lengths(np.random.default_rng(0).integers(1, 30, 700).tolist())
+MANY_TEXTS = texts_of_lengths(np.random.default_rng(0).integers(1, 30, 700).tolist())
 
 
 @pytest.fixture
-def folder(tmp_path):
+def large_folder(tmp_path):
     """With the folder `in`: lines, CSV with a bad row, JSONL, and Parquet in row groups of which some are large."""
     (tmp_path / "in").mkdir()
-    (tmp_path / "in" / "a.txt").write_text("\n".join(TEXTS[:99]) + "\n")
+    (tmp_path / "in" / "a.txt").write_text("\n".join(MANY_TEXTS[:99]) + "\n")
     with open(tmp_path / "in" / "b.csv", "w", newline="") as stream:
-        csv.writer(stream).writerows([["n", "text"], *([n, f"{text}\n"] for n, text in enumerate(TEXTS[:90])), [0]])
-    (tmp_path / "in" / "c.jsonl").write_text("".join(json.dumps({"text": text}) + "\n" for text in TEXTS[:60]))
-    pq.write_table(pa.table({"n": range(700), "text": TEXTS}), tmp_path / "in" / "d.parquet", row_group_size=24)
-    pq.write_table(pa.table({"text": TEXTS[300:]}), tmp_path / "in" / "e.parquet", row_group_size=200)
+        csv.writer(stream).writerows(
+            [["n", "text"], *([n, f"{text}\n"] for n, text in enumerate(MANY_TEXTS[:90])), [0]]
+        )
+    (tmp_path / "in" / "c.jsonl").write_text("".join(json.dumps({"text": text}) + "\n" for text in MANY_TEXTS[:60]))
+    pq.write_table(pa.table({"n": range(700), "text": MANY_TEXTS}), tmp_path / "in" / "d.parquet", row_group_size=24)
+    pq.write_table(pa.table({"text": MANY_TEXTS[300:]}), tmp_path / "in" / "e.parquet", row_group_size=200)
     return tmp_path
 
 
 @pytest.mark.hosts
-def test_three_processes_are_one_and_so_are_two_that_go_on_after_one_was_killed(folder, tiny_folder, compiled):
+def test_three_processes_are_one_and_so_are_two_that_go_on_after_one_was_killed(large_folder, tiny_folder, compiled):
+    folder = large_folder
     options = ["--model", tiny_folder("bert"), "--input", folder / "in", "--bad-rows"]
 
     def arguments(name):
@@ -205,77 +265,69 @@ def test_three_processes_are_one_and_so_are_two_that_go_on_after_one_was_killed(
         assert [row["row"] for row in csv.DictReader(stream)] == [str(n) for n in range(2, 92)]
     assert [json.loads(line)["row"] for line in one["c.jsonl"].splitlines()] == [*range(1, 61)]
 
-    codes, told = ended([start(compiled, *arguments("three"), *place) for place in places(3)])
+    codes, told = ended([start(compiled, *arguments("three"), *shard) for shard in shards(3)])
     assert codes == [0, 0, 0], told
     assert content(folder / "three") == one
     assert (folder / "three.jsonl").read_bytes() == (folder / "one.jsonl").read_bytes()
     assert sum("this share is done; the last process to finish completes" in line for line in told) == 2
 
-    killed = [start(compiled, *arguments("out"), *place, kill_at=4 * (place[5] == 1)) for place in places(3)]
+    killed = [start(compiled, *arguments("out"), *shard, kill_at=4 * (shard[1] == "1/3")) for shard in shards(3)]
     codes, told = ended(killed)
     assert codes == [0, -9, 0], told
     assert [line.count("this share is done") for line in told] == [1, 0, 1]
-    work = {name for name in content(folder / "out" / ".flaxsent.parts") if not name.endswith(".tmp")}
+    work = {name for name in names(folder / "out" / ".flaxsent.parts") if not name.endswith(".tmp")}
     assert len(work) > 5
     for name, data in content(folder / "out").items():
         assert name.startswith(".") or data == one[name]
     assert not (folder / "out.jsonl").exists()
 
-    codes, told = ended([start(compiled, *arguments("out"), "--resume", *place) for place in places(2)])
+    codes, told = ended([start(compiled, *arguments("out"), *shard) for shard in shards(2)])
     assert codes == [0, 0], told
     assert content(folder / "out") == one
     assert (folder / "out.jsonl").read_bytes() == (folder / "one.jsonl").read_bytes()
     assert not [name for name in os.listdir(folder) if name.startswith(".")]
+    assert sorted(os.listdir(folder / "out")) == [".flaxsent.json", *sorted(one)]
 
 
 @pytest.mark.hosts
-def test_processes_that_do_not_meet_are_one_line_each_and_write_nothing(folder, tiny_folder, compiled):
-    options = ["--input", folder / "in", "--output", folder / "out", "--bad-rows", folder / "bad.jsonl"]
+def test_tasks_of_slurm_share_a_job_and_one_that_means_another_is_refused(large_folder, tiny_folder, compiled):
+    options = [
+        "--input",
+        large_folder / "in",
+        "--output",
+        large_folder / "out",
+        "--bad-rows",
+        large_folder / "bad.jsonl",
+    ]
     model, other = (["--model", tiny_folder("bert", **changes)] for changes in ({}, {"initializer_range": 0.5}))
-    nobody, (first, second), (third, fourth) = places(2, wait=2), places(2, wait=20), places(2, wait=20)
-    more = [*fourth[:3], 3, *fourth[4:]]
-    processes = [
-        start(compiled, *options, *model, *nobody[1]),
-        start(compiled, *options, *model, *first),
-        start(compiled, *options, *other, *second),
-        start(compiled, *options, *model, *third),
-        start(compiled, *options, *model, *more),
-    ]
-    codes, told = ended(processes)
-    assert codes == [2] * 5, told
-    assert [lines.count("\n") for lines in told] == [1] * 5
-    assert f"no coordinator at {nobody[1][1]}, or all 2 processes did not come to it, within 2 s" in told[0]
-    for lines, place in zip(told[1:], (first, second, third, more), strict=True):
-        assert f"that met at {place[1]} were not all there for the same job within 20 s" in lines
-    assert os.listdir(folder) == ["in"]
+    tasks = [compiled | {"SLURM_PROCID": str(index), "SLURM_NTASKS": "2"} for index in range(2)]
+    codes, told = ended([start(tasks[0], *options, *model, "--shard", "auto")])
+    assert codes == [0], told
+    codes, told = ended([start(task, *options, *more, "--shard", "auto") for task in tasks for more in (other, model)])
+    assert codes == [2, 0, 2, 0], told
+    for lines in (told[0], told[2]):
+        assert "another job: it used another model" in lines
+        assert lines.count("\n") == 1
+    assert names(large_folder / "out") == ["a.txt", "b.csv", "c.jsonl", "d.parquet", "e.parquet"]
 
 
-MEET = "from flaxsent import hosts; print(tuple(hosts.meet('job', wait=60)))"
+# What is refused at once.
 
 
-@pytest.mark.hosts
-def test_slurm_tells_the_places_and_nothing_else_does():
-    slurm = {"SLURM_JOB_ID": str(free_port()), "SLURM_STEP_NODELIST": "localhost", "SLURM_NTASKS": "2"}
-    tasks = [
-        subprocess.Popen(
-            [sys.executable, "-c", MEET],
-            env=os.environ | slurm | {"SLURM_PROCID": str(index), "SLURM_LOCALID": "0"},
-            stdout=subprocess.PIPE,
-            text=True,
-        )
-        for index in range(2)
-    ]
-    assert [task.communicate(timeout=200)[0] for task in tasks] == ["(0, 2)\n", "(1, 2)\n"]
-    with pytest.raises(ConnectionError, match="no TPU pod and no SLURM job that JAX knows; pass --coordinator"):
-        hosts.meet("job")
-
-
-@pytest.mark.hosts
-def test_one_process_may_be_all_if_its_port_is_free():
-    port = free_port()
-    assert hosts.meet("job", coordinator=f"localhost:{port}", num_processes=1, process_id=0) == Place(0, 1)
-    with socket.socket(socket.AF_INET6) as taken:
-        taken.bind(("::", port))
-        taken.listen()
-        with pytest.raises(ConnectionError, match=f"the port of the coordinator at localhost:{port} is taken"):
-            hosts.meet("job", coordinator=f"localhost:{port}", num_processes=1, process_id=0)
+def test_what_cannot_be_shared_is_one_line(folder, monkeypatch, capsys):
+    monkeypatch.chdir(folder)
+    for launcher in ("OMPI_COMM_WORLD_RANK", "PMI_RANK", "SLURM_PROCID", "TPU_WORKER_HOSTNAMES"):
+        monkeypatch.delenv(launcher, raising=False)
+    for arguments, message in [
+        (["--input", "in.csv", "--output", "out", "--shard", "3/3"], "--shard 3/3: expected I/N with I from 0 to N-1"),
+        (["--input", "in.csv", "--output", "out", "--shard", "auto"], "--shard auto: no variables of Open MPI"),
+        (["--input", "in.csv", "--output", "out.csv", "--shard", "0/2"], "several processes need a folder"),
+        (["--input", "-", "--output", "out", "--shard", "0/2"], "one stream, which several processes cannot share"),
+        (["so good", "--shard", "0/2"], "--shard needs --input FILE"),
+    ]:
+        assert main(["classify", *arguments]) == 2
+        told = capsys.readouterr().err
+        assert message in told
+        assert told.startswith("flaxsent: error: ")
+        assert told.count("\n") == 1
+    assert names(folder) == ["in.csv"]
