@@ -24,7 +24,7 @@ from flaxsent.bench.texts import numbered_texts, write_model
 from flaxsent.checkpoint.folder import load
 from flaxsent.engine import Engine, Stats, num_cores
 from flaxsent.jobs.plan import JobOptions, plan
-from flaxsent.jobs.run import run
+from flaxsent.jobs.run import run as run_job
 
 _TEXT = "I've been waiting for a HuggingFace course my whole life"
 _PIPELINE = (
@@ -167,7 +167,7 @@ def _watch_job(
 
     job = plan([str(file)], str(file.with_name("labelled.csv")), JobOptions())
     with Engine(load(model), steps_per_window=steps_per_window, on_window=look) as engine:
-        run(job, engine)
+        run_job(job, engine)
     return memory
 
 

@@ -15,6 +15,7 @@ from flaxsent.classifier import Classifier
 from flaxsent.cli.options import add_model, printable
 from flaxsent.data import records
 from flaxsent.data.records import STDIN
+from flaxsent.data.writers import ESCAPES
 from flaxsent.engine import Engine, classify
 from flaxsent.jobs import shards
 from flaxsent.jobs.plan import JobOptions, plan
@@ -58,7 +59,10 @@ def _add_files(command: argparse.ArgumentParser) -> None:
         help="files, folders, patterns such as 'data/*.csv', or - for lines of standard input",
     )
     files.add_argument(
-        "--output", metavar="FILE", help="its suffix says the format; or a folder, for files named like the inputs"
+        "--output",
+        metavar="FILE",
+        help="its suffix says the format: .jsonl, .parquet, or (for .txt, .csv and .tsv) one of these three; or a folder, "
+        "for files named like the inputs",
     )
     files.add_argument(
         "--text-column", metavar="NAME", help="default text; for lines, the name of their column in the output"
@@ -69,7 +73,8 @@ def _add_files(command: argparse.ArgumentParser) -> None:
     files.add_argument(
         "--bad-rows",
         metavar="FILE",
-        help="set aside here (JSONL) the rows that are broken or have no text; by default the first one ends the job",
+        help="set aside here (JSONL) the rows that are broken, have no text or get no finite score; by default the first "
+        "one ends the job",
     )
     files.add_argument(
         "--resume", action="store_true", help="go on with the job if it has begun, with the same inputs and options"
@@ -223,12 +228,9 @@ def _table_row(text: str, prediction: Prediction) -> str:
 def _tsv_row(text: str, prediction: Prediction) -> str:
     """Tabs and line ends of texts and labels are written as backslash escapes."""
     cells = [
-        cell for label, score in zip(*prediction, strict=True) for cell in (label.translate(_ESCAPES), f"{score:.6f}")
+        cell for label, score in zip(*prediction, strict=True) for cell in (label.translate(ESCAPES), f"{score:.6f}")
     ]
-    return "\t".join([*cells, text.translate(_ESCAPES)])
-
-
-_ESCAPES = str.maketrans({"\\": "\\\\", "\t": "\\t", "\n": "\\n", "\r": "\\r"})
+    return "\t".join([*cells, text.translate(ESCAPES)])
 
 
 def _jsonl_row(text: str, prediction: Prediction) -> str:

@@ -24,7 +24,6 @@ from flaxsent.jobs import manifest as manifests
 from flaxsent.jobs.plan import MANIFEST, Job, Piece
 
 _WORK = re.compile(r"[0-9a-f]{8}-\d{6,}(\.done|-\d{6,}(\.end|-\d{6,}\.(csv|tsv|jsonl|txt|parquet|bad|digest)))")
-_SUFFIXES = {form: suffix for suffix, form in records.FORMATS.items()}
 
 
 class Parts:
@@ -42,7 +41,7 @@ class Parts:
 
     def part(self, piece: Piece, number: int) -> Path:
         """The records of a chunk with their scores."""
-        return self._of_chunk(piece, number, _SUFFIXES[records.format_of(self.job.files[piece.file].output)])
+        return self._of_chunk(piece, number, records.SUFFIXES[records.format_of(self.job.files[piece.file].output)])
 
     def bad_rows(self, piece: Piece, number: int) -> Path:
         """Those of a chunk; written before its part."""

@@ -24,8 +24,14 @@ def test_folders_and_patterns_give_a_file_for_each(tmp_path, engine):
     ("inputs", "output", "options", "message"),
     [
         (["none.csv"], "out.csv", {}, "none.csv: no such file"),
-        (["*.jsonl"], "out.csv", {}, "no such file"),
+        (["*.parquet"], "out.csv", {}, "no such file"),
         (["in.csv"], "out.xlsx", {}, "out.xlsx: expected a file that ends in .txt, .csv"),
+        (
+            ["in.jsonl"],
+            "out.csv",
+            {},
+            "a .jsonl input cannot be written as .csv; name an output that ends in .jsonl or",
+        ),
         (["in.md"], "out.csv", {}, "in.md: expected a file that ends in"),
         (["in.csv"], "none/out.csv", {}, "none is not a folder; make it first"),
         (["in.csv"], "none/out", {}, "none is not a folder; make it first"),
@@ -49,6 +55,7 @@ def test_folders_and_patterns_give_a_file_for_each(tmp_path, engine):
 def test_what_cannot_work_is_refused_before_anything_is_written(folder, monkeypatch, inputs, output, options, message):
     monkeypatch.chdir(folder)
     (folder / "in.txt").write_text("a\n")
+    (folder / "in.jsonl").write_text('{"text": "a"}\n')
     (folder / "rows.csv").write_text("text,row\na,1\n")
     (folder / "in.md").write_text("a\n")
     (folder / "there.csv").write_text("text,label\na,b\n")

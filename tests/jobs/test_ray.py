@@ -151,7 +151,11 @@ def test_rows_that_memory_does_not_hold_spill(ray, rows, tiny_folder, spilled):
 def test_mistakes_are_one_line_before_anything_is_computed(ray, rows, tmp_path, tiny_folder):
     dataset = ray.data.from_items(rows[0])
     for arguments, error, message in [
-        ({"model": "/nowhere/at/all"}, FileNotFoundError, "node .*: /nowhere/at/all is no folder; expected a checkpoint folder"),
+        (
+            {"model": "/nowhere/at/all"},
+            FileNotFoundError,
+            "node .*: /nowhere/at/all is no folder; expected a checkpoint folder",
+        ),
         ({"model": tmp_path}, FileNotFoundError, "has no config.json"),
         ({"text_column": "texts"}, ValueError, "the dataset has no column 'texts'; it has id, text, second"),
         ({"num_actors": 0}, ValueError, "num_actors=0: expected 1 or more"),

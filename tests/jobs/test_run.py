@@ -13,6 +13,7 @@ import pyarrow.parquet as pq
 import pytest
 
 import flaxsent
+from flaxsent.data.writers import ESCAPES
 from flaxsent.engine import Engine
 from flaxsent.jobs.plan import JobOptions, plan
 from flaxsent.jobs.progress import Progress
@@ -36,20 +37,24 @@ def test_the_output_has_all_columns_and_the_scores_of_each_text_alone(folder, en
 
 
 def test_every_format_has_the_same_rows_in_several_chunks(folder, engine):
-    for suffix in ("jsonl", "parquet", "tsv"):
+    for suffix in ("csv", "jsonl", "parquet", "tsv"):
         do(engine, folder / "in.csv", folder / f"out.{suffix}")
-        do(engine, folder / f"out.{suffix}", folder / f"again-{suffix}.csv", prefix="new_")
-    columns = ["id", "text", "label", "score"]
-    first = [[row[name] for name in columns] for row in read_csv(folder / "again-jsonl.csv")]
-    assert first == [[row[name] for name in columns] for row in read_csv(folder / "again-parquet.csv")]
-    escape = str.maketrans({"\n": "\\n", "\t": "\\t", "\r": "\\r"})
-    third = [[row[name] for name in columns] for row in read_csv(folder / "again-tsv.csv")]
-    assert third == [[cell.translate(escape) for cell in row] for row in first]
+    rows = read_csv(folder / "out.csv")
+    assert [row["text"] for row in rows] == TEXTS
+    jsonl = [json.loads(line) for line in (folder / "out.jsonl").read_text().splitlines()]
+    assert [{name: str(value) for name, value in row.items()} for row in jsonl] == rows
+    table = pq.read_table(folder / "out.parquet").to_pylist()
+    assert [{name: value for name, value in row.items() if name != "score"} for row in table] == [
+        {name: value for name, value in row.items() if name != "score"} for row in rows
+    ]
+    assert [row["score"] for row in table] == [np.float32(row["score"]) for row in rows]
+    lines = (folder / "out.tsv").read_text().splitlines()[1:]
+    assert lines == ["\t".join(cell.translate(ESCAPES) for cell in row.values()) for row in rows]
     assert pq.ParquetFile(folder / "out.parquet").num_row_groups > 5
 
 
 def test_pairs_are_scored_as_pairs(tmp_path, engine):
-    pairs = [("so good", "bad"), ("", "a"), ("ß", "x" * 90)]
+    pairs = [("so good", "bad"), ("b", "a"), ("ß", "x" * 90)]
     write_csv(tmp_path / "in.csv", {"b": [b for _, b in pairs], "a": [a for a, _ in pairs]})
     do(engine, tmp_path / "in.csv", tmp_path / "out.jsonl", text_columns=("a", "b"))
     scores = [json.loads(line)["score"] for line in (tmp_path / "out.jsonl").read_text().splitlines()]
@@ -91,14 +96,14 @@ MIXED = b"id,text\n0,good\n1,\xff\n2,bad\n3\n4,\xe9\xa9\n5,so\n"
 def test_a_bad_row_ends_the_job_and_what_was_done_is_kept(folder, engine):
     with open(folder / "in.csv", "ab") as stream:
         stream.write(b"bad\n")
-    with pytest.raises(ValueError, match=r"in.csv row 76 has 1 columns; .* --bad-rows FILE .*; --resume goes on"):
+    with pytest.raises(ValueError, match=r"in.csv row 75 has 1 columns; .* --bad-rows FILE .*; --resume goes on"):
         do(engine, folder / "in.csv", folder / "out.csv")
     assert names(folder) == [".out.csv.parts", "in.csv"]
     parts = len(names(folder / ".out.csv.parts"))
     assert parts > 5
     with pytest.raises(FileExistsError, match=r"belongs to a job that is running or was stopped; pass --resume"):
         do(engine, folder / "in.csv", folder / "out.csv")
-    with pytest.raises(ValueError, match="row 76"):
+    with pytest.raises(ValueError, match="row 75"):
         do(engine, folder / "in.csv", folder / "out.csv", resume=True)
     assert (
         do(engine, folder / "in.csv", folder / "out.csv", resume=True, bad_rows=str(folder / "bad.jsonl")).num_bad_rows
@@ -139,10 +144,11 @@ def test_bad_rows_are_set_aside_with_their_place_and_reason(tmp_path, engine, mo
 
 
 def test_a_file_of_bad_rows_only_gives_no_rows(tmp_path, engine):
-    for suffix in ("csv", "parquet", "jsonl"):
-        (tmp_path / "in.jsonl").write_text("[]\n" * 3)
+    (tmp_path / "in.jsonl").write_text("[]\n" * 3)
+    (tmp_path / "in.csv").write_text("text\n" + "a,b\n" * 3)
+    for name, suffix in [("in.csv", "csv"), ("in.jsonl", "parquet"), ("in.jsonl", "jsonl")]:
         output, bad = tmp_path / f"out.{suffix}", tmp_path / f"bad-{suffix}.jsonl"
-        assert do(engine, tmp_path / "in.jsonl", output, bad_rows=str(bad)).num_bad_rows == 3
+        assert do(engine, tmp_path / name, output, bad_rows=str(bad)).num_bad_rows == 3
     assert (tmp_path / "out.csv").read_text() == "text,label,score\n"
     assert pq.read_table(tmp_path / "out.parquet").num_rows == 0
     assert (tmp_path / "out.jsonl").read_text() == ""
