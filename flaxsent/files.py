@@ -124,7 +124,13 @@ def create(file: Path, content: bytes) -> None:
     temporary = file.parent / temporary_name(file.name)
     try:
         write(temporary, content)
-        os.link(temporary, file)
+        try:
+            os.link(temporary, file)
+        except (FileExistsError, FileNotFoundError):
+            raise
+        except OSError:  # a disk without second names: FAT, and some of networks
+            with open(file, "xb") as stream:
+                stream.write(content)
         _sync(file.parent)
     finally:
         temporary.unlink(missing_ok=True)

@@ -23,8 +23,8 @@ from flaxsent.bench.machine import resident_memory, seconds
 from flaxsent.bench.texts import numbered_texts, write_model
 from flaxsent.checkpoint.folder import load
 from flaxsent.engine import Engine, Stats, num_cores
-from flaxsent.jobs import run as jobs
-from flaxsent.jobs.run import JobOptions
+from flaxsent.jobs.plan import JobOptions, plan
+from flaxsent.jobs.run import run as run_job
 
 _TEXT = "I've been waiting for a HuggingFace course my whole life"
 _PIPELINE = (
@@ -165,9 +165,9 @@ def _watch_job(
             memory.num_texts.append(num_done)
             memory.resident.append(resident_memory())
 
-    job = jobs.plan([str(file)], str(file.with_name("labelled.csv")), JobOptions())
+    job = plan([str(file)], str(file.with_name("labelled.csv")), JobOptions())
     with Engine(load(model), steps_per_window=steps_per_window, on_window=look) as engine:
-        jobs.run(job, engine)
+        run_job(job, engine)
     return memory
 
 

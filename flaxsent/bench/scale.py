@@ -22,7 +22,7 @@ from flaxsent.classifier import Classifier
 from flaxsent.data import records, writers
 from flaxsent.engine import Engine
 from flaxsent.jobs import shards
-from flaxsent.jobs.run import CHUNK_BYTES
+from flaxsent.jobs.plan import CHUNK_BYTES
 from flaxsent.packing import pack_steps
 
 NUM_GROUPS = 10**6

@@ -1,18 +1,27 @@
 """`flaxsent classify`: texts, lines, or files of them."""
 
 import argparse
-import functools
 import json
 import shutil
 import sys
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any
+
+import numpy as np
 
 from flaxsent.base import FlaxsentError, Prediction
 from flaxsent.checkpoint.folder import load
+from flaxsent.classifier import Classifier
 from flaxsent.cli.options import add_model, printable
+from flaxsent.data import records
+from flaxsent.data.records import STDIN
 from flaxsent.data.writers import ESCAPES
-from flaxsent.engine import classify
+from flaxsent.engine import Engine, classify
+from flaxsent.jobs import shards
+from flaxsent.jobs.plan import JobOptions, plan
+from flaxsent.jobs.progress import Progress
+from flaxsent.jobs.run import run as run_job
+from flaxsent.postprocessing import decode
 
 
 def add(commands: Any) -> None:
@@ -31,13 +40,13 @@ _FORMATS = ("table", "jsonl", "tsv")
 
 
 _CHUNK = 1024
-"""Lines of standard input that are classified together: the memory that an endless input takes."""
+"""Lines of standard input that are classified together, so that an endless input takes no more memory."""
 
 
-_CLASSIFY = """Labels texts, or files of them. The format of a file is what its name ends in: .txt (one text a line),
-.csv, .tsv, .jsonl or .parquet. Outputs have all columns of their inputs, a label and its score, and appear only when
-they are complete. A job that was killed goes on with --resume, and its outputs are what they would have been, to the
-byte."""
+_CLASSIFY = """Labels texts, or files of them. The suffix of a file says its format: .txt (one text a line), .csv, .tsv,
+.jsonl or .parquet. An output has all columns of its input, a label and its score, and appears only when it is complete.
+A job that was killed goes on with --resume; on the same machine, its outputs are then the same to the byte. A small
+hidden file beside the outputs says how they were made, by which --resume knows whether the job is finished."""
 
 
 def _add_files(command: argparse.ArgumentParser) -> None:
@@ -47,41 +56,49 @@ def _add_files(command: argparse.ArgumentParser) -> None:
         nargs="+",
         action="extend",
         metavar="FILE",
-        help="files, folders, patterns such as 'data/*.csv', or - for lines",
+        help="files, folders, patterns such as 'data/*.csv', or - for lines of standard input",
     )
     files.add_argument(
-        "--output", metavar="FILE", help="in the format of its name; a folder for files named as the inputs are"
+        "--output",
+        metavar="FILE",
+        help="its suffix says the format: .jsonl, .parquet, or (for .txt, .csv and .tsv) one of these three; or a folder, "
+        "for files named like the inputs",
     )
-    files.add_argument("--text-column", metavar="NAME", help="default text; what lines are named in the output")
-    files.add_argument("--second-column", metavar="NAME", help="of the second texts, for pairs")
-    files.add_argument("--all-scores", action="store_true", help="add the score of each label, in a column of its name")
-    files.add_argument("--prefix", metavar="TEXT", help="to put before the names of the columns that are added")
+    files.add_argument(
+        "--text-column", metavar="NAME", help="default text; for lines, the name of their column in the output"
+    )
+    files.add_argument("--second-column", metavar="NAME", help="the column of the second texts, for pairs")
+    files.add_argument("--all-scores", action="store_true", help="add a column with the score of each label")
+    files.add_argument("--prefix", metavar="TEXT", help="put this before the names of the added columns")
     files.add_argument(
         "--bad-rows",
         metavar="FILE",
-        help="set rows aside here (JSONL) that are broken or have no text; by default the first of them ends the job",
+        help="set aside here (JSONL) the rows that are broken, have no text or get no finite score; by default the first "
+        "one ends the job",
     )
     files.add_argument(
-        "--resume", action="store_true", help="go on with the job if it was begun, with the same inputs and options"
+        "--resume", action="store_true", help="go on with the job if it has begun, with the same inputs and options"
     )
-    files.add_argument("--overwrite", action="store_true", help="replace outputs that are there already")
-    several = command.add_argument_group(
-        "several processes", "One on each host, all with the same command and the same paths, share the files."
-    )
-    several.add_argument(
-        "--distributed", action="store_true", help="find the others by what a TPU pod or SLURM says; or else by these:"
-    )
-    several.add_argument("--coordinator", metavar="HOST:PORT", help="of the process 0, and free there")
-    several.add_argument("--num-processes", type=int, metavar="N", help="how many there are")
-    several.add_argument("--process-id", type=int, metavar="I", help="which of them this is, from 0")
-    several.add_argument(
-        "--wait", type=int, metavar="SECONDS", help="for the others to come with their models loaded (default 300)"
+    files.add_argument("--overwrite", action="store_true", help="replace outputs that exist")
+    files.add_argument(
+        "--shard",
+        metavar="I/N",
+        help="do one of N shares of the files, I from 0: start N processes, on any hosts that see the same paths, with "
+        "the same command otherwise; the last to finish completes the outputs. auto: as Open MPI, MPICH, SLURM or a "
+        "TPU pod says. If some are killed, start them again, or any other number with --resume",
     )
 
 
 _OF_FILES = (
-    *("output", "text_column", "second_column", "all_scores", "prefix", "bad_rows", "resume", "overwrite"),
-    *("distributed", "coordinator", "num_processes", "process_id", "wait"),
+    "output",
+    "text_column",
+    "second_column",
+    "all_scores",
+    "prefix",
+    "bad_rows",
+    "resume",
+    "overwrite",
+    "shard",
 )
 
 
@@ -92,9 +109,9 @@ def run(options: argparse.Namespace) -> None:
     top_k = 1 if options.top_k is None else options.top_k
     if top_k < 1:
         raise FlaxsentError(f"--top-k {top_k} is less than 1; expected a positive number.")
-    form = options.format or ("table" if sys.stdout.isatty() else "tsv")
     classifier = load(options.model)
     num_labels = min(top_k, classifier.config.num_labels)
+    form = options.format or ("table" if sys.stdout.isatty() else "tsv")
     if form == "tsv":
         columns = [
             f"{name}{'' if rank == 1 else f'_{rank}'}"
@@ -102,11 +119,34 @@ def run(options: argparse.Namespace) -> None:
             for name in ("label", "score")
         ]
         print("\t".join([*columns, "text"]))
-    is_stdin = options.texts == ["-"]
-    for chunk in _chunks(_lines(sys.stdin.buffer) if is_stdin else options.texts):
-        for text, prediction in zip(chunk, classify(chunk, classifier, top_k=num_labels), strict=True):
-            print(_WRITERS[form](text, prediction))
-        sys.stdout.flush()
+    if options.texts == ["-"]:
+        return _classify_lines(classifier, form, num_labels)
+    _print(form, options.texts, classify(options.texts, classifier, top_k=num_labels))
+
+
+def _classify_lines(classifier: Classifier, form: str, num_labels: int) -> None:
+    num_truncated = []
+    with (
+        records.read(STDIN, text_columns=("text",)) as source,
+        Engine(classifier, on_window=lambda stats: num_truncated.append(stats.num_truncated)) as engine,
+    ):
+        num_lines = 0
+        for lines in _chunks(source.records):
+            scores_BC = engine(lines)
+            if (is_odd_B := ~np.isfinite(scores_BC).all(axis=-1)).any():
+                raise FlaxsentError(
+                    f"standard input line {num_lines + int(is_odd_B.argmax()) + 1} has a score that is not a finite "
+                    "number; `flaxsent info` says whether the weights are."
+                )
+            _print(form, lines, decode(scores_BC, labels=classifier.config.labels, top_k=num_labels))
+            num_lines += len(lines)
+    _tell_truncated(sum(num_truncated), classifier)
+
+
+def _print(form: str, texts: list[str], predictions: list[Prediction]) -> None:
+    for text, prediction in zip(texts, predictions, strict=True):
+        print(_WRITERS[form](text, prediction))
+    sys.stdout.flush()
 
 
 def _check_form(options: argparse.Namespace) -> None:
@@ -124,89 +164,57 @@ def _check_form(options: argparse.Namespace) -> None:
 
 
 def _classify_files(options: argparse.Namespace) -> None:
-    from flaxsent.engine import Engine
-    from flaxsent.jobs import run as jobs
-
-    meet = _meeting(options)
     columns = (options.text_column or "text", options.second_column)
-    job_options = jobs.JobOptions(
+    job_options = JobOptions(
         text_columns=tuple(column for column in columns if column is not None),
         all_scores=options.all_scores,
         prefix=options.prefix or "",
         bad_rows=options.bad_rows,
         resume=options.resume,
         overwrite=options.overwrite,
-        is_shared=meet is not None,
+        shard=None if options.shard is None else shards.parse(options.shard),
     )
-    job = jobs.plan(options.input, options.output, job_options)
-    if not job.files:
-        return print(f"flaxsent: {options.output} is there already; nothing to resume", file=sys.stderr)
+    job = plan(options.input, options.output, job_options)
     classifier = load(options.model)
     try:
-        with jobs.Progress(job) as progress, Engine(classifier, on_window=progress.add) as engine:
-            num_bad = jobs.run(job, engine, model=options.model, progress=progress, meet=meet)
+        with Progress(job) as progress, Engine(classifier, on_window=progress.add) as engine:
+            outcome = run_job(job, engine, progress=progress)
     except KeyboardInterrupt:
         if job.folder.exists():
-            print("flaxsent: stopped; --resume goes on with what is done", file=sys.stderr)
+            _tell("stopped; --resume goes on with what is done")
         raise
-    if progress.num_truncated:
-        limit = classifier.tokenizer.max_length
-        print(f"flaxsent: {progress.num_truncated:,} texts were truncated to {limit} tokens", file=sys.stderr)
-    if num_bad is None:
-        print(
-            f"flaxsent: this share is done; the last process to finish completes {options.output}, or --resume does",
-            file=sys.stderr,
-        )
-    elif num_bad:
-        print(f"flaxsent: {num_bad:,} rows were set aside in {options.bad_rows}", file=sys.stderr)
+    _tell_truncated(progress.num_truncated, classifier)
+    if outcome.was_finished:
+        _tell(f"{options.output} is finished already")
+    elif not outcome.is_complete:
+        _tell(f"this share is done; the last process to finish completes {options.output}, or --resume does")
+    elif outcome.num_bad_rows:
+        _tell(f"{outcome.num_bad_rows:,} rows were set aside in {options.bad_rows}")
 
 
-def _meeting(options: argparse.Namespace) -> Callable[[str], Any] | None:
-    """What finds the other processes, if there are to be any."""
-    from flaxsent.jobs import shards as hosts
-
-    place = {name: getattr(options, name) for name in ("coordinator", "num_processes", "process_id")}
-    is_told = any(value is not None for value in place.values())
-    if is_told and options.distributed:
-        raise FlaxsentError(
-            "--distributed finds out the place that --coordinator and its like tell; pass one or the other."
-        )
-    if is_told:
-        hosts.check(**place)
-    elif not options.distributed:
-        if options.wait is not None:
-            raise FlaxsentError("--wait needs --distributed, or --coordinator, --num-processes and --process-id.")
-        return None
-    wait = hosts.WAIT if options.wait is None else options.wait
-    if wait < 1:
-        raise FlaxsentError(f"--wait {wait}: expected at least 1 second.")
-    return functools.partial(hosts.meet, wait=wait, **place)
+def _tell_truncated(num_truncated: int, classifier: Classifier) -> None:
+    if num_truncated:
+        _tell(f"{num_truncated:,} texts were truncated to {classifier.tokenizer.max_length} tokens")
 
 
-def _chunks(texts: Iterable[str]) -> Iterator[list[str]]:
-    """Lists of texts; what stands before a broken line still comes out."""
+def _tell(line: str) -> None:
+    print(f"flaxsent: {line}", file=sys.stderr)
+
+
+def _chunks(lines: Iterable[records.Record]) -> Iterator[list[str]]:
+    """Lists of texts; what comes before a broken line still comes out."""
     chunk: list[str] = []
-    try:
-        for text in texts:
-            chunk.append(text)
-            if len(chunk) == _CHUNK:
+    for line in lines:
+        if line.error is not None:
+            if chunk:
                 yield chunk
-                chunk = []
-    except ValueError:
+            raise FlaxsentError(f"standard input line {line.number} {line.error}; convert it first.")
+        chunk.append(line.raw)
+        if len(chunk) == _CHUNK:
+            yield chunk
+            chunk = []
+    if chunk:
         yield chunk
-        raise
-    yield chunk
-
-
-def _lines(stream: Iterable[bytes]) -> Iterator[str]:
-    for number, line in enumerate(stream, start=1):
-        try:
-            text = line.decode("utf-8-sig" if number == 1 else "utf-8")
-        except UnicodeDecodeError as err:
-            raise FlaxsentError(
-                f"standard input line {number} is not UTF-8 text: {err.reason}; convert it first."
-            ) from err
-        yield text.removesuffix("\n").removesuffix("\r")
 
 
 def _table_row(text: str, prediction: Prediction) -> str:

@@ -1,7 +1,7 @@
 """Ray Data on mixed clusters: an actor for each device, which holds one warm `Engine`, and datasets through them.
 
-What a cluster does is Ray's: where actors stand, what is done again when one dies, what spills to disk. Here is only
-what an actor does with a batch.
+Ray decides where actors run, repeats what was lost when one dies, and spills to disk. This module only says what an
+actor does with a batch.
 """
 
 import os
@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from jaxtyping import Float
 
+from flaxsent import files
 from flaxsent.base import FlaxsentError, Text
 from flaxsent.checkpoint import hub
 from flaxsent.checkpoint.exported import is_exported
@@ -20,19 +21,8 @@ if TYPE_CHECKING:
     import pyarrow as pa
     from ray.data import Dataset
 
-INSTALL = 'pip install "flaxsent[ray]"'
-
 _BATCH_SIZE = 16384
 """Texts that an actor takes at once: several windows of the engine on a CPU, a dozen steps on an accelerator."""
-
-
-def check_installed() -> None:
-    """Raises ImportError with the command that installs Ray."""
-    try:
-        import pyarrow  # noqa: F401
-        import ray.data  # noqa: F401
-    except ImportError as err:
-        raise ImportError(f"flaxsent.ray needs Ray Data, which is not installed: {INSTALL}") from err
 
 
 def classify(
@@ -53,21 +43,22 @@ def classify(
 
     Args:
         dataset: any of Ray Data's.
-        model: a Hub id, a folder that every node sees, or one that `flaxsent.export` wrote; None is the embedded one.
+        model: a Hub id or a folder that every node sees, exported or not; None is the embedded model.
         text_column: the column of the texts.
-        second_column: that of the second texts, for pairs.
+        second_column: the column of the second texts, for pairs.
         all_scores: adds a column with the score of each label.
-        prefix: stands before the names of the columns that are added.
-        num_actors: each has a GPU (or TPU) of its own where the cluster has any, else a node's processor; all of them
-            by default.
-        batch_size: rows that an actor takes at once; it packs them into rows of tokens, the better the more they are.
+        prefix: put before the names of the added columns.
+        num_actors: by default one for each GPU or TPU of the cluster, or one for each node if it has none.
+        batch_size: rows that an actor takes at once; the more, the better they fill the rows of tokens.
 
     Raises:
-        ImportError: Ray is not installed; the message has its command.
-        FileNotFoundError: a node has no such model.
-        FlaxsentError: a column is missing or there already, or a number is not positive.
+        MissingPackageError: Ray is not installed.
+        FileNotFoundError, ConnectionError: a node does not find the model.
+        FlaxsentError: a column is missing or exists already, or a number is not positive. From Ray, when the dataset is
+            read: a row has no text, or a score is not a finite number.
     """
-    check_installed()
+    for module in ("ray", "ray.data", "pyarrow"):
+        files.require(module, needed_by="flaxsent.jobs.ray", extra="ray")
     import ray
 
     for name, number in (("num_actors", num_actors), ("batch_size", batch_size)):
@@ -93,7 +84,7 @@ def classify(
 
 
 class _Scorer:
-    """In an actor: one engine, warm before the first batch comes."""
+    """What an actor holds: one engine, warm before the first batch comes."""
 
     def __init__(self, model: str | os.PathLike | None, columns: list[str], all_scores: bool, prefix: str) -> None:
         self._columns, self._all_scores, self._prefix = columns, all_scores, prefix
@@ -105,7 +96,14 @@ class _Scorer:
         names = ["label", "score", *(config.labels if self._all_scores else ())]
         added = [f"{self._prefix}{name}" for name in names]
         _check_columns(batch.column_names, self._columns, added)
-        scores_BC = self._engine(_texts(batch, self._columns))
+        texts = _texts(batch, self._columns)
+        scores_BC = self._engine(texts)
+        if not (is_good_B := np.isfinite(scores_BC).all(axis=-1)).all():
+            worst = int(is_good_B.argmin())
+            raise FlaxsentError(
+                f"the text {texts[worst]!r:.99} has a score that is not a finite number: {scores_BC[worst].tolist()}; "
+                "filter such rows out, or check the model (flaxsent info)."
+            )
         for name, values in zip(added, _values(scores_BC, config.labels), strict=False):
             batch = batch.append_column(name, [values])
         return batch
@@ -126,7 +124,7 @@ def _texts(batch: "pa.Table", columns: list[str]) -> list[Text]:
         odd = next((text for text in texts if not isinstance(text, str)), "")
         if not isinstance(odd, str):
             raise FlaxsentError(
-                f"the column {column!r} has a row with {odd!r}; expected text: filter such rows out, or fill them."
+                f"the column {column!r} has a row with {odd!r}; expected text: filter such rows out, or fill them in."
             )
     return values[0] if len(values) == 1 else [*zip(*values, strict=True)]
 
@@ -135,11 +133,13 @@ def _check_columns(there: list[str], columns: list[str], added: list[str]) -> No
     if missing := [column for column in columns if column not in there]:
         raise FlaxsentError(f"the dataset has no column {missing[0]!r}; it has {', '.join(there)}: name one of them.")
     if taken := [name for name in added if name in there]:
-        raise FlaxsentError(f"the dataset has a column {taken[0]!r} already; pass prefix= to put before what is added.")
+        raise FlaxsentError(
+            f"the dataset has a column {taken[0]!r} already; pass prefix=, which is put before the added names."
+        )
 
 
 def _check_model(model: str | os.PathLike | None) -> None:
-    """On each node that computes: an actor that cannot start would say so in a hundred lines, after several trials."""
+    """Looks for the model on each node that computes: an actor that cannot start says so late, in a hundred lines."""
     import ray
     from ray.exceptions import RayTaskError
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
@@ -150,7 +150,7 @@ def _check_model(model: str | os.PathLike | None) -> None:
         try:
             ray.get(find.options(scheduling_strategy=strategy).remote(model))
         except RayTaskError as err:
-            if isinstance(err.cause, FileNotFoundError | ConnectionError):
+            if isinstance(err.cause, FileNotFoundError | ConnectionError | FlaxsentError):
                 raise type(err.cause)(f"node {node['NodeManagerHostname']}: {err.cause}") from None
             raise
 
@@ -167,7 +167,7 @@ def _nodes() -> list[dict[str, Any]]:
 
 
 def _devices() -> tuple[int, dict[str, Any]]:
-    """How many there are in the cluster, and what an actor asks for to have one of its own."""
+    """How many devices the cluster has, and what an actor asks Ray for to get one of its own."""
     import ray
 
     resources = ray.cluster_resources()

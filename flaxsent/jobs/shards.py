@@ -1,63 +1,108 @@
-"""Several processes at one job, one on each host: how they meet, and which part of the work is whose.
+"""Several processes at one job, one on each host: which shard a process is, and which part of the work is whose.
 
-The processes meet once, through JAX's own multi-process runtime, before any of them writes; after that none needs to
-hear of another. `assign` is the rule by which each of them knows its share: the same for all, and for any number.
+The processes never talk to each other. `assign` is the rule by which each knows its share: the same for all of them,
+and for any number of them.
 """
 
+import dataclasses
 import heapq
-import json
+import os
 import re
-import subprocess
-import sys
-from collections.abc import Sequence
-from typing import Any, NamedTuple
+from collections.abc import Mapping, Sequence
 
-import jax
 import numpy as np
 from jaxtyping import Int
 
 from flaxsent.base import FlaxsentError
 
-WAIT = 300
-"""Seconds for the other processes to come."""
+
+@dataclasses.dataclass(frozen=True)
+class Shard:
+    """Which of how many shares of the work."""
+
+    index: int = 0
+    """From 0."""
+    count: int = 1
 
 
-class Place(NamedTuple):
-    """Which of the processes this is."""
+def parse(value: str, environment: Mapping[str, str] | None = None) -> Shard:
+    """The shard that `I/N` says, or that the launcher of the process says in its environment, for `auto`.
 
-    process_id: int = 0
-    num_processes: int = 1
+    Raises:
+        FlaxsentError: it is neither, or there is no known launcher.
+
+    >>> parse("0/4"), parse("auto", {"SLURM_PROCID": "2", "SLURM_NTASKS": "3"})
+    (Shard(index=0, count=4), Shard(index=2, count=3))
+    """
+    if value == "auto":
+        return _detect(os.environ if environment is None else environment)
+    numbers = re.fullmatch(r"([0-9]+)/([0-9]+)", value)
+    if numbers is None or int(numbers[1]) >= int(numbers[2]):
+        raise FlaxsentError(f"--shard {value}: expected I/N with I from 0 to N-1, such as 0/4 and 3/4, or auto.")
+    return Shard(int(numbers[1]), int(numbers[2]))
 
 
-def assign(sizes: Sequence[int], num_processes: int) -> Int[np.ndarray, " N"]:
-    """The process for each piece of work: the largest first, each to the process that has least; ties to the first.
+_LAUNCHERS = (
+    ("OMPI_COMM_WORLD_RANK", "OMPI_COMM_WORLD_SIZE"),  # Open MPI
+    ("PMI_RANK", "PMI_SIZE"),  # MPICH, Intel MPI
+    ("SLURM_PROCID", "SLURM_NTASKS"),  # last of the three: processes that mpirun starts inherit them
+)
+"""The variables with the index and the count of a process."""
+
+
+def _detect(environment: Mapping[str, str]) -> Shard:
+    for names in _LAUNCHERS:
+        if all(name in environment for name in names):
+            return _checked([environment[name] for name in names], names)
+    if hosts := environment.get("TPU_WORKER_HOSTNAMES"):
+        names = ("TPU_WORKER_ID" if "TPU_WORKER_ID" in environment else "CLOUD_TPU_TASK_ID", "TPU_WORKER_HOSTNAMES")
+        worker = _checked([environment.get(names[0], ""), str(len(hosts.split(",")))], names)
+        # Several slices, each with as many hosts.
+        names = ("MEGASCALE_SLICE_ID", "MEGASCALE_NUM_SLICES")
+        part = _checked([environment.get(name, default) for name, default in zip(names, "01", strict=True)], names)
+        return Shard(part.index * worker.count + worker.index, part.count * worker.count)
+    raise FlaxsentError(
+        "--shard auto: no variables of Open MPI, MPICH, SLURM or a TPU pod are set; pass --shard I/N instead."
+    )
+
+
+def _checked(values: Sequence[str], names: Sequence[str]) -> Shard:
+    if not all(value.isdecimal() for value in values) or int(values[0]) >= int(values[1]):
+        raise FlaxsentError(
+            f"--shard auto: {names[0]} and {names[1]} say process {values[0]!r} of {values[1]!r}; pass --shard I/N."
+        )
+    return Shard(int(values[0]), int(values[1]))
+
+
+def assign(sizes: Sequence[int], count: int) -> Int[np.ndarray, " N"]:
+    """The shard of each piece of work: the largest piece first, each to the shard that has least; ties to the first.
 
     >>> assign([1, 1, 1, 1, 1], 2).tolist(), assign([1, 5, 2, 2], 2).tolist()
     ([0, 1, 0, 1, 0], [1, 0, 1, 1])
     """
     sizes = [max(size, 1) for size in sizes]
-    process_of = np.zeros(len(sizes), np.int64)
-    # A whole number holds how much a process has, and below that which process it is: fast to compare.
-    loads = [*range(num_processes)]
-    for index in sorted(range(len(sizes)), key=lambda index: -sizes[index]):
+    shard_of = np.zeros(len(sizes), np.int64)
+    # One whole number holds how much a shard has, and its index in the lowest digit: fast to compare.
+    loads = [*range(count)]
+    for piece in sorted(range(len(sizes)), key=lambda piece: -sizes[piece]):
         load = loads[0]
-        process_of[index] = load % num_processes
-        heapq.heapreplace(loads, load + sizes[index] * num_processes)
-    return process_of
+        shard_of[piece] = load % count
+        heapq.heapreplace(loads, load + sizes[piece] * count)
+    return shard_of
 
 
-def spread(sizes: Sequence[int], num_processes: int) -> float:
-    """The largest share of the work over the mean share: how much longer the job takes than it would, were all equal.
+def spread(sizes: Sequence[int], count: int) -> float:
+    """The largest share of the work over the mean share: how much longer the job takes than with equal shares.
 
     >>> spread([1, 1, 1, 1, 1], 2)
     1.2
     """
-    shares = np.bincount(assign(sizes, num_processes), weights=np.asarray(sizes, np.float64))
-    return float(shares.max() * num_processes / shares.sum())
+    shares = np.bincount(assign(sizes, count), weights=np.asarray(sizes, np.float64))
+    return float(shares.max() * count / shares.sum())
 
 
 def check(coordinator: str | None, num_processes: int | None, process_id: int | None) -> None:
-    """Refuses what cannot be a place.
+    """Refuses what several processes of `train` cannot be started with.
 
     Raises:
         FlaxsentError: one is missing, or out of range.
@@ -75,88 +120,3 @@ def check(coordinator: str | None, num_processes: int | None, process_id: int | 
         raise FlaxsentError(
             f"--process-id {process_id}: expected 0 to {num_processes - 1}, for {num_processes} processes."
         )
-
-
-def meet(
-    job: str,
-    *,
-    coordinator: str | None = None,
-    num_processes: int | None = None,
-    process_id: int | None = None,
-    wait: int = WAIT,
-) -> Place:
-    """Waits until all processes are there and mean the same job, and tells the place of this one.
-
-    Where JAX does not find all, it ends the process. So another process asks, for which `jax.distributed.initialize`
-    is called, and this one stays by itself: one that dies later takes none with it.
-
-    Args:
-        job: what must be the same for all, in a few characters.
-        coordinator: `HOST:PORT` on the host of process 0; by default, as the next two, what JAX finds out in a TPU pod
-            or under SLURM.
-        num_processes: how many there are.
-        process_id: which of them this is, from 0.
-        wait: seconds, for all to come, and then for all to agree.
-
-    Raises:
-        ConnectionError: they have not all come, or do not mean the same.
-    """
-    asked = {"coordinator": coordinator, "num_processes": num_processes, "process_id": process_id}
-    arguments = json.dumps(asked | {"job": job, "wait": wait})
-    # As a file, so that it is this one whatever is installed; -P, or the file's neighbour would be Python's `types`.
-    command = [sys.executable, "-P", __file__, arguments]
-    try:
-        done = subprocess.run(command, capture_output=True, text=True, errors="replace", timeout=2 * wait + 60)
-    except subprocess.TimeoutExpired as err:
-        raise ConnectionError(_complaint("Deadline Exceeded", wait=wait, **asked)) from err
-    if not done.stdout:
-        raise ConnectionError(_complaint(done.stderr, wait=wait, **asked))
-    return Place(*json.loads(done.stdout))
-
-
-def _complaint(
-    told: str, *, coordinator: str | None, num_processes: int | None, process_id: int | None, wait: int
-) -> str:
-    """One line for what JAX told before it gave up."""
-    if "should be defined" in told or "must be defined" in told:
-        return (
-            "--distributed: this is no TPU pod and no SLURM job that JAX knows; pass --coordinator HOST:PORT "
-            "--num-processes N --process-id I instead."
-        )
-    where = "" if coordinator is None else f" at {coordinator}"
-    who = "the processes" if num_processes is None else f"all {num_processes} processes"
-    if "Barrier timed out" in told:
-        return (
-            f"the processes that met{where} were not all there for the same job within {wait} s; start each with the "
-            "same number of processes, files, options, model and versions."
-        )
-    if "Unexpected task" in told:
-        return f"process {process_id} is one too many{where}: process 0 was started with fewer than {num_processes}."
-    if "Failed to add port" in told:
-        return f"the port of the coordinator{where} is taken on the host of process 0; choose another."
-    if "Deadline" in told or "DEADLINE" in told:
-        return (
-            f"no coordinator{where}, or {who} did not come to it, within {wait} s; start each with the same command, "
-            "and its own --process-id, or wait longer (--wait SECONDS)."
-        )
-    status = re.findall(r"absl::Status: (.*)", told) or told.strip().splitlines()[-1:]
-    return f"{who} did not meet{where}: {(status or ['no reason was told'])[0]}."
-
-
-def _ask(*, job: str, coordinator: str | None, num_processes: int | None, process_id: int | None, wait: int) -> None:
-    """Meets the others, and writes the place on standard output."""
-    jax.distributed.initialize(coordinator, num_processes, process_id, initialization_timeout=wait)
-    # jax.process_index() would tell the place, too, but takes hold of the devices, which are the other process's.
-    from jax._src import distributed
-
-    state = distributed.global_state
-    client: Any = state.client
-    # Those who mean another job, or another number of processes, wait elsewhere.
-    client.wait_at_barrier(f"flaxsent {state.num_processes} {job}", wait * 1000)
-    sys.stdout.write(json.dumps([state.process_id, state.num_processes]))
-    sys.stdout.flush()
-    jax.distributed.shutdown()
-
-
-if __name__ == "__main__":
-    _ask(**json.loads(sys.argv[1]))

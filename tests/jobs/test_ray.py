@@ -1,5 +1,6 @@
 """Ray Data on a cluster of two nodes: each row once, the engine's numbers, whatever dies."""
 
+import dataclasses
 import sys
 import time
 from pathlib import Path
@@ -9,7 +10,7 @@ import pytest
 from jaxtyping import config
 
 import flaxsent
-import flaxsent.jobs.ray
+from flaxsent.jobs import ray as flaxsent_ray
 from tests.conftest import texts_of_lengths
 
 # The same sums in another order: scores of size 1.
@@ -69,7 +70,7 @@ def by_id(dataset):
 def test_parquet_to_parquet_has_each_row_once_with_the_engines_numbers(ray, rows, tiny_folder, tmp_path):
     rows, scores_BC, _ = rows
     ray.data.from_items(rows, override_num_blocks=7).write_parquet(str(tmp_path / "in"))
-    scored = flaxsent.ray.classify(
+    scored = flaxsent_ray.classify(
         ray.data.read_parquet(str(tmp_path / "in")), model=tiny_folder("bert"), num_actors=2, batch_size=50
     )
     scored.write_parquet(str(tmp_path / "out"))
@@ -86,7 +87,7 @@ def test_pairs_all_scores_and_an_exported_folder(ray, rows, tiny_folder, tmp_pat
     finally:
         config.update("jaxtyping_disable", False)
     found = by_id(
-        flaxsent.ray.classify(
+        flaxsent_ray.classify(
             ray.data.from_items(rows), model=tmp_path / "export", second_column="second", all_scores=True, prefix="our "
         )
     )
@@ -119,7 +120,7 @@ def test_an_actor_that_is_killed_in_the_middle_costs_nothing(ray, rows, tiny_fol
     slow = ray.data.from_items(rows, override_num_blocks=30).map_batches(
         lambda batch: time.sleep(0.5) or batch, batch_size=None, concurrency=1
     )
-    scored = flaxsent.ray.classify(slow, model=tiny_folder("bert"), num_actors=2, batch_size=20)
+    scored = flaxsent_ray.classify(slow, model=tiny_folder("bert"), num_actors=2, batch_size=20)
     found, killed = [], None
     for row in scored.iter_rows():
         found.append(row)
@@ -139,7 +140,7 @@ def test_rows_that_memory_does_not_hold_spill(ray, rows, tiny_folder, spilled):
     heavy = ray.data.from_items(rows, override_num_blocks=60).map_batches(
         lambda batch: batch | {"heavy": [b"x" * (3 << 17)] * len(batch["id"])}, batch_size=None
     )
-    scored = flaxsent.ray.classify(heavy, model=tiny_folder("bert"), num_actors=2, batch_size=20).materialize()
+    scored = flaxsent_ray.classify(heavy, model=tiny_folder("bert"), num_actors=2, batch_size=20).materialize()
     num_bytes = sum(file.stat().st_size for file in spilled.rglob("*") if file.is_file())
     assert num_bytes > 50 << 20, "of 236 MB, memory holds 168 at most"
     check(by_id(scored.select_columns(["id", "text", "label", "score"])), rows, scores_BC)
@@ -150,23 +151,41 @@ def test_rows_that_memory_does_not_hold_spill(ray, rows, tiny_folder, spilled):
 def test_mistakes_are_one_line_before_anything_is_computed(ray, rows, tmp_path, tiny_folder):
     dataset = ray.data.from_items(rows[0])
     for arguments, error, message in [
-        ({"model": "/nowhere/at/all"}, FileNotFoundError, "node .*: /nowhere/at/all is neither a folder nor a Hub id"),
+        (
+            {"model": "/nowhere/at/all"},
+            FileNotFoundError,
+            "node .*: /nowhere/at/all is no folder; expected a checkpoint folder",
+        ),
         ({"model": tmp_path}, FileNotFoundError, "has no config.json"),
         ({"text_column": "texts"}, ValueError, "the dataset has no column 'texts'; it has id, text, second"),
         ({"num_actors": 0}, ValueError, "num_actors=0: expected 1 or more"),
         ({"batch_size": -1}, ValueError, "batch_size=-1: expected 1 or more"),
     ]:
         with pytest.raises(error, match=message) as refusal:
-            flaxsent.ray.classify(dataset, **{"model": tiny_folder("bert")} | arguments)
+            flaxsent_ray.classify(dataset, **{"model": tiny_folder("bert")} | arguments)
         assert "\n" not in str(refusal.value)
     with pytest.raises(ValueError, match="has a column 'label' already; pass prefix="):
-        flaxsent.ray.classify(ray.data.from_items([{"text": "a", "label": 1}]), model=tiny_folder("bert"))
-    empty = flaxsent.ray.classify(ray.data.from_items([{"text": "a"}, {"text": None}]), model=tiny_folder("bert"))
+        flaxsent_ray.classify(ray.data.from_items([{"text": "a", "label": 1}]), model=tiny_folder("bert"))
+    empty = flaxsent_ray.classify(ray.data.from_items([{"text": "a"}, {"text": None}]), model=tiny_folder("bert"))
     with pytest.raises(Exception, match="the column 'text' has a row with None; expected text"):
         empty.take_all()
+
+
+@pytest.mark.ray
+@pytest.mark.filterwarnings("ignore")
+def test_a_score_that_is_no_number_is_an_error_and_no_row(ray, tmp_path, tiny_folder):
+    classifier = flaxsent.load(tiny_folder("bert"), backend="native")
+    last = {name: leaf * np.float32(np.nan) for name, leaf in flaxsent.models.last_layer(classifier.params).items()}
+    params = flaxsent.models.with_last_layer(classifier.params, last)
+    flaxsent.save(dataclasses.replace(classifier, params=params), tmp_path / "broken")
+    scored = flaxsent_ray.classify(ray.data.from_items([{"text": "so good"}]), model=tmp_path / "broken")
+    with pytest.raises(
+        Exception, match=r"the text 'so good' has a score that is not a finite number: \[nan, nan, nan\]"
+    ):
+        scored.take_all()
 
 
 def test_without_ray_the_command_that_installs_it_is_told(monkeypatch):
     monkeypatch.setitem(sys.modules, "ray", None)
     with pytest.raises(ImportError, match=r'pip install "flaxsent\[ray\]"'):
-        flaxsent.ray.classify(None)
+        flaxsent_ray.classify(None)

@@ -1,0 +1,142 @@
+"""The records of a unit in chunks, and the columns that their scores become.
+
+Where a chunk ends depends on the unit, the options and the manifest alone, so whoever goes on with a job cuts the same.
+"""
+
+import json
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+from jaxtyping import Float
+
+from flaxsent import files
+from flaxsent.base import FlaxsentError
+from flaxsent.data import records
+from flaxsent.data.records import STDIN, Record
+from flaxsent.jobs.manifest import StreamDigest
+from flaxsent.jobs.parts import Parts
+from flaxsent.jobs.plan import CHUNK_BYTES, CHUNK_ROWS, Piece
+from flaxsent.jobs.progress import Progress
+
+
+class Chunk(NamedTuple):
+    """What becomes a part."""
+
+    piece: Piece
+    number: int
+    """In its unit."""
+    rows: list[Record]
+    bad_rows: list[Record]
+    num_bytes: int
+    """Of the file."""
+    digest: str | None
+    """Of standard input up to its end."""
+    is_end: bool = False
+    """There are no rows, and none will come."""
+
+
+def read_chunks(parts: Parts, piece: Piece, *, max_characters: int, progress: Progress) -> Iterator[Chunk]:
+    """The chunks of a unit of which there are no parts, and its end.
+
+    Raises:
+        FlaxsentError: the input is not what it was when the job began.
+    """
+    job, file, writer = parts.job, parts.job.files[piece.file], parts.writer(piece.file)
+    number = start = 0
+    digest = StreamDigest() if file.name == STDIN else None
+    with records.read(file.name, text_columns=job.options.text_columns, groups=job.unit(piece).groups) as source:
+        for rows in _cut(source.records, max_characters):
+            end = source.position()
+            if digest is not None:
+                digest.update(rows)
+            told = None if digest is None else digest.hex()
+            if not parts.part(piece, number).exists():
+                good, bad = [], []
+                for row in rows:
+                    error = writer.error(row) if row.error is None else row.error
+                    good.append(row) if error is None else bad.append(row._replace(error=error))
+                yield Chunk(piece, number, good, bad, end - start, told)
+            elif told is None or parts.digest(piece, number).read_text() == told:
+                progress.skip(end - start)
+            else:
+                raise _changed_error(parts, piece)
+            number, start = number + 1, end
+    if parts.part(piece, number).exists():
+        raise _changed_error(parts, piece)
+    yield Chunk(piece, number, [], [], 0, None, is_end=True)
+
+
+def _changed_error(parts: Parts, piece: Piece) -> FlaxsentError:
+    name = parts.job.files[piece.file].spoken
+    return FlaxsentError(f"{name} has changed since the job began; delete {parts.job.folder} to start over.")
+
+
+def _cut(rows: Iterable[Record], max_characters: int) -> Iterator[list[Record]]:
+    chunk, num_characters, num_bytes = [], 0, 0
+    for row in rows:
+        chunk.append(row)
+        num_characters += len(row.text) if isinstance(row.text, str) else sum(map(len, row.text))
+        num_bytes += row.size
+        if len(chunk) >= CHUNK_ROWS or num_characters >= max_characters or num_bytes >= CHUNK_BYTES:
+            yield chunk
+            chunk, num_characters, num_bytes = [], 0, 0
+    if chunk:
+        yield chunk
+
+
+def write_chunk(parts: Parts, chunk: Chunk, scores_BC: Float[np.ndarray, "B C"], labels: Sequence[str]) -> None:
+    """Writes the part of a chunk.
+
+    Raises:
+        FlaxsentError: there is a bad row, or one whose score is not a finite number, and no file to set it aside in.
+        OSError: it cannot be written.
+    """
+    chunk, scores_BC = _without_bad_scores(chunk, scores_BC)
+    job, file = parts.job, parts.job.files[chunk.piece.file]
+    if chunk.bad_rows:
+        if job.options.bad_rows is None:
+            row = chunk.bad_rows[0]
+            kept = "; --resume goes on from there" if parts.has_work() else ""
+            raise FlaxsentError(
+                f"{file.spoken} row {row.number} {row.error}; pass --bad-rows FILE to set such rows aside{kept}."
+            )
+        files.write(parts.bad_rows(chunk.piece, chunk.number), _bad_lines(file.name, chunk.bad_rows))
+    if chunk.digest is not None:
+        files.write(parts.digest(chunk.piece, chunk.number), chunk.digest.encode())
+    columns = _columns(scores_BC, labels, parts.added)
+    if job.row_column is not None:
+        columns[job.row_column] = [row.number for row in chunk.rows]
+    content = parts.writer(chunk.piece.file).encode(chunk.rows, columns)
+    files.write(parts.part(chunk.piece, chunk.number), content)
+
+
+def _without_bad_scores(chunk: Chunk, scores_BC: Float[np.ndarray, "B C"]) -> tuple[Chunk, Float[np.ndarray, "G C"]]:
+    """A chunk with the rows whose scores are not finite numbers among its bad ones, and the scores of the others."""
+    good = np.flatnonzero(np.isfinite(scores_BC).all(axis=-1)).tolist()
+    if len(good) == len(chunk.rows):
+        return chunk, scores_BC
+    bad = [
+        chunk.rows[index]._replace(error=f"has a score that is not a finite number: {scores_BC[index].tolist()}")
+        for index in sorted({*range(len(chunk.rows))} - {*good})
+    ]
+    bad = sorted([*chunk.bad_rows, *bad], key=lambda row: row.number)
+    return chunk._replace(rows=[chunk.rows[index] for index in good], bad_rows=bad), scores_BC[good]
+
+
+def _columns(scores_BC: Float[np.ndarray, "B C"], labels: Sequence[str], added: Sequence[str]) -> dict[str, Any]:
+    """The columns that are added: the best label, its score, and the score of each label if they are asked for."""
+    best_B = scores_BC.argmax(axis=-1)
+    values = [[labels[index] for index in best_B], scores_BC[np.arange(len(best_B)), best_B], *scores_BC.T]
+    return dict(zip(added, values, strict=False))
+
+
+def _bad_lines(name: str, rows: Sequence[Record]) -> bytes:
+    r"""JSONL of bad rows; bytes that are not UTF-8 are written as `\xff`."""
+    lines = []
+    for row in rows:
+        line = {"file": name, "row": row.number, "reason": row.error}
+        if row.raw:
+            line["raw"] = row.raw.encode(errors="surrogateescape").decode(errors="backslashreplace")
+        lines.append(json.dumps(line, ensure_ascii=False) + "\n")
+    return "".join(lines).encode()
