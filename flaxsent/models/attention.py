@@ -74,9 +74,10 @@ def attend(
         scale=1 / math.sqrt(q_QD.shape[-1] // num_heads) if scale is None else scale,
     )
     block = _TILE * max(math.ceil((reach or 0) / _TILE), 1)
-    if reach is not None and at_Q is None and length > _FEW_BLOCKS * block:
+    is_any = not isinstance(length, int)  # an export takes rows of any length: its shapes are symbols
+    if not is_any and reach is not None and at_Q is None and length > _FEW_BLOCKS * block:
         y_BQD = _attend_to_neighbours(attend_block, queries, keys, block=block, key=key)
-    elif len(queries.places) * length > _MOST_SCORES and bias_NQT is None:
+    elif not is_any and len(queries.places) * length > _MOST_SCORES and bias_NQT is None:
         y_BQD = _attend_in_turn(attend_block, queries, keys, block=max(_MOST_SCORES // length, 1), key=key)
     else:
         return attend_block(queries, keys, key, bias_NQT)
