@@ -1,0 +1,115 @@
+"""Snapshots of a run on disk, by Orbax: the newest one is kept, and appears when it is whole."""
+
+import contextlib
+import os
+import re
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import jax
+
+from flaxsent.base import FlaxsentError
+from flaxsent.files import quietly, require
+from flaxsent.training.trainer import Evaluation, Snapshot, Trainer
+
+
+class Checkpoints:
+    """The snapshots in a folder; a snapshot that was not written to its end is removed when the folder is opened."""
+
+    def __init__(self, folder: Path, trainer: Trainer) -> None:
+        self._ocp: Any = require("orbax.checkpoint", needed_by="flaxsent train", extra="train")
+        self._folder, self._trainer = folder, trainer
+        options = self._ocp.CheckpointManagerOptions(
+            max_to_keep=1,
+            cleanup_tmp_directories=True,
+            # A step takes over the memory of the state before it: nothing may read that while the run goes on.
+            enable_async_checkpointing=False,
+        )
+        self._manager = self._ocp.CheckpointManager(folder, options=options)
+
+    def save(self, snapshot: Snapshot, step: int) -> None:
+        """Writes a snapshot in the place of the one before it.
+
+        Raises:
+            OSError: it cannot be written; the one before it is still there.
+        """
+        evaluations = [evaluation._asdict() for evaluation in snapshot.evaluations]
+        arguments = self._ocp.args.Composite(
+            arrays=self._ocp.args.StandardSave(_numbered(_without_key(snapshot))),
+            evaluations=self._ocp.args.JsonSave({"evaluations": evaluations}),
+        )
+        try:
+            with quietly("absl"), _closed_loops_ignored():
+                self._manager.save(step, args=arguments)
+        except Exception as err:  # Orbax raises many kinds
+            found = re.search(r"os_error_code='(\d+)'", str(err))
+            number = err.errno if isinstance(err, OSError) else int(found[1]) if found else None
+            if number is None:
+                raise
+            raise OSError(
+                number,
+                f"{os.strerror(number)}: no checkpoint of step {step}; once it can be written, go on with --resume",
+                str(self._folder),
+            ) from err
+
+    def last(self) -> Snapshot | None:
+        """Where the run stopped, if it was begun.
+
+        Raises:
+            FlaxsentError: the snapshot cannot be read.
+        """
+        step = self._manager.latest_step()
+        if step is None:
+            return None
+        start = self._trainer.start()
+        like = _without_key(start)
+        arguments = self._ocp.args.Composite(
+            arrays=self._ocp.args.StandardRestore(_numbered(like)), evaluations=self._ocp.args.JsonRestore()
+        )
+        try:
+            with quietly("absl"):
+                read: Any = self._manager.restore(step, args=arguments)
+        except Exception as err:  # Orbax raises many kinds
+            why = " ".join(str(err).split())[:200]
+            raise FlaxsentError(
+                f"{self._folder / str(step)} cannot be read: {why}; delete {self._folder.parent} to begin anew."
+            ) from err
+        leaves = [read.arrays[name] for name in _numbered(like)]
+        snapshot: Snapshot = jax.tree.unflatten(jax.tree.structure(like), leaves)
+        key = jax.random.wrap_key_data(snapshot.state.key, impl=jax.random.key_impl(start.state.key))
+        evaluations = tuple(Evaluation(**evaluation) for evaluation in read.evaluations["evaluations"])
+        return Snapshot(snapshot.state._replace(key=key), snapshot.best, evaluations)
+
+    def __enter__(self) -> "Checkpoints":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._manager.close()
+
+
+@contextlib.contextmanager
+def _closed_loops_ignored() -> Iterator[None]:
+    """When one array cannot be written, Orbax gives up, and each array after it complains that nobody listens."""
+    before = sys.unraisablehook
+
+    def hook(unraisable: Any) -> None:
+        if str(unraisable.exc_value) != "Event loop is closed":
+            before(unraisable)
+
+    sys.unraisablehook = hook
+    try:
+        yield
+    finally:
+        sys.unraisablehook = before
+
+
+def _without_key(snapshot: Snapshot) -> Snapshot:
+    """The arrays of a snapshot: keys are not arrays."""
+    state = snapshot.state._replace(key=jax.random.key_data(snapshot.state.key))
+    return Snapshot(state, snapshot.best)
+
+
+def _numbered(snapshot: Snapshot) -> dict[str, Any]:
+    return {f"{index:05d}": leaf for index, leaf in enumerate(jax.tree.leaves(snapshot))}
