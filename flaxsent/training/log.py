@@ -1,5 +1,6 @@
 """What is told of a run while it lasts: lines of log.jsonl, a progress bar, and the curves drawn from the log."""
 
+import contextlib
 import json
 import os
 import sys
@@ -28,7 +29,7 @@ class Log:
         if distributed.is_first():
             kept = [entry for entry in read_log(file) if entry["step"] <= done]
             write(file, "".join(f"{json.dumps(entry)}\n" for entry in kept).encode())
-            self._file = open(file, "ab", buffering=0)
+            self._file = file.open("ab")
         self._bar = tqdm(
             total=trainer.num_steps,
             initial=done,
@@ -81,6 +82,7 @@ class Log:
             return
         try:
             self._file.write(f"{json.dumps(entry)}\n".encode())
+            self._file.flush()
         except OSError as err:
             raise OSError(err.errno, err.strerror, str(self._path)) from err
 
@@ -90,7 +92,8 @@ class Log:
     def __exit__(self, *_: object) -> None:
         self._bar.close()
         if self._file is not None:
-            self._file.close()
+            with contextlib.suppress(OSError):  # of a line that could not be written, as was told then
+                self._file.close()
 
 
 def read_log(file: Path) -> list[dict[str, Any]]:

@@ -140,7 +140,9 @@ class RunOptions:
         metavar="A,B,...",
         split=",",
     )
-    problem_type: ProblemType | None = option("by default what the labels look like", None)
+    problem_type: ProblemType | None = option(  # noqa: RUF009
+        "what the labels are for; by default what they look like: lists, decimal numbers, or one label of several", None
+    )
     teacher: str | None = option(
         "Hub id or folder of a classifier with the same labels, whose scores are learned too",
         None,

@@ -1,6 +1,6 @@
 """What `flaxsent train` does: files in, a checkpoint folder out, with nothing lost when it is killed.
 
-What cannot work is refused before a model is loaded. On as many devices as before, a run that goes on comes to the same
+What cannot work is refused before the first step. On as many devices as before, a run that goes on comes to the same
 parameters, bit for bit; on others, sums over the rows have another order, and differ in their last bits.
 """
 
@@ -21,21 +21,21 @@ from jaxtyping import Float
 from tqdm import tqdm
 
 from flaxsent.base import FlaxsentError, ProblemType, Text
-from flaxsent.checkpoint import hub
+from flaxsent.checkpoint import exported, hub
 from flaxsent.checkpoint.folder import load, save
-from flaxsent.checkpoint.weights import WEIGHT_FILES, shard_files, SAFETENSORS_INDEX
 from flaxsent.classifier import Classifier
-from flaxsent.data import labels, records
-from flaxsent.data.labels import Annotations, Examples
+from flaxsent.data.labels import Annotations, Examples, label_set, problem_type_of, read_annotations, to_labelled
+from flaxsent.data.records import read_texts
 from flaxsent.engine import Engine
-from flaxsent.files import require, sha256
+from flaxsent.files import require
 from flaxsent.models.config import ModelConfig, read_config
 from flaxsent.packing import StepShape
-from flaxsent.training import distributed, work
+from flaxsent.training import distributed
 from flaxsent.training.checkpoints import Checkpoints
 from flaxsent.training.log import Log, draw_curves, read_log
 from flaxsent.training.options import RunOptions, TrainOptions
 from flaxsent.training.trainer import Evaluation, Snapshot, Trainer
+from flaxsent.training.work import CHECKPOINTS, CURVES, LOG, Facts, Work, difference, plan
 
 logger = logging.getLogger(__name__)
 
@@ -48,5 +48,240 @@ class Data(NamedTuple):
     unlabelled: list[Text]
     labels: tuple[str, ...]
     problem_type: ProblemType
-    draws_head: bool
-    """Whether the checkpoint has no head for these labels."""
+
+
+def run(
+    options: RunOptions, train_options: TrainOptions, *, report: Callable[[str], None] = logger.info
+) -> Evaluation | None:
+    """Trains, or goes on, and writes the output; returns the evaluation of what is written, if there is a dev file.
+
+    Raises:
+        FlaxsentError: a bad row, labels that do not fit, or the run that is to go on is another one.
+        FileExistsError: the output is in the way, or the work of a run that is not complete.
+        OSError: a file is not there or cannot be written; what is done is kept.
+        MissingPackageError: Orbax or matplotlib is not installed.
+    """
+    _check(options, train_options)
+    work = plan(options)
+    data = _read(options)
+    classifier, has_new_head = _load(options, data, seed=train_options.seed)
+    teacher = None if options.teacher is None else _load_teacher(options.teacher, classifier.config)
+    facts = _facts(options, train_options, data, classifier, teacher)
+    begun = work.begun
+    if _is_complete(work, begun, facts, options):
+        return report(f"{options.output} is complete; nothing to resume")
+    distributed.wait("the facts were compared")
+    report(_understood(options, data, has_new_head))
+    scores_NC = None
+    if teacher is not None:
+        scores_NC = work.teacher if begun is not None else _scores(teacher, data, classifier.config)
+    shapes = None if begun is None else tuple(StepShape(*shape) for shape in begun["shapes"])
+    trainer = Trainer(
+        *(classifier, data.train, data.dev),
+        options=train_options,
+        unlabelled=data.unlabelled,
+        teacher=scores_NC,
+        shapes=shapes,
+    )
+    if trainer.num_truncated:
+        report(f"{trainer.num_truncated:,} of {trainer.num_texts:,} texts are cut to {trainer.max_length} tokens")
+    work.begin(facts := facts | {"shapes": trainer.shapes}, scores_NC)
+    with Checkpoints(work.folder / CHECKPOINTS, trainer) as checkpoints:
+        snapshot = checkpoints.last() or trainer.start()
+        done = int(snapshot.state.step)
+        with Log(work.folder / LOG, trainer, done=done, every=options.log_every, report=report) as log:
+            for event in trainer.events(snapshot):
+                snapshot = event.snapshot
+                log.add(event)
+                if event.step % options.checkpoint_every == 0 or event.is_epoch_end:
+                    checkpoints.save(snapshot, event.step)
+
+    def write_into(folder: Path) -> None:
+        save(trainer.result(snapshot), folder, dtype=jnp.dtype(options.save_dtype))
+        shutil.copyfile(work.folder / LOG, folder / LOG)
+        draw_curves(read_log(work.folder / LOG), folder / CURVES)
+
+    work.finish(facts, write_into)
+    return _chosen(snapshot, train_options)
+
+
+def _check(options: RunOptions, train_options: TrainOptions) -> None:
+    if train_options.early_stopping and options.dev is None:
+        raise FlaxsentError("early_stopping needs a dev file.")
+    for file in (options.train, options.dev, options.unlabelled):
+        if file is not None and not Path(file).is_file():
+            raise FileNotFoundError(f"{file}: no such file.")
+    for module in ("orbax.checkpoint", "matplotlib"):
+        require(module, needed_by="flaxsent train", extra="train")
+
+
+def _is_complete(work: Work, begun: Facts | None, facts: Facts, options: RunOptions) -> bool:
+    """Whether the output is this run's; refuses to go on with another one's."""
+    if not options.resume:
+        return False
+    if begun is not None:
+        if differs := difference(begun, facts):
+            raise FlaxsentError(f"--resume: {work.folder} is of another run: {differs}; delete it to begin anew.")
+        return False
+    if work.complete is None:
+        return False
+    # What has been made is not made anew because the machine or the packages are others.
+    lasting = {name: fact for name, fact in facts.items() if name not in ("platform", "versions")}
+    differs = difference(work.complete, lasting)
+    if differs and not options.overwrite:
+        raise FlaxsentError(f"--resume: {options.output} is of another run: {differs}; pass --overwrite to replace it.")
+    if differs:
+        work.check_output()
+    elif distributed.is_first():
+        work.clear()
+    return not differs
+
+
+def _read(options: RunOptions) -> Data:
+    def annotations(file: str) -> Annotations:
+        return read_annotations(
+            file,
+            text_columns=options.text_columns,
+            label_column=options.label_column,
+            label_separator=options.label_separator,
+        )
+
+    train = annotations(options.train)
+    dev = None if options.dev is None else annotations(options.dev)
+    problem_type = options.problem_type or problem_type_of(train)
+    own = _own_config(options.model)
+    labels = options.labels or _labels(train, problem_type, own, options.label_column)
+    if problem_type == "single_label_classification" and len(labels) < 2:
+        raise FlaxsentError(f"{options.train} has only the label {', '.join(labels)}; expected two or more.")
+    if problem_type == "regression" and len(labels) != 1:
+        raise FlaxsentError(f"regression has one label, its name; {', '.join(labels)} are {len(labels)}.")
+    label2id = {label: index for index, label in enumerate(labels)}
+    return Data(
+        train=to_labelled(train, label2id=label2id, problem_type=problem_type),
+        dev=None if dev is None else to_labelled(dev, label2id=label2id, problem_type=problem_type),
+        unlabelled=[] if options.unlabelled is None else read_texts(options.unlabelled, options.text_columns),
+        labels=labels,
+        problem_type=problem_type,
+    )
+
+
+def _own_config(model: str | None) -> ModelConfig:
+    folder = hub.find(model)
+    return read_config((folder / "config.json").read_text(encoding="utf-8", errors="replace"))
+
+
+def _labels(data: Annotations, problem_type: ProblemType, own: ModelConfig, label_column: str) -> tuple[str, ...]:
+    """The checkpoint's own labels, if the file's are among them by name or by index; else the file's."""
+    if problem_type == "regression":
+        return own.labels if own.problem_type == "regression" else (label_column,)
+    found = label_set(data)
+    known = {*own.labels, *map(str, range(own.num_labels))}
+    return own.labels if problem_type == own.problem_type and known.issuperset(found) else found
+
+
+def _understood(options: RunOptions, data: Data, has_new_head: bool) -> str:
+    """One line: the texts, their labels, what is learned of them, and on what head."""
+    if data.problem_type == "regression":
+        told = f"values from {min(data.train.labels):g} to {max(data.train.labels):g}"
+    else:
+        several = [one if isinstance(one, tuple) else (one,) for one in data.train.labels]
+        counts = np.bincount([index for one in several for index in one], minlength=len(data.labels))
+        each = [f"{label} {count:,}" for label, count in zip(data.labels, counts.tolist(), strict=True)]
+        told = f"labels {', '.join(each if len(each) <= 20 else [*each[:20], f'and {len(each) - 20} more'])}"
+    head = "a new head" if has_new_head else "the head of the checkpoint"
+    return f"{options.train}: {len(data.train.texts):,} texts, {told}; {data.problem_type}, on {head}"
+
+
+def _load(options: RunOptions, data: Data, *, seed: int) -> tuple[Classifier, bool]:
+    """The classifier to train, and whether its head is drawn."""
+    if options.model is not None and exported.is_exported(options.model):
+        raise FlaxsentError(f"{options.model} was exported and cannot be trained; pass the checkpoint itself.")
+
+    def with_head(is_new: bool) -> Classifier:
+        return load(
+            options.model,
+            backend=options.backend,
+            labels=data.labels,
+            problem_type=data.problem_type,
+            new_head=is_new,
+            seed=seed,
+        )
+
+    own = _own_config(options.model)
+    is_new = (data.labels, data.problem_type) != (own.labels, own.problem_type) or not own.is_classifier
+    try:
+        return with_head(is_new), is_new
+    except FlaxsentError:
+        if is_new or own.get("architectures") is not None:
+            raise
+    # A config.json that does not name the class of the model may be that of an encoder without a head.
+    return with_head(True), True
+
+
+def _load_teacher(model: str, config: ModelConfig) -> Classifier:
+    teacher = load(model)
+    own = teacher.config
+    if {*own.labels} != {*config.labels} or own.problem_type != config.problem_type:
+        raise FlaxsentError(
+            f"the teacher {model} has the labels {', '.join(own.labels)} ({own.problem_type}); expected "
+            f"{', '.join(config.labels)} ({config.problem_type})."
+        )
+    return teacher
+
+
+def _scores(teacher: Classifier, data: Data, config: ModelConfig) -> Float[np.ndarray, "N C"]:
+    """The teacher's scores of the texts, in the order of the student's labels."""
+    texts = [*data.train.texts, *data.unlabelled]
+    with Engine(teacher) as engine:
+        scores = tqdm(
+            engine.stream(texts),
+            "teacher",
+            len(texts),
+            disable=None if distributed.is_first() else True,
+            unit=" texts",
+            dynamic_ncols=True,
+            leave=False,
+        )
+        scores_NC = np.stack([*scores])
+    return scores_NC[:, [teacher.config.labels.index(label) for label in config.labels]]
+
+
+def _facts(
+    options: RunOptions, train_options: TrainOptions, data: Data, classifier: Classifier, teacher: Classifier | None
+) -> Facts:
+    """All that the parameters depend on, but the number of devices, which only changes how they are rounded."""
+    facts = {
+        "options": dataclasses.asdict(train_options),
+        "save_dtype": options.save_dtype,
+        "model": _identity(options.model, classifier),
+        "teacher": None if teacher is None else _identity(options.teacher, teacher),
+        "train": {"name": options.train, "digest": _digest(*data.train)},
+        "dev": None if data.dev is None else {"name": options.dev, "digest": _digest(*data.dev)},
+        "unlabelled": {"name": options.unlabelled, "digest": _digest(*data.unlabelled)},
+        "labels": data.labels,
+        "problem_type": data.problem_type,
+        "platform": jax.default_backend(),
+        "versions": {name: importlib.metadata.version(name) for name in ("flaxsent", "jax", "jaxlib", "optax")},
+    }
+    return json.loads(json.dumps(facts))
+
+
+def _identity(name: str | None, classifier: Classifier) -> Facts:
+    contents = (classifier.config.json, classifier.tokenizer.files, *jax.tree.leaves(classifier.params))
+    return {"name": name, "digest": _digest(*contents)}
+
+
+def _digest(*contents: Any) -> str:
+    digest = hashlib.blake2b(digest_size=16)
+    for content in contents:
+        digest.update(np.asarray(content).tobytes() if isinstance(content, jax.Array) else repr(content).encode())
+    return digest.hexdigest()
+
+
+def _chosen(snapshot: Snapshot, train_options: TrainOptions) -> Evaluation | None:
+    """The evaluation of the parameters that are written."""
+    if not snapshot.evaluations:
+        return None
+    if not train_options.early_stopping:
+        return snapshot.evaluations[-1]
+    return max(snapshot.evaluations, key=lambda evaluation: (evaluation.score, -evaluation.step))

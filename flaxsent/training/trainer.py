@@ -220,7 +220,7 @@ class Trainer:
         return Evaluation(step, total["loss"] / total["texts"], score)
 
     def result(self, snapshot: Snapshot) -> Classifier:
-        """The classifier with the run's parameters: the average of the best epoch if it may end early, else the last."""
+        """The classifier with the average of the last step, or of the best epoch where the run may end early."""
         params = snapshot.state.average if snapshot.best is None else snapshot.best
         dtype = jax.tree.leaves(self.classifier.params)[0].dtype
         copied = jax.tree.map(lambda leaf: jnp.asarray(np.array(leaf.addressable_data(0)), dtype), params)
@@ -260,8 +260,8 @@ def _devices(shapes: Sequence[StepShape], accumulation: int) -> list[Any]:
     num = next(n for n in numbers if all(shape.num_rows % (n * accumulation) == 0 for shape in shapes))
     if num < len(devices) and jax.process_count() > 1:
         raise FlaxsentError(
-            f"{len(devices)} devices in {jax.process_count()} processes cannot share steps of {shapes[0].num_rows} rows "
-            f"evenly; go on with a number of devices that divides {shapes[0].num_rows // accumulation}."
+            f"{len(devices)} devices in {jax.process_count()} processes cannot share the {shapes[0].num_rows} rows of a "
+            f"step evenly; go on with a number of devices that divides {shapes[0].num_rows // accumulation}."
         )
     return devices[:num]
 

@@ -8,7 +8,7 @@ import io
 import json
 import os
 import shutil
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -110,14 +110,14 @@ class Work:
         if FACTS not in (entry.name for entry in entries):
             raise FileExistsError(
                 f"--overwrite replaces only what flaxsent train wrote, and {self.output} has no {FACTS}; choose another "
-                "--output, or move it away."
+                "one, or move it away."
             )
         strangers = _strangers(self.output, OUTPUT_NAMES)
         strangers += sorted(entry.name for entry in entries if entry.name in OUTPUT_NAMES and not entry.is_file())
         if strangers:
             raise FileExistsError(
                 f"--overwrite replaces only what flaxsent train wrote, and {self.output} also has "
-                f"{_listed(strangers)}; choose another --output, or move it away."
+                f"{_listed(strangers)}; choose another one, or move that away."
             )
 
 
@@ -150,16 +150,19 @@ def plan(options: RunOptions) -> Work:
     return work
 
 
-def compare(then: Mapping[str, Any], now: Mapping[str, Any], *, what: str, advice: str) -> None:
-    """Refuses to go on with another run. Names of models and files may differ where what they hold does not.
+def difference(then: Mapping[str, Any], now: Mapping[str, Any]) -> str | None:
+    """What tells two runs apart, in words. Models and files may have other names if they hold the same.
 
-    Raises:
-        FlaxsentError: they differ; the message says in what.
+    >>> difference({"train": {"name": "a.csv", "digest": "1"}}, {"train": {"name": "b.csv", "digest": "1"}})
+    >>> difference({"options": {"seed": 0, "warmup": 0}}, {"options": {"seed": 1, "warmup": 0}})
+    'its options were {"seed": 0}, and now are {"seed": 1}'
     """
     for name, value in now.items():
         if _without_name(then.get(name)) != _without_name(value):
             was, is_now = (json.dumps(one) for one in _differing(then.get(name), value))
-            raise FlaxsentError(f"--resume: {what} is of another run, whose {name} was {was}, not {is_now}; {advice}.")
+            verbs = ("were", "are") if name.endswith("s") else ("was", "is")
+            return f"its {name} {verbs[0]} {was}, and now {verbs[1]} {is_now}"
+    return None
 
 
 def _without_name(value: Any) -> Any:
@@ -170,7 +173,7 @@ def _differing(then: Any, now: Any) -> tuple[Any, Any]:
     """Two values; of two objects, what differs."""
     if not isinstance(then, dict) or not isinstance(now, dict):
         return then, now
-    keys = [key for key in {**then, **now} if then.get(key) != now.get(key)]
+    keys = [key for key in {**then, **now} if key == "name" or then.get(key) != now.get(key)]
     return {key: then.get(key) for key in keys}, {key: now.get(key) for key in keys}
 
 
@@ -206,5 +209,5 @@ def _remove(folder: Path, own: Collection[str]) -> None:
             entry.unlink()
 
 
-def _listed(names: list[str]) -> str:
+def _listed(names: Sequence[str]) -> str:
     return ", ".join(names if len(names) <= 5 else [*names[:5], f"and {len(names) - 5} more"])
