@@ -1,6 +1,7 @@
 """Snapshots of a run on disk, by Orbax: the newest one is kept, and appears when it is whole."""
 
 import contextlib
+import gc
 import os
 import re
 import sys
@@ -40,19 +41,19 @@ class Checkpoints:
             arrays=self._ocp.args.StandardSave(_numbered(_without_key(snapshot))),
             evaluations=self._ocp.args.JsonSave({"evaluations": evaluations}),
         )
-        try:
-            with quietly("absl"), _closed_loops_ignored():
+        number = None
+        with _orbax_quiet():
+            try:
                 self._manager.save(step, args=arguments)
-        except Exception as err:  # Orbax raises many kinds
-            found = re.search(r"os_error_code='(\d+)'", str(err))
-            number = err.errno if isinstance(err, OSError) else int(found[1]) if found else None
-            if number is None:
-                raise
-            raise OSError(
-                number,
-                f"{os.strerror(number)}: no checkpoint of step {step}; once it can be written, go on with --resume",
-                str(self._folder),
-            ) from err
+            except Exception as err:  # Orbax raises many kinds
+                number = _error_number(err)
+                if number is None:
+                    raise
+            if number is not None:
+                gc.collect()  # what did not get written complains when it is collected
+        if number is not None:
+            told = f"{os.strerror(number)}: no checkpoint of step {step}; once it can be written, go on with --resume"
+            raise OSError(number, told, str(self._folder))
 
     def last(self) -> Snapshot | None:
         """Where the run stopped, if it was begun.
@@ -69,7 +70,7 @@ class Checkpoints:
             arrays=self._ocp.args.StandardRestore(_numbered(like)), evaluations=self._ocp.args.JsonRestore()
         )
         try:
-            with quietly("absl"):
+            with _orbax_quiet():
                 read: Any = self._manager.restore(step, args=arguments)
         except Exception as err:  # Orbax raises many kinds
             why = " ".join(str(err).split())[:200]
@@ -89,9 +90,17 @@ class Checkpoints:
         self._manager.close()
 
 
+def _error_number(err: Exception) -> int | None:
+    """The system's number of an error, which TensorStore puts into its text."""
+    if isinstance(err, OSError):
+        return err.errno
+    found = re.search(r"os_error_code='(\d+)'", str(err))
+    return int(found[1]) if found else None
+
+
 @contextlib.contextmanager
-def _closed_loops_ignored() -> Iterator[None]:
-    """When one array cannot be written, Orbax gives up, and each array after it complains that nobody listens."""
+def _orbax_quiet() -> Iterator[None]:
+    """Leaves out what Orbax's threads say of an error, array by array, besides raising it."""
     before = sys.unraisablehook
 
     def hook(unraisable: Any) -> None:
@@ -100,7 +109,8 @@ def _closed_loops_ignored() -> Iterator[None]:
 
     sys.unraisablehook = hook
     try:
-        yield
+        with quietly("absl"), quietly("asyncio"):
+            yield
     finally:
         sys.unraisablehook = before
 

@@ -20,11 +20,11 @@ import numpy as np
 from jaxtyping import Float
 from tqdm import tqdm
 
-from flaxsent.base import FlaxsentError, ProblemType, Text
+from flaxsent.base import FlaxsentError, Text
 from flaxsent.checkpoint import exported, hub
 from flaxsent.checkpoint.folder import load, save
 from flaxsent.classifier import Classifier
-from flaxsent.data.labels import Annotations, Examples, label_set, problem_type_of, read_annotations, to_labelled
+from flaxsent.data.labels import Annotations, Examples, Task, describe, read_annotations, resolve, to_examples
 from flaxsent.data.records import read_texts
 from flaxsent.engine import Engine
 from flaxsent.files import require
@@ -46,8 +46,8 @@ class Data(NamedTuple):
     train: Examples
     dev: Examples | None
     unlabelled: list[Text]
-    labels: tuple[str, ...]
-    problem_type: ProblemType
+    task: Task
+    """The labels and the problem type."""
 
 
 def run(
@@ -71,7 +71,8 @@ def run(
     if _is_complete(work, begun, facts, options):
         return report(f"{options.output} is complete; nothing to resume")
     distributed.wait("the facts were compared")
-    report(_understood(options, data, has_new_head))
+    head = "a new head" if has_new_head else "the checkpoint's head"
+    report(f"{options.train}: {describe(data.train, *data.task)}, on {head}")
     scores_NC = None
     if teacher is not None:
         scores_NC = work.teacher if begun is not None else _scores(teacher, data, classifier.config)
@@ -138,6 +139,8 @@ def _is_complete(work: Work, begun: Facts | None, facts: Facts, options: RunOpti
 
 
 def _read(options: RunOptions) -> Data:
+    """The files, and what their labels mean: `data.labels` has the rule."""
+
     def annotations(file: str) -> Annotations:
         return read_annotations(
             file,
@@ -148,67 +151,39 @@ def _read(options: RunOptions) -> Data:
 
     train = annotations(options.train)
     dev = None if options.dev is None else annotations(options.dev)
-    problem_type = options.problem_type or problem_type_of(train)
     own = _own_config(options.model)
-    labels = options.labels or _labels(train, problem_type, own, options.label_column)
-    if problem_type == "single_label_classification" and len(labels) < 2:
-        raise FlaxsentError(f"{options.train} has only the label {', '.join(labels)}; expected two or more.")
-    if problem_type == "regression" and len(labels) != 1:
-        raise FlaxsentError(f"regression has one label, its name; {', '.join(labels)} are {len(labels)}.")
-    label2id = {label: index for index, label in enumerate(labels)}
+    known = Task(own.labels, own.problem_type) if own.is_classifier else None
+    task = resolve(train, known=known, labels=options.labels, problem_type=options.problem_type)
     return Data(
-        train=to_labelled(train, label2id=label2id, problem_type=problem_type),
-        dev=None if dev is None else to_labelled(dev, label2id=label2id, problem_type=problem_type),
+        train=to_examples(train, **task._asdict()),
+        dev=None if dev is None else to_examples(dev, **task._asdict()),
         unlabelled=[] if options.unlabelled is None else read_texts(options.unlabelled, options.text_columns),
-        labels=labels,
-        problem_type=problem_type,
+        task=task,
     )
 
 
 def _own_config(model: str | None) -> ModelConfig:
+    if model is not None and exported.is_exported(model):
+        raise FlaxsentError(f"{model} was exported and cannot be trained; pass the checkpoint itself.")
     folder = hub.find(model)
     return read_config((folder / "config.json").read_text(encoding="utf-8", errors="replace"))
 
 
-def _labels(data: Annotations, problem_type: ProblemType, own: ModelConfig, label_column: str) -> tuple[str, ...]:
-    """The checkpoint's own labels, if the file's are among them by name or by index; else the file's."""
-    if problem_type == "regression":
-        return own.labels if own.problem_type == "regression" else (label_column,)
-    found = label_set(data)
-    known = {*own.labels, *map(str, range(own.num_labels))}
-    return own.labels if problem_type == own.problem_type and known.issuperset(found) else found
-
-
-def _understood(options: RunOptions, data: Data, has_new_head: bool) -> str:
-    """One line: the texts, their labels, what is learned of them, and on what head."""
-    if data.problem_type == "regression":
-        told = f"values from {min(data.train.labels):g} to {max(data.train.labels):g}"
-    else:
-        several = [one if isinstance(one, tuple) else (one,) for one in data.train.labels]
-        counts = np.bincount([index for one in several for index in one], minlength=len(data.labels))
-        each = [f"{label} {count:,}" for label, count in zip(data.labels, counts.tolist(), strict=True)]
-        told = f"labels {', '.join(each if len(each) <= 20 else [*each[:20], f'and {len(each) - 20} more'])}"
-    head = "a new head" if has_new_head else "the head of the checkpoint"
-    return f"{options.train}: {len(data.train.texts):,} texts, {told}; {data.problem_type}, on {head}"
-
-
 def _load(options: RunOptions, data: Data, *, seed: int) -> tuple[Classifier, bool]:
     """The classifier to train, and whether its head is drawn."""
-    if options.model is not None and exported.is_exported(options.model):
-        raise FlaxsentError(f"{options.model} was exported and cannot be trained; pass the checkpoint itself.")
 
     def with_head(is_new: bool) -> Classifier:
         return load(
             options.model,
             backend=options.backend,
-            labels=data.labels,
-            problem_type=data.problem_type,
+            labels=data.task.labels,
+            problem_type=data.task.problem_type,
             new_head=is_new,
             seed=seed,
         )
 
     own = _own_config(options.model)
-    is_new = (data.labels, data.problem_type) != (own.labels, own.problem_type) or not own.is_classifier
+    is_new = data.task != (own.labels, own.problem_type) or not own.is_classifier
     try:
         return with_head(is_new), is_new
     except FlaxsentError:
@@ -258,8 +233,8 @@ def _facts(
         "train": {"name": options.train, "digest": _digest(*data.train)},
         "dev": None if data.dev is None else {"name": options.dev, "digest": _digest(*data.dev)},
         "unlabelled": {"name": options.unlabelled, "digest": _digest(*data.unlabelled)},
-        "labels": data.labels,
-        "problem_type": data.problem_type,
+        "labels": data.task.labels,
+        "problem_type": data.task.problem_type,
         "platform": jax.default_backend(),
         "versions": {name: importlib.metadata.version(name) for name in ("flaxsent", "jax", "jaxlib", "optax")},
     }

@@ -260,8 +260,8 @@ def _devices(shapes: Sequence[StepShape], accumulation: int) -> list[Any]:
     num = next(n for n in numbers if all(shape.num_rows % (n * accumulation) == 0 for shape in shapes))
     if num < len(devices) and jax.process_count() > 1:
         raise FlaxsentError(
-            f"{len(devices)} devices in {jax.process_count()} processes cannot share the {shapes[0].num_rows} rows of a "
-            f"step evenly; go on with a number of devices that divides {shapes[0].num_rows // accumulation}."
+            f"{len(devices)} devices in {jax.process_count()} processes cannot share the {shapes[0].num_rows} rows of "
+            f"a step evenly; go on with a number of devices that divides {shapes[0].num_rows // accumulation}."
         )
     return devices[:num]
 

@@ -109,8 +109,8 @@ class Work:
             raise FileExistsError(f"{self.output} is there already; pass --overwrite to replace it.")
         if FACTS not in (entry.name for entry in entries):
             raise FileExistsError(
-                f"--overwrite replaces only what flaxsent train wrote, and {self.output} has no {FACTS}; choose another "
-                "one, or move it away."
+                f"--overwrite replaces only what flaxsent train wrote, and {self.output} has no {FACTS}; choose "
+                "another one, or move it away."
             )
         strangers = _strangers(self.output, OUTPUT_NAMES)
         strangers += sorted(entry.name for entry in entries if entry.name in OUTPUT_NAMES and not entry.is_file())
