@@ -57,8 +57,11 @@ def _argument(field: dataclasses.Field) -> dict[str, Any]:
 
 
 def _read(options: type[_Options], arguments: argparse.Namespace) -> _Options:
-    values = {field.name: getattr(arguments, field.name) for field in dataclasses.fields(options)}
-    return options(**{name: tuple(value) if isinstance(value, list) else value for name, value in values.items()})
+    values: dict[str, Any] = {}
+    for field in dataclasses.fields(options):
+        value = getattr(arguments, field.name)
+        values[field.name] = tuple(value) if isinstance(value, list) else value
+    return options(**values)
 
 
 def run(arguments: argparse.Namespace) -> None:

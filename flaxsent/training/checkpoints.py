@@ -1,10 +1,13 @@
 """Snapshots of a run on disk, by Orbax: the newest one is kept, and appears when it is whole."""
 
 import contextlib
+import errno
 import gc
 import os
 import re
+import shutil
 import sys
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -36,12 +39,23 @@ class Checkpoints:
         Raises:
             OSError: it cannot be written; the one before it is still there.
         """
+        leaves = _numbered(_without_key(snapshot))
         evaluations = [evaluation._asdict() for evaluation in snapshot.evaluations]
         arguments = self._ocp.args.Composite(
-            arrays=self._ocp.args.StandardSave(_numbered(_without_key(snapshot))),
+            arrays=self._ocp.args.StandardSave(leaves),
             evaluations=self._ocp.args.JsonSave({"evaluations": evaluations}),
         )
-        number = None
+        size = sum(leaf.nbytes for leaf in leaves.values())
+        # Looked at beforehand, a full disk is one error; Orbax makes one of each array, in threads of its own.
+        is_full = shutil.disk_usage(self._folder).free < _ROOM * size + _MORE_ROOM
+        number = errno.ENOSPC if is_full else self._write(step, arguments)
+        if number is not None:
+            told = f"{os.strerror(number)}: no checkpoint of step {step}; once it can be written, go on with --resume"
+            raise OSError(number, told, str(self._folder))
+
+    def _write(self, step: int, arguments: Any) -> int | None:
+        """Writes what `save` was given; returns the system's number of the error, if there is one."""
+        number, threads = None, {*threading.enumerate()}
         with _orbax_quiet():
             try:
                 self._manager.save(step, args=arguments)
@@ -50,10 +64,11 @@ class Checkpoints:
                 if number is None:
                     raise
             if number is not None:
-                gc.collect()  # what did not get written complains when it is collected
-        if number is not None:
-            told = f"{os.strerror(number)}: no checkpoint of step {step}; once it can be written, go on with --resume"
-            raise OSError(number, told, str(self._folder))
+                for thread in {*threading.enumerate()} - threads:
+                    if not thread.daemon:
+                        thread.join(timeout=5)
+                gc.collect()  # each array that was not written complains when it is collected
+        return number
 
     def last(self) -> Snapshot | None:
         """Where the run stopped, if it was begun.
@@ -88,6 +103,10 @@ class Checkpoints:
 
     def __exit__(self, *_: object) -> None:
         self._manager.close()
+
+
+_ROOM, _MORE_ROOM = 1.1, 1 << 19
+"""What a snapshot takes on a disk: its arrays and a tenth, and half a megabyte for files that say where they are."""
 
 
 def _error_number(err: Exception) -> int | None:

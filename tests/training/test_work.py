@@ -187,10 +187,10 @@ def test_the_same_files_under_other_names_are_the_same_run(capsys, monkeypatch, 
 
 @pytest.fixture
 def small_disk(tmp_path):
-    """A file system of 2 MB; whoever may not mount one skips the test."""
+    """A file system of 4 MB; whoever may not mount one skips the test."""
     folder = tmp_path / "disk"
     folder.mkdir()
-    mount = ["mount", "-t", "tmpfs", "-o", "size=2m", "tmpfs", str(folder)]
+    mount = ["mount", "-t", "tmpfs", "-o", "size=4m", "tmpfs", str(folder)]
     if os.name != "posix" or subprocess.run(mount, capture_output=True, check=False).returncode:
         pytest.skip("cannot mount a small file system here")
     yield folder
@@ -210,7 +210,7 @@ def test_a_checkpoint_for_which_there_is_no_room_is_one_error_and_keeps_the_last
     snapshot = trainer.start()
     with Checkpoints(small_disk / "checkpoints", trainer) as checkpoints:
         checkpoints.save(snapshot, 1)
-        for room in (0, 50_000, 300_000):
+        for room in (0, 50_000, 300_000, 900_000):
             full = fill(small_disk, leaving=room)
             with pytest.raises(OSError, match="No space left on device: no checkpoint of step 2; once it can"):
                 checkpoints.save(snapshot, 2)
@@ -270,7 +270,9 @@ def test_a_run_on_a_full_disk_ends_in_one_line_and_goes_on_when_there_is_room(
         [sys.executable, "-c", code, *arguments], env=ENVIRONMENT, capture_output=True, text=True, check=False
     )
     assert done.returncode == 2, done.stderr
-    (line,) = told(done.stderr)
+    *before, line = told(done.stderr)
+    # A limit shows only when it is reached: then Orbax's threads may say something, too.
+    assert is_limit or not before
     reason = "File too large" if is_limit else "No space left on device"
     assert line.startswith("flaxsent: error: ")
     assert f"{reason}: no checkpoint of step 6; once it can be written, go on with --resume" in line
