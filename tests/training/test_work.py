@@ -14,6 +14,7 @@ import pytest
 import flaxsent
 from flaxsent import cli
 from flaxsent.base import FlaxsentError
+from flaxsent.cli import train as command
 from flaxsent.data.labels import Examples
 from flaxsent.training import run as training
 from flaxsent.training.checkpoints import Checkpoints
@@ -134,8 +135,8 @@ def test_what_a_killed_start_left_in_the_work_is_cleared_away(tmp_path):
 def complete(tmp_path, files, tiny_folder):
     """An output as a run leaves it, without the run, with the command that made it."""
     model, output = tiny_folder("bert"), tmp_path / "out"
-    arguments = cli._parser().parse_args(arguments_of(model, files, output))
-    options, train_options = (cli.train._read(kind, arguments) for kind in (RunOptions, TrainOptions))
+    arguments = cli._parser(["train"]).parse_args(arguments_of(model, files, output))
+    options, train_options = (command._read(kind, arguments) for kind in (RunOptions, TrainOptions))
     data = training._read(options)
     classifier, _ = training._load(options, data, seed=0)
     facts = training._facts(options, train_options, data, classifier, None) | {"shapes": [[2, 128, 32]]}
