@@ -30,7 +30,7 @@ def make_schedule(options: TrainOptions, num_steps: int) -> optax.Schedule:
 
 
 def make_optimizer(options: TrainOptions, num_steps: int, params: Params) -> optax.GradientTransformation:
-    """AdamW (Loshchilov & Hutter 2017) with all that the options say.
+    """AdamW (Loshchilov & Hutter 2017) as the options say: clipped, with its schedule, by layer, without frozen ones.
 
     Raises:
         FlaxsentError: a pattern of `freeze` that no parameter has, or none is left to train.
@@ -56,12 +56,12 @@ def _is_decayed(params: Params) -> Params:
 
 
 def _scaled(updates: optax.Updates, depths: Mapping[Any, int], decay: float) -> optax.Updates:
-    """Of updates some may be masked, because their parameters are frozen."""
+    """Updates of frozen parameters are masked: these are not in the tree."""
     return jax.tree_util.tree_map_with_path(lambda path, update: update * decay ** depths[path], updates)
 
 
 def depths_below_top(params: Params) -> Params:
-    """How far below the head each parameter stands: the head 0, the last layer 1, the embeddings one more than all.
+    """How far each parameter is below the head: the head is 0, the last layer 1, the embeddings come after all layers.
 
     >>> layers = {"0": {"kernel": 0.0}, "1": {"kernel": 0.0}}
     >>> depths_below_top({"embeddings": {"bias": 0.0}, "layer": layers, "classifier": {"kernel": 0.0}})
@@ -100,7 +100,7 @@ def is_frozen(params: Params, patterns: tuple[str, ...]) -> Params:
     for pattern in patterns:
         if not fnmatch.filter(jax.tree.leaves(names), pattern):
             raise FlaxsentError(
-                f"freeze: no parameter matches {pattern!r}; they are called {jax.tree.leaves(names)[0]} and alike."
+                f"freeze: no parameter matches {pattern!r}; they have names such as {jax.tree.leaves(names)[0]}."
             )
     frozen = jax.tree.map(lambda name: any(fnmatch.fnmatchcase(name, pattern) for pattern in patterns), names)
     if all(jax.tree.leaves(frozen)):

@@ -69,7 +69,9 @@ def run(
     facts = _facts(options, train_options, data, classifier, teacher)
     begun = work.begun
     if _is_complete(work, begun, facts, options):
+        work.clear()
         return report(f"{options.output} is complete; nothing to resume")
+    work.check_output()
     distributed.wait("the facts were compared")
     head = "a new head" if has_new_head else "the checkpoint's head"
     report(f"{options.train}: {describe(data.train, *data.task)}, on {head}")
@@ -86,7 +88,8 @@ def run(
     )
     if trainer.num_truncated:
         report(f"{trainer.num_truncated:,} of {trainer.num_texts:,} texts are cut to {trainer.max_length} tokens")
-    work.begin(facts := facts | {"shapes": trainer.shapes}, scores_NC)
+    facts = facts | {"shapes": trainer.shapes} if begun is None else begun
+    work.begin(facts, scores_NC)
     with Checkpoints(work.folder / CHECKPOINTS, trainer) as checkpoints:
         snapshot = checkpoints.last() or trainer.start()
         done = int(snapshot.state.step)
@@ -117,7 +120,11 @@ def _check(options: RunOptions, train_options: TrainOptions) -> None:
 
 
 def _is_complete(work: Work, begun: Facts | None, facts: Facts, options: RunOptions) -> bool:
-    """Whether the output is this run's; refuses to go on with another one's."""
+    """Whether the output is this run's.
+
+    Raises:
+        FlaxsentError: what is to go on is another run's; the message says in what they differ.
+    """
     if not options.resume:
         return False
     if begun is not None:
@@ -131,10 +138,6 @@ def _is_complete(work: Work, begun: Facts | None, facts: Facts, options: RunOpti
     differs = difference(work.complete, lasting)
     if differs and not options.overwrite:
         raise FlaxsentError(f"--resume: {options.output} is of another run: {differs}; pass --overwrite to replace it.")
-    if differs:
-        work.check_output()
-    elif distributed.is_first():
-        work.clear()
     return not differs
 
 

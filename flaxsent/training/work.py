@@ -91,7 +91,7 @@ class Work:
 
     def clear(self) -> None:
         """Removes the work of a run that is complete."""
-        if self.folder.is_dir():
+        if distributed.is_first() and self.folder.is_dir():
             _remove(self.folder, WORK_NAMES)
             if not any(self.folder.iterdir()):
                 self.folder.rmdir()

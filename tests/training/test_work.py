@@ -16,6 +16,7 @@ from flaxsent import cli
 from flaxsent.base import FlaxsentError
 from flaxsent.cli import train as command
 from flaxsent.data.labels import Examples
+from flaxsent.files import write
 from flaxsent.training import run as training
 from flaxsent.training.checkpoints import Checkpoints
 from flaxsent.training.options import RunOptions, TrainOptions
@@ -222,6 +223,20 @@ def test_a_checkpoint_for_which_there_is_no_room_is_one_error_and_keeps_the_last
         assert last is not None
         jax.tree.map(np.testing.assert_array_equal, last.state.params, snapshot.state.params)
         checkpoints.save(snapshot, 2)
+
+
+def test_an_output_for_which_there_is_no_room_leaves_the_old_one_and_the_work(small_disk):
+    output = folder_of(small_disk / "out", OLD)
+    work = plan(RunOptions(train="x", output=str(output), overwrite=True))
+    work.begin({"seed": 1}, None)
+    full = fill(small_disk, leaving=50_000)
+    with pytest.raises(OSError, match=r"No space left on device: '.*config\.json'"):
+        work.finish({"seed": 1}, lambda folder: write(folder / "config.json", bytes(100_000)))
+    assert content_of(output) == OLD
+    full.unlink()
+    work.finish({"seed": 1}, lambda folder: write(folder / "config.json", b"new"))
+    assert content_of(output) == {"config.json": "new", "training.json": '{\n "seed": 1\n}\n'}
+    assert [path.name for path in small_disk.iterdir()] == ["out"]
 
 
 @pytest.mark.parametrize("content", [b"", b"damaged"])
