@@ -1,11 +1,9 @@
-"""A labelled set as the batches of a run: ragged ids → steps of a few fixed shapes; `train.py` is next.
+"""Labelled texts as the batches of a run: ragged ids → steps of a few fixed shapes; `optimizer.py` is next.
 
-Which text stands where in which step is a function of the lengths, the seed and the epoch alone: so a run can go on
-anywhere, and any number of processes can make their own rows of the same step.
+Which text stands where in which step is a function of the lengths, the shapes, the seed and the epoch alone: so a run
+can go on from any step, and each of several processes can make its own rows of it.
 """
 
-import dataclasses
-import functools
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -15,11 +13,11 @@ from jaxtyping import Float, Shaped
 from flaxsent.base import AnyArray, Encodings, FlaxsentError, Tokens
 from flaxsent.data.labels import Examples
 from flaxsent.models.config import ModelConfig
-from flaxsent.packing import StepShape, best_fit, lay_rows
+from flaxsent.packing import PACKED_ROW, StepShape, best_fit, lay_rows, row_lengths
 
 
 class Batch(NamedTuple):
-    """Rows of tokens with what is to be learnt of each text: `*texts` is `R S`, or `B` for padded texts."""
+    """Rows of tokens with what is to be learned of each text: `*texts` is `R S`, or `B` for padded texts."""
 
     tokens: Tokens
     labels: Shaped[AnyArray, "*texts_or_C"]
@@ -27,42 +25,30 @@ class Batch(NamedTuple):
     weights: Float[AnyArray, "*texts"]
     """1 for a text, 0 where there is none."""
     teacher: Float[AnyArray, "*texts C"] | None = None
-    """Another classifier's scores of the texts, to be learnt too."""
+    """Another classifier's scores of the texts, to be learned too."""
     is_labelled: Float[AnyArray, "*texts"] | None = None
-    """1 for a text with a label, 0 for one of which only the teacher's scores are to be learnt; None: all have one."""
+    """1 for a text with a label, 0 where only the teacher's scores are to be learned; None: all texts have a label."""
 
 
 class Plan(NamedTuple):
-    """A step: its shape, and the texts in each of its rows."""
+    """A step before it is laid out: its shape, and the texts in each of its rows."""
 
     shape: StepShape
     rows: list[list[int]]
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Corpus:
+class Corpus(NamedTuple):
     """Encoded texts with their labels as arrays; texts without labels come last."""
 
     encodings: Encodings
     labels: Shaped[np.ndarray, "*L_or_C"]
     """Of the first L texts."""
-    teacher: Float[np.ndarray, "N C"] | None
-    config: ModelConfig
-
-    @functools.cached_property
-    def lengths(self) -> list[int]:
-        return [len(ids) for ids in self.encodings.input_ids]
+    teacher: Float[np.ndarray, "N C"] | None = None
 
     def batch(self, plan: Plan, part: slice = slice(None)) -> Batch:
         """The arrays of a step, or of a part of its rows."""
         rows = plan.rows[part]
-        tokens, texts, placement = lay_rows(
-            self.encodings,
-            rows,
-            row_length=plan.shape.row_length,
-            first_position=self.config.first_position,
-            pad_token_id=self.config.pad_token_id,
-        )
+        tokens, texts, placement = lay_rows(self.encodings, rows, row_length=plan.shape.row_length)
 
         def lay(values: Shaped[np.ndarray, "B *values"]) -> Shaped[np.ndarray, "R S *values"]:
             laid = np.zeros((len(rows), plan.shape.num_segments, *values.shape[1:]), values.dtype)
@@ -70,7 +56,7 @@ class Corpus:
             return laid
 
         is_labelled = texts < len(self.labels)
-        labels = self.labels[np.where(is_labelled, texts, 0)]  # of a text without a label, any: it counts for nothing
+        labels = self.labels[np.where(is_labelled, texts, 0)]  # a text without a label gets any: it counts for nothing
         batch = Batch(tokens, lay(labels), lay(np.ones(len(texts), np.float32)))
         if self.teacher is None:
             return batch
@@ -81,7 +67,7 @@ def labels_as_arrays(data: Examples, config: ModelConfig) -> Shaped[np.ndarray, 
     """Checks the labels against the config.
 
     Raises:
-        FlaxsentError: there are no texts, or a label is not of the config's kind; the message has its place.
+        FlaxsentError: there are no texts, or a label is not of the config's kind; the message says of which text.
     """
     if not data.texts or len(data.texts) != len(data.labels):
         raise FlaxsentError(
@@ -103,8 +89,8 @@ def labels_as_arrays(data: Examples, config: ModelConfig) -> Shaped[np.ndarray, 
             expected = "a finite number"
             is_good = [isinstance(label, int | float) and bool(np.isfinite(label)) for label in data.labels]
     if not all(is_good):
-        place = is_good.index(False)
-        raise FlaxsentError(f"the label of text {place} is {data.labels[place]!r}; expected {expected}.")
+        text = is_good.index(False)
+        raise FlaxsentError(f"the label of text {text} is {data.labels[text]!r}; expected {expected}.")
     if config.problem_type == "multi_label_classification":
         hot_NC = np.zeros((len(data.labels), config.num_labels), np.float32)
         for row, label in zip(hot_NC, data.labels, strict=True):
@@ -126,10 +112,10 @@ def step_shapes(
     tokens_per_step: int | None,
     multiple_of: int,
 ) -> tuple[StepShape, ...]:
-    """The shapes of a run's steps: one where texts are packed, one for each of some lengths where they are padded.
+    """The shapes of a run's steps: one where texts are packed, one for each row length where they are padded.
 
-    Tokens fill a step: `tokens_per_step`, or as many as `batch_size` texts have on average; padded, a step is so many
-    texts. The number of rows is a multiple of `multiple_of`.
+    A packed step holds `tokens_per_step`, or as many tokens as `batch_size` texts have on average; a padded one holds
+    `tokens_per_step`, or `batch_size` texts. The number of rows is a multiple of `multiple_of`.
 
     >>> step_shapes([20] * 100, longest=30, is_packed=True, batch_size=64, tokens_per_step=None, multiple_of=1)
     (StepShape(num_rows=10, row_length=128, num_segments=32),)
@@ -139,31 +125,28 @@ def step_shapes(
         return max(round(number / multiple_of), 1) * multiple_of
 
     if is_packed:
-        row_length = max(_PACKED_ROW, -(-longest // 64) * 64)
+        row_length = max(PACKED_ROW, -(-longest // 64) * 64)
         tokens = tokens_per_step or batch_size * float(np.mean(lengths))
         return (StepShape(num_rows(tokens / row_length), row_length, row_length // _SEGMENT_TOKENS),)
-    ends = [length for length in _PADDED_ROWS if length < longest] + [longest]
     return tuple(
         StepShape(num_rows(batch_size if tokens_per_step is None else tokens_per_step / length), length, 1)
-        for length in ends
+        for length in row_lengths(longest, shortest=_SHORTEST_PADDED_ROW)
     )
 
 
-_PACKED_ROW = 128
-"""The shortest packed row: shorter ones cannot be filled as well."""
 _SEGMENT_TOKENS = 4
-"""Packed rows have room for a text for every so many tokens."""
-_PADDED_ROWS = (8, 16, 24, 32, 48, 64, 96, 128, 192, 256, 384, 512, 768, 1024, 1536, 2048, 3072, 4096, 6144)
+"""Packed rows have room for a text for every so many tokens: a phrase has few, and a full row takes no more of them."""
+_SHORTEST_PADDED_ROW = 8
 _POOL = 50
-"""Padded steps of which the texts are sorted by length together."""
+"""Padded steps whose texts are sorted by length together."""
 _CHUNK = 1 << 16
-"""Texts that are packed together: the time that packing takes grows with their square in the end."""
+"""Texts that are packed together: for more of them, the time that packing takes grows with their square."""
 
 
 def plan_epoch(
     lengths: Sequence[int], shapes: Sequence[StepShape], *, is_packed: bool, seed: int, epoch: int
 ) -> list[Plan]:
-    """The steps of an epoch, in which each text stands once; a function of its arguments."""
+    """The steps of an epoch, each text in one of them; depends on nothing but its arguments."""
     rng = np.random.default_rng([seed, epoch])
     order = rng.permutation(len(lengths)).tolist()
     plans = _packed(order, lengths, shapes[0], rng) if is_packed else _padded(order, lengths, shapes, rng)
@@ -171,12 +154,12 @@ def plan_epoch(
 
 
 def _packed(order: list[int], lengths: Sequence[int], shape: StepShape, rng: np.random.Generator) -> list[Plan]:
-    """Texts come in random order, not the longest first: so each step has about as many of them."""
+    """Texts are packed in random order, not longest first: so each step has about as many of them."""
     rows = []
     for start in range(0, len(order), _CHUNK):
         rows += best_fit(order[start : start + _CHUNK], lengths, shape)
     num_steps = -(-len(rows) // shape.num_rows)
-    # Rows are dealt out, so that the last step is not a small one, whose texts would count for more.
+    # Rows are spread over the steps: a small last step would give its texts more weight.
     steps = np.array_split(rng.permutation(len(rows)), num_steps)
     return [Plan(shape, [rows[row] for row in step]) for step in steps]
 
@@ -184,7 +167,7 @@ def _packed(order: list[int], lengths: Sequence[int], shape: StepShape, rng: np.
 def _padded(
     order: list[int], lengths: Sequence[int], shapes: Sequence[StepShape], rng: np.random.Generator
 ) -> list[Plan]:
-    """Each step has texts of like length."""
+    """Each step has texts of similar length."""
     plans, pool = [], _POOL * max(shape.num_rows for shape in shapes)
     for start in range(0, len(order), pool):
         texts = sorted(order[start : start + pool], key=lengths.__getitem__)

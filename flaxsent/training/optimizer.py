@@ -1,90 +1,20 @@
-"""How parameters move: `TrainOptions`, and the optimizer that they describe (optax); `train.py` is next."""
+"""How parameters move: the optimizer that `TrainOptions` describes (optax); `step.py` is next."""
 
-import dataclasses
 import fnmatch
 import itertools
-from collections.abc import Callable, Mapping
-from typing import Any, Literal
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
 
 import jax
-import optax
 
 from flaxsent.base import FlaxsentError, Params
+from flaxsent.files import require
+from flaxsent.training.options import TrainOptions
 
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class TrainOptions:
-    """How `fit` trains; the defaults fine-tune a small encoder on some ten thousand sentences.
-
-    Raises:
-        FlaxsentError: a number that is out of its range, by name.
-    """
-
-    learning_rate: float = 1e-4
-    """Peak of a schedule that rises over `warmup` and falls to 0 as `schedule` says."""
-    schedule: Literal["linear", "cosine"] = "linear"
-    warmup: float = 0.06
-    """Share of the steps."""
-    batch_size: int = 64
-    """Texts in a step: on average where rows are packed, exactly where they are padded."""
-    tokens_per_step: int | None = None
-    """Places for tokens in a step, in the place of `batch_size`."""
-    accumulation: int = 1
-    """Parts in which a step is computed, one after the other; the step stays the same."""
-    num_epochs: int = 3
-    weight_decay: float = 0.01
-    """Of kernels and embeddings; biases and LayerNorms have none, as Devlin et al. (2018) train."""
-    max_grad_norm: float = 1.0
-    """Longer gradients are cut to this; 0 cuts none."""
-    layer_decay: float = 1.0
-    """Each layer learns so many times as fast as the one above it, and the embeddings slowest (Clark et al. 2020)."""
-    freeze: tuple[str, ...] = ()
-    """Patterns of parameters that stay as they are: "bert.embeddings.*"."""
-    label_smoothing: float = 0.0
-    """Share of the target that all labels have alike (Szegedy et al. 2016)."""
-    dtype: Literal["float32", "bfloat16", "float16"] | None = None
-    """Of the computation, the classifier's own by default; parameters, gradients and the optimizer are float32."""
-    average_decay: float = 0.999
-    """Of the moving average of the parameters, which is what is evaluated and returned; 0 is no average."""
-    early_stopping: int = 0
-    """Epochs without a better score on dev after which a run ends, with the best epoch's parameters; 0: all epochs."""
-    teacher_weight: float = 0.5
-    """Share of the loss that is the distance to a teacher's scores, if there is one (Hinton et al. 2015)."""
-    teacher_temperature: float = 2.0
-    """By which the logits of both are divided for that."""
-    max_length: int = 128
-    """Tokens after which texts are cut."""
-    seed: int = 0
-
-    def __post_init__(self) -> None:
-        for names, (expected, is_good) in _RANGES.items():
-            for name in names.split():
-                value = getattr(self, name)
-                if not (isinstance(value, int | float) and not isinstance(value, bool) and is_good(value)):
-                    raise FlaxsentError(f"{name}={value!r}; expected {expected}.")
-        if self.tokens_per_step is not None and not _RANGES[_WHOLE][1](self.tokens_per_step):
-            raise FlaxsentError(f"tokens_per_step={self.tokens_per_step!r}; expected {_RANGES[_WHOLE][0]}.")
-        if self.schedule not in ("linear", "cosine"):
-            raise FlaxsentError(f"schedule={self.schedule!r}; expected linear or cosine.")
-        if self.dtype not in (None, "float32", "bfloat16", "float16"):
-            raise FlaxsentError(f"dtype={self.dtype!r}; expected float32, bfloat16 or float16.")
-        if isinstance(self.freeze, str):
-            raise FlaxsentError(f"freeze={self.freeze!r} is a text; expected a tuple of patterns.")
-
-
-_WHOLE = "batch_size accumulation num_epochs max_length"
-_RANGES: dict[str, tuple[str, Callable[[Any], bool]]] = {
-    _WHOLE: ("a whole number of 1 or more", lambda value: isinstance(value, int) and value >= 1),
-    "early_stopping seed": (
-        "a whole number of 0 or more",
-        lambda value: isinstance(value, int) and 0 <= value < 2**32,
-    ),
-    "warmup label_smoothing average_decay": ("a number in [0, 1)", lambda value: 0 <= value < 1),
-    "teacher_weight": ("a number in [0, 1]", lambda value: 0 <= value <= 1),
-    "layer_decay": ("a number in (0, 1]", lambda value: 0 < value <= 1),
-    "learning_rate teacher_temperature": ("a positive number", lambda value: 0 < value < float("inf")),
-    "weight_decay max_grad_norm": ("a number of 0 or more", lambda value: 0 <= value < float("inf")),
-}
+if TYPE_CHECKING:
+    import optax
+else:
+    optax = require("optax", needed_by="training", extra="train")
 
 
 def make_schedule(options: TrainOptions, num_steps: int) -> optax.Schedule:
@@ -100,7 +30,7 @@ def make_schedule(options: TrainOptions, num_steps: int) -> optax.Schedule:
 
 
 def make_optimizer(options: TrainOptions, num_steps: int, params: Params) -> optax.GradientTransformation:
-    """AdamW (Loshchilov & Hutter 2017) with all that the options say.
+    """AdamW (Loshchilov & Hutter 2017) as the options say: clipped, with its schedule, by layer, without frozen ones.
 
     Raises:
         FlaxsentError: a pattern of `freeze` that no parameter has, or none is left to train.
@@ -126,12 +56,12 @@ def _is_decayed(params: Params) -> Params:
 
 
 def _scaled(updates: optax.Updates, depths: Mapping[Any, int], decay: float) -> optax.Updates:
-    """Of updates some may be masked, because their parameters are frozen."""
+    """Updates of frozen parameters are masked: these are not in the tree."""
     return jax.tree_util.tree_map_with_path(lambda path, update: update * decay ** depths[path], updates)
 
 
 def depths_below_top(params: Params) -> Params:
-    """How far below the head each parameter stands: the head 0, the last layer 1, the embeddings one more than all.
+    """How far each parameter is below the head: the head is 0, the last layer 1, the embeddings come after all layers.
 
     >>> layers = {"0": {"kernel": 0.0}, "1": {"kernel": 0.0}}
     >>> depths_below_top({"embeddings": {"bias": 0.0}, "layer": layers, "classifier": {"kernel": 0.0}})
@@ -170,7 +100,7 @@ def is_frozen(params: Params, patterns: tuple[str, ...]) -> Params:
     for pattern in patterns:
         if not fnmatch.filter(jax.tree.leaves(names), pattern):
             raise FlaxsentError(
-                f"freeze: no parameter matches {pattern!r}; they are called {jax.tree.leaves(names)[0]} and alike."
+                f"freeze: no parameter matches {pattern!r}; they have names such as {jax.tree.leaves(names)[0]}."
             )
     frozen = jax.tree.map(lambda name: any(fnmatch.fnmatchcase(name, pattern) for pattern in patterns), names)
     if all(jax.tree.leaves(frozen)):

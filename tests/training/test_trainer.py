@@ -1,5 +1,6 @@
 """Fine-tuning: the losses and their gradients against PyTorch, and that a run learns, repeats and keeps its input."""
 
+import collections
 import dataclasses
 import functools
 import json
@@ -9,29 +10,22 @@ import sys
 
 import jax
 import jax.numpy as jnp
-import jaxtyping
 import numpy as np
 import pytest
 
 import flaxsent
-from flaxsent.training import optimizer
-from flaxsent.training import trainer
-from flaxsent.training import batches
-from flaxsent.training.optimizer import TrainOptions
-from flaxsent.data.records import Examples
+from flaxsent import packing
+from flaxsent.base import FlaxsentError
+from flaxsent.checkpoint.weights import to_tensors
+from flaxsent.data.labels import Examples
+from flaxsent.training import batches, optimizer, step
+from flaxsent.training import trainer as training
 from flaxsent.training.batches import Batch
+from flaxsent.training.options import TrainOptions
+from flaxsent.training.trainer import SCORES, Trainer, forward_of_rows
 from tests.conftest import NATIVE, accuracy, texts_of_lengths
 
-
-@pytest.fixture(autouse=True)
-def compiles_fast():
-    """These tests spend their time compiling; how a run is compiled for users is tested in test_training_run.py."""
-    before = jax.config.read("jax_disable_most_optimizations")
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", before)
-
-
+pytestmark = pytest.mark.usefixtures("compiles_fast")
 TEXTS = texts_of_lengths([1, 7, 12, 30])
 ONE_LABEL = [0, 2, 1, 1]
 FIRST = ("bert", "roberta", "distilbert", "deberta-v2", "modernbert", "bart")
@@ -51,21 +45,21 @@ def load(folder, *, problem_type="single_label_classification", backend="native"
 
 def a_batch(classifier, labels, *, is_packed):
     """All texts in packed rows, or padded, with the function that gives the mean loss of such a batch."""
+    if not is_packed:
+        classifier = dataclasses.replace(classifier, forward_packed=None)
     data = Examples(TEXTS, labels)
-    arrays = training_data.labels_as_arrays(data, classifier.config)
-    corpus = training_data.Corpus(
-        encodings=classifier.tokenizer.encode(TEXTS), labels=arrays, teacher=None, config=classifier.config
-    )
-    (plan, *_) = training_data.plan_epoch(
-        corpus.lengths,
-        [flaxsent.packing.StepShape(8, 64, 5 if is_packed else 1)],
+    arrays = batches.labels_as_arrays(data, classifier.config)
+    corpus = batches.Corpus(classifier.tokenizer.encode(TEXTS), arrays)
+    (plan, *_) = batches.plan_epoch(
+        corpus.encodings.lengths,
+        [packing.StepShape(8, 64, 5 if is_packed else 1)],
         is_packed=is_packed,
         seed=0,
         epoch=0,
     )
-    forward = train._forward(classifier, TrainOptions(), plan.shape.num_segments)
+    forward = forward_of_rows(classifier, TrainOptions(), plan.shape.num_segments)
     return corpus.batch(plan), functools.partial(
-        train.loss, forward=forward, problem_type=classifier.config.problem_type
+        step.loss, forward=forward, problem_type=classifier.config.problem_type
     )
 
 
@@ -75,7 +69,7 @@ def pytorch_gradients(folder, labels, *, problem_type):
     from transformers import AutoModelForSequenceClassification
 
     model = AutoModelForSequenceClassification.from_pretrained(folder, attn_implementation="eager").eval()
-    tokens = flaxsent.load(folder, backend="native").tokenize(TEXTS)
+    tokens = flaxsent.load(folder).tokenize(TEXTS)
     target = torch.tensor(labels)
     if problem_type == "multi_label_classification":
         target = target.float()
@@ -113,18 +107,19 @@ def test_loss_and_gradient_without_dropout_equal_pytorch(tiny_folder, family, is
     value, gradient = gradient_of(loss)(classifier.params, batch, None)
     their_value, theirs = pytorch_gradients(tiny_folder(family), ONE_LABEL, problem_type="single")
     assert abs(float(value) - their_value) <= 1e-5
-    check_gradients(flaxsent.checkpoint.to_tensors(gradient), theirs)
+    check_gradients(to_tensors(gradient), theirs)
 
 
 @pytest.mark.torch
 @pytest.mark.flax_auto
 def test_flax_gradient_without_dropout_equals_pytorch(tiny_folder):
-    classifier = load(tiny_folder("bert"), backend="flax")
+    folder = tiny_folder("roberta-prelayernorm")  # which does not pack
+    classifier = load(folder, backend="flax")
     batch, loss = a_batch(classifier, ONE_LABEL, is_packed=False)
     value, gradient = gradient_of(loss)(classifier.params, batch, None)
-    their_value, theirs = pytorch_gradients(tiny_folder("bert"), ONE_LABEL, problem_type="single")
+    their_value, theirs = pytorch_gradients(folder, ONE_LABEL, problem_type="single")
     assert abs(float(value) - their_value) <= 1e-5
-    check_gradients(flaxsent.checkpoint.to_tensors(gradient), theirs)
+    check_gradients(to_tensors(gradient), theirs)
 
 
 @pytest.mark.torch
@@ -135,10 +130,10 @@ def test_other_losses_equal_pytorch(tiny_folder, tmp_path, problem_type):
     labels = LABELS[problem_type]
     batch, loss = a_batch(classifier, labels, is_packed=True)
     value, gradient = gradient_of(loss)(classifier.params, batch, None)
-    arrays = training_data.labels_as_arrays(Examples(TEXTS, labels), classifier.config)
+    arrays = batches.labels_as_arrays(Examples(TEXTS, labels), classifier.config)
     their_value, theirs = pytorch_gradients(tmp_path, arrays.tolist(), problem_type=problem_type)
     assert abs(float(value) - their_value) <= 1e-5 * abs(their_value)
-    check_gradients(flaxsent.checkpoint.to_tensors(gradient), theirs)
+    check_gradients(to_tensors(gradient), theirs)
 
 
 @pytest.mark.torch
@@ -148,7 +143,7 @@ def test_label_smoothing_equals_pytorch():
     rng = np.random.default_rng(0)
     logits, labels = rng.normal(size=(6, 3)).astype(np.float32), np.array([0, 2, 1, 1, 0, 2], np.int32)
     batch = Batch(None, labels, np.ones(6, np.float32))
-    ours = train.loss({}, batch, None, forward=lambda *_: jnp.asarray(logits), label_smoothing=0.2)
+    ours = step.loss({}, batch, None, forward=lambda *_: jnp.asarray(logits), label_smoothing=0.2)
     theirs = torch.nn.functional.cross_entropy(torch.tensor(logits), torch.tensor(labels).long(), label_smoothing=0.2)
     assert abs(float(ours) - theirs.item()) <= 1e-6  # a few float32 roundings
 
@@ -156,12 +151,16 @@ def test_label_smoothing_equals_pytorch():
 @pytest.mark.parametrize("problem_type", LABELS)
 def test_a_student_that_is_its_teacher_has_nothing_to_learn_of_it(problem_type):
     logits = jnp.asarray(np.random.default_rng(0).normal(size=(5, 1 if problem_type == "regression" else 3)), "float32")
-    scores = flaxsent.postprocess.postprocess(logits, problem_type=problem_type)
+    scores = {
+        "single_label_classification": jax.nn.softmax(logits, axis=-1),
+        "multi_label_classification": jax.nn.sigmoid(logits),
+        "regression": logits,
+    }[problem_type]
     labels = {"regression": logits[:, 0]}.get(problem_type, scores)
     labels = jnp.zeros(5, jnp.int32) if problem_type == "single_label_classification" else labels
     batch = Batch(None, labels, jnp.ones(5), scores)
     at = functools.partial(
-        train.loss,
+        step.loss,
         problem_type=problem_type,
         teacher_weight=1.0,
         teacher_temperature=3.0,
@@ -180,7 +179,7 @@ def test_of_a_text_without_a_label_only_the_teacher_counts(tiny_folder, problem_
     scores = np.random.default_rng(1).uniform(0.1, 0.9, (len(TEXTS), num_labels)).astype(np.float32)
     losses = []
     for labels in (LABELS[problem_type][:2], LABELS[problem_type][1::-1]):
-        trainer = train.Trainer(
+        trainer = Trainer(
             classifier,
             Examples(TEXTS[:2], labels),
             options=TrainOptions(batch_size=64),
@@ -195,8 +194,8 @@ def test_of_a_text_without_a_label_only_the_teacher_counts(tiny_folder, problem_
         given = {"forward": lambda *_: logits, "problem_type": problem_type}  # noqa: B023
         alone = batch._replace(weights=batch.weights * batch.is_labelled)
         rest = batch._replace(weights=batch.weights * (1 - batch.is_labelled), labels=np.zeros_like(batch.labels))
-        whole, with_labels = (train.loss({}, one, None, teacher_weight=0.3, **given) for one in (batch, alone))
-        without = train.loss({}, rest, None, teacher_weight=1.0, **given)
+        whole, with_labels = (step.loss({}, one, None, teacher_weight=0.3, **given) for one in (batch, alone))
+        without = step.loss({}, rest, None, teacher_weight=1.0, **given)
         expected = (2 * with_labels + (len(TEXTS) - 2) * without) / len(TEXTS)
         assert abs(float(whole) - float(expected)) <= 1e-5 * abs(float(expected))  # float32 sums in another order
         losses.append(float(whole))
@@ -204,16 +203,16 @@ def test_of_a_text_without_a_label_only_the_teacher_counts(tiny_folder, problem_
 
 
 def test_unlabelled_texts_need_a_teacher(tiny_folder):
-    with pytest.raises(ValueError, match="unlabelled texts need the scores of a teacher"):
-        train.Trainer(load(tiny_folder("bert", **SMALL)), toy_data(5), unlabelled=["no label"])
+    with pytest.raises(FlaxsentError, match="unlabelled texts need the scores of a teacher"):
+        Trainer(load(tiny_folder("bert", **SMALL)), toy_data(5), unlabelled=["no label"])
 
 
 def test_texts_that_are_not_there_count_for_nothing():
     logits = jnp.asarray(np.random.default_rng(0).normal(size=(2, 3, 4)), jnp.float32)
     labels, weights = jnp.asarray([[0, 1, 2], [3, 0, 0]]), jnp.asarray([[1.0, 1, 1], [1, 0, 0]])
-    filled = train.loss({}, Batch(None, labels, weights), None, forward=lambda *_: logits)
+    filled = step.loss({}, Batch(None, labels, weights), None, forward=lambda *_: logits)
     four = Batch(None, labels.reshape(6)[:4], jnp.ones(4))
-    alone = train.loss({}, four, None, forward=lambda *_: logits.reshape(6, 4)[:4])
+    alone = step.loss({}, four, None, forward=lambda *_: logits.reshape(6, 4)[:4])
     assert abs(float(filled) - float(alone)) <= 1e-6  # a few float32 roundings
 
 
@@ -244,7 +243,7 @@ NAMES = ["none", "good", "bad"]
 
 
 def test_fit_learns_repeats_itself_and_leaves_its_input_alone(tiny_folder):
-    classifier = load(tiny_folder("bert", **SMALL), labels=NAMES, seed=1)
+    classifier = load(tiny_folder("bert", **SMALL), labels=NAMES, new_head=False)
     before = jax.tree.map(np.array, classifier.params)
     data, told = toy_data(300), []
     options = TrainOptions(learning_rate=1e-3, batch_size=20, num_epochs=3, average_decay=0.9)
@@ -259,8 +258,8 @@ def test_fit_learns_repeats_itself_and_leaves_its_input_alone(tiny_folder):
 @pytest.mark.slow
 @pytest.mark.flax_auto
 def test_fit_learns_with_the_flax_backend(tiny_folder):
-    classifier = load(tiny_folder("bert", **SMALL), labels=NAMES, backend="flax", seed=1)
-    options = TrainOptions(learning_rate=1e-3, batch_size=20, num_epochs=3, average_decay=0.9)
+    classifier = load(tiny_folder("roformer", **SMALL), labels=NAMES, backend="flax", seed=1)
+    options = TrainOptions(learning_rate=1e-3, batch_size=20, num_epochs=5, average_decay=0.9)
     trained = flaxsent.fit(classifier, toy_data(300), options=options)
     assert accuracy(trained, toy_data(100)) > 0.9
 
@@ -275,53 +274,70 @@ def test_fit_learns_several_labels_and_values(tiny_folder, problem_type):
     classifier = load(tiny_folder("bert", **SMALL), problem_type=problem_type, seed=1)
     options = TrainOptions(learning_rate=2e-3, batch_size=20, num_epochs=6, average_decay=0.9)
     flaxsent.fit(classifier, data, data, options=options, report=told.append)
-    assert told[-1].startswith(f"epoch 6 dev {train.SCORES[problem_type]}")
+    assert told[-1].startswith(f"epoch 6 dev {SCORES[problem_type]}")
     assert float(told[-1].split()[-1]) > 0.9
 
 
 def steps(classifier, data, options, num, **arguments):
     """The trainer and its state after some steps, with their losses."""
-    trainer = train.Trainer(classifier, data, options=options, **arguments)
-    moments, losses, moment = trainer.moments(trainer.start()), [], None
+    trainer = Trainer(classifier, data, options=options, **arguments)
+    events, losses, event = trainer.events(trainer.start()), [], None
     for _ in range(num):
-        moment = next(moments)
-        losses.append(float(moment.report.loss))
-    return trainer, moment.snapshot.state, losses
+        event = next(events)
+        losses.append(float(event.report.loss))
+    return trainer, event.snapshot.state, losses
+
+
+@pytest.fixture
+def traces(monkeypatch):
+    """How often the functions of a step are traced: once each time that one is compiled."""
+    counts = collections.Counter()
+
+    def counted(name, function):
+        def call(*args, **kwargs):
+            counts[name] += 1
+            return function(*args, **kwargs)
+
+        return call
+
+    for name in ("loss", "score_sums"):
+        monkeypatch.setattr(training, name, counted(name, getattr(step, name)))
+    return counts
 
 
 @pytest.mark.slow
-def test_steps_of_packed_rows_compile_once_and_padded_ones_once_a_length(tiny_folder):
+def test_steps_of_packed_rows_compile_once(tiny_folder, traces):
     data = Examples(texts_of_lengths(np.random.default_rng(0).integers(1, 60, 200).tolist()), [0, 1] * 100)
     options = TrainOptions(batch_size=16, num_epochs=2)
-    trainer = train.Trainer(load(tiny_folder("bert", **SMALL)), data, data, options=options)
-    assert len([*trainer.moments(trainer.start())]) == trainer.num_steps > 10
-    assert (trainer.step._cache_size(), trainer.sums._cache_size()) == (1, 1)
+    trainer = Trainer(load(tiny_folder("bert", **SMALL)), data, data, options=options)
+    assert len([*trainer.events(trainer.start())]) == trainer.num_steps > 10
+    assert traces == {"loss": 1, "score_sums": 1}
 
 
 @pytest.mark.slow
 @pytest.mark.flax_auto
-def test_padded_steps_compile_once_a_length(tiny_folder):
+def test_padded_steps_compile_once_a_length(tiny_folder, traces):
     data = Examples(texts_of_lengths(np.random.default_rng(0).integers(1, 60, 100).tolist()), [0, 1] * 50)
     options = TrainOptions(batch_size=16, num_epochs=2, max_length=24)
-    trainer = train.Trainer(load(tiny_folder("bert", **SMALL), backend="flax"), data, options=options)
-    assert len([*trainer.moments(trainer.start())]) == trainer.num_steps
-    assert trainer.step._cache_size() <= len(trainer.shapes) == 3  # 8, 16, 24 tokens
+    trainer = Trainer(load(tiny_folder("roformer", **SMALL), backend="flax"), data, options=options)
+    assert len([*trainer.events(trainer.start())]) == trainer.num_steps
+    assert traces["loss"] <= len(trainer.shapes) == 4  # 8, 12, 16, 24 tokens
 
 
 @pytest.mark.parametrize("is_packed", [True, False])
 def test_an_epoch_has_each_text_once_in_full_rows(is_packed):
     lengths = np.random.default_rng(0).integers(3, 60, 2000).tolist()
-    shapes = training_data.step_shapes(
+    shapes = batches.step_shapes(
         lengths, longest=59, is_packed=is_packed, batch_size=32, tokens_per_step=None, multiple_of=1
     )
-    plans = training_data.plan_epoch(lengths, shapes, is_packed=is_packed, seed=3, epoch=1)
+    plans = batches.plan_epoch(lengths, shapes, is_packed=is_packed, seed=3, epoch=1)
     assert sorted(text for plan in plans for row in plan.rows for text in row) == list(range(2000))
     assert all(len(plan.rows) == plan.shape.num_rows for plan in plans)
     places = sum(plan.shape.num_rows * plan.shape.row_length for plan in plans)
     # Packed in random order, what stays empty is what the shortest text does not fit in; padded, a quarter at most.
     assert sum(lengths) / places > (0.95 if is_packed else 0.75)
-    again = training_data.plan_epoch(lengths, shapes, is_packed=is_packed, seed=3, epoch=1)
-    other = training_data.plan_epoch(lengths, shapes, is_packed=is_packed, seed=3, epoch=2)
+    again = batches.plan_epoch(lengths, shapes, is_packed=is_packed, seed=3, epoch=1)
+    other = batches.plan_epoch(lengths, shapes, is_packed=is_packed, seed=3, epoch=2)
     assert again == plans != other
     if is_packed:  # no step is a small one, whose texts would count for more
         counts = [sum(map(len, plan.rows)) for plan in plans]
@@ -354,11 +370,12 @@ def test_bfloat16_computes_near_float32_and_keeps_float32_parameters(tiny_folder
 
 @pytest.mark.flax_auto
 def test_flax_computes_in_bfloat16_from_float32_parameters(tiny_folder):
-    classifier = load(tiny_folder("bert", **SMALL), backend="flax")
+    classifier = load(tiny_folder("roformer", **SMALL), backend="flax")
     options = TrainOptions(learning_rate=1e-4, dtype="bfloat16")
-    step = train.Trainer(classifier, toy_data(30), options=options)
-    batch = step._put_batch(step._train, step._plan(0)[0])
-    assert "bf16[" in str(jax.make_jaxpr(step.step)(step.start().state, batch))
+    trainer = Trainer(classifier, toy_data(30), options=options)
+    assert not trainer.is_packed
+    batch = trainer._put_batch(trainer._train, trainer._plan(0)[0])
+    assert "bf16[" in str(jax.make_jaxpr(trainer.step)(trainer.start().state, batch))
 
 
 @pytest.mark.slow
@@ -378,7 +395,7 @@ def test_what_lies_below_all_that_is_trained_is_not_run_back(tiny_folder):
     classifier = load(tiny_folder("bert", **SMALL))
 
     def operations(*freeze):
-        trainer = train.Trainer(classifier, toy_data(60), options=TrainOptions(freeze=freeze))
+        trainer = Trainer(classifier, toy_data(60), options=TrainOptions(freeze=freeze))
         batch = trainer._put_batch(trainer._train, trainer._plan(0)[0])
         return trainer.step.lower(trainer.start().state, batch).compile().cost_analysis()["flops"]
 
@@ -388,11 +405,14 @@ def test_what_lies_below_all_that_is_trained_is_not_run_back(tiny_folder):
 
 @pytest.mark.parametrize(
     ("freeze", "message"),
-    [(("bert.embedings.*",), "no parameter matches 'bert.embedings.*'; they are called"), (("*",), "nothing to train")],
+    [
+        (("bert.embedings.*",), "no parameter matches 'bert.embedings.*'; they have names such as"),
+        (("*",), "nothing to train"),
+    ],
 )
 def test_patterns_that_freeze_nothing_or_all_are_refused(tiny_folder, freeze, message):
-    with pytest.raises(ValueError, match=re.escape(message)):
-        train.Trainer(load(tiny_folder("bert", **SMALL)), toy_data(5), options=TrainOptions(freeze=freeze))
+    with pytest.raises(FlaxsentError, match=re.escape(message)):
+        Trainer(load(tiny_folder("bert", **SMALL)), toy_data(5), options=TrainOptions(freeze=freeze))
 
 
 @pytest.mark.parametrize(
@@ -410,7 +430,7 @@ def test_patterns_that_freeze_nothing_or_all_are_refused(tiny_folder, freeze, me
     ],
 )
 def test_depths_count_layers_below_the_head(tiny_folder, family, expected):
-    depths = optimization.depths_below_top(load(tiny_folder(family)).params)
+    depths = optimizer.depths_below_top(load(tiny_folder(family)).params)
     for name, depth in expected.items():
         branch = functools.reduce(lambda node, key: node[key], name.split("."), depths)
         assert {*jax.tree.leaves(branch)} == {depth}, name
@@ -421,8 +441,8 @@ def test_layer_decay_scales_the_whole_update():
     params["head"] = {"kernel": params["head"]}
     options = TrainOptions(learning_rate=0.1, warmup=0.0, weight_decay=0.5, layer_decay=0.5, max_grad_norm=0.0)
     with jax.numpy_dtype_promotion("standard"):
-        optimizer = optimization.make_optimizer(options, 10, params)
-        updates, _ = optimizer.update(params, optimizer.init(params), params)
+        adamw = optimizer.make_optimizer(options, 10, params)
+        updates, _ = adamw.update(params, adamw.init(params), params)
     sizes = [float(-updates[name][leaf][0]) for name, leaf in (("head", "kernel"), ("embeddings", "embedding"))]
     np.testing.assert_allclose(sizes, [0.15, 0.0375], rtol=1e-5)  # Adam's first step is 1, decay adds 0.5
 
@@ -433,10 +453,10 @@ def test_schedule_rises_and_falls_and_decay_spares_biases_and_norms(schedule, at
     options = TrainOptions(learning_rate=0.1, warmup=0.5, weight_decay=0.5, schedule=schedule)
     sizes = []
     with jax.numpy_dtype_promotion("standard"):
-        optimizer = optimization.make_optimizer(options, 4, params)
-        state = optimizer.init(params)
+        adamw = optimizer.make_optimizer(options, 4, params)
+        state = adamw.init(params)
         for _ in range(4):
-            updates, state = optimizer.update(jax.tree.map(jnp.zeros_like, params), state, params)
+            updates, state = adamw.update(jax.tree.map(jnp.zeros_like, params), state, params)
             sizes.append(-float(updates["dense"]["kernel"][0, 0]))
             assert float(jnp.abs(updates["dense"]["bias"]).max()) == 0
             assert float(jnp.abs(updates["LayerNorm"]["scale"]).max()) == 0
@@ -447,7 +467,7 @@ def test_schedule_rises_and_falls_and_decay_spares_biases_and_norms(schedule, at
 def test_cosine_falls_slowly_at_first():
     options = TrainOptions(learning_rate=1.0, warmup=0.0, schedule="cosine")
     with jax.numpy_dtype_promotion("standard"):
-        schedule = optimization.make_schedule(options, 100)
+        schedule = optimizer.make_schedule(options, 100)
         np.testing.assert_allclose([schedule(at) for at in (0, 25, 50, 100)], [1, 0.853553, 0.5, 0], atol=1e-5)
 
 
@@ -456,10 +476,8 @@ def test_early_stopping_ends_the_run_with_the_best_epoch(tiny_folder, monkeypatc
     classifier = load(tiny_folder("bert", **SMALL), labels=NAMES, seed=1)
     options = TrainOptions(num_epochs=6, early_stopping=2, batch_size=20, learning_rate=1e-3)
     scores = iter([0.1, 0.5, 0.4, 0.5, 0.9, 0.9])
-    evaluate = train.Trainer.evaluate
-    monkeypatch.setattr(
-        train.Trainer, "evaluate", lambda *args, **kw: evaluate(*args, **kw)._replace(score=next(scores))
-    )
+    evaluate = Trainer.evaluate
+    monkeypatch.setattr(Trainer, "evaluate", lambda *args, **kw: evaluate(*args, **kw)._replace(score=next(scores)))
     after, data = [], toy_data(60)
     best = flaxsent.fit(classifier, data, data, options=options, on_epoch=after.append)
     assert len(after) == 4
@@ -467,31 +485,10 @@ def test_early_stopping_ends_the_run_with_the_best_epoch(tiny_folder, monkeypatc
 
 
 def test_a_loss_that_is_no_number_ends_the_run(tiny_folder):
-    with pytest.raises(ValueError, match=r"the loss is nan at step \d+; try a lower learning_rate"):
+    with pytest.raises(FlaxsentError, match=r"the loss is nan at step \d+; try a lower learning_rate"):
         flaxsent.fit(
             load(tiny_folder("bert", **SMALL)), toy_data(60), options=TrainOptions(learning_rate=1e30, warmup=0.0)
         )
-
-
-@pytest.mark.parametrize(
-    ("option", "message"),
-    [
-        ({"learning_rate": 0.0}, "learning_rate=0.0; expected a positive number"),
-        ({"learning_rate": float("nan")}, "learning_rate=nan; expected"),
-        ({"num_epochs": 0}, "num_epochs=0; expected a whole number of 1 or more"),
-        ({"batch_size": 2.5}, "batch_size=2.5; expected a whole number"),
-        ({"tokens_per_step": 0}, "tokens_per_step=0; expected a whole number"),
-        ({"warmup": 1.0}, r"warmup=1.0; expected a number in \[0, 1\)"),
-        ({"schedule": "square"}, "schedule='square'; expected linear or cosine"),
-        ({"dtype": "int8"}, "dtype='int8'; expected float32"),
-        ({"freeze": "head"}, "freeze='head' is a text; expected a tuple"),
-        ({"seed": -1}, "seed=-1; expected"),
-    ],
-)
-def test_options_out_of_their_range_are_refused_by_name(monkeypatch, option, message):
-    monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)  # or conftest's type checks would speak first
-    with pytest.raises(ValueError, match=message):
-        TrainOptions(**option)
 
 
 @pytest.mark.parametrize(
@@ -504,8 +501,8 @@ def test_options_out_of_their_range_are_refused_by_name(monkeypatch, option, mes
     ],
 )
 def test_labels_that_do_not_fit_are_refused_before_the_first_step(tiny_folder, problem_type, labels, message):
-    with pytest.raises(ValueError, match=message):
-        train.Trainer(load(tiny_folder("bert", **SMALL), problem_type=problem_type), Examples(["a", "b"], labels))
+    with pytest.raises(FlaxsentError, match=message):
+        Trainer(load(tiny_folder("bert", **SMALL), problem_type=problem_type), Examples(["a", "b"], labels))
 
 
 @pytest.mark.slow
@@ -513,8 +510,7 @@ def test_rows_spread_over_eight_devices_give_the_losses_of_one(tiny_folder):
     """In a process of its own: the number of devices is set before JAX starts. Dropout is on."""
     code = (
         "import json, sys, jax, flaxsent\n"
-        "from flaxsent import train\n"
-        "from tests.test_train import steps, toy_data, TrainOptions\n"
+        "from tests.training.test_trainer import steps, toy_data, TrainOptions\n"
         "classifier = flaxsent.load(sys.argv[1], backend='native')\n"
         "options = TrainOptions(tokens_per_step=16 * 128, accumulation=2, learning_rate=1e-3)\n"
         "_, state, losses = steps(classifier, toy_data(600), options, 4)\n"
@@ -542,7 +538,7 @@ def test_fit_comes_without_optax_at_import_and_says_what_to_install():
     code = (
         "import sys\n"
         "import flaxsent\n"
-        "assert 'optax' not in sys.modules and 'flaxsent.train' not in sys.modules\n"
+        "assert 'optax' not in sys.modules and 'flaxsent.training' not in sys.modules\n"
         "sys.modules['optax'] = None\n"
         "flaxsent.fit\n"
     )

@@ -1,0 +1,173 @@
+"""What `fit` and `flaxsent train` can be told: each option once, with its default, its range and its help.
+
+The command line is made from these fields, so a new one is an option of `flaxsent train` at once.
+"""
+
+import dataclasses
+import typing
+from collections.abc import Callable
+from typing import Any, Literal, NamedTuple
+
+from flaxsent.base import FlaxsentError, ProblemType
+
+
+class Range(NamedTuple):
+    """The numbers that an option takes."""
+
+    kind: type[int] | type[float]
+    expected: str
+    contains: Callable[[Any], bool]
+
+
+_COUNT = Range(int, "a whole number of 1 or more", lambda value: value >= 1)
+_INDEX = Range(int, "a whole number of 0 or more", lambda value: 0 <= value < 2**32)
+_SHARE = Range(float, "a number in [0, 1]", lambda value: 0 <= value <= 1)
+_SHARE_BELOW_1 = Range(float, "a number in [0, 1)", lambda value: 0 <= value < 1)
+_SHARE_ABOVE_0 = Range(float, "a number in (0, 1]", lambda value: 0 < value <= 1)
+_POSITIVE = Range(float, "a positive number", lambda value: 0 < value < float("inf"))
+_AT_LEAST_0 = Range(float, "a number of 0 or more", lambda value: 0 <= value < float("inf"))
+
+
+def option(
+    help: str,
+    default: Any = dataclasses.MISSING,
+    *,
+    range: Range | None = None,
+    metavar: str | None = None,
+    flag: str | None = None,
+    split: str | None = None,
+) -> Any:
+    """A field that is an option: `--name` unless `flag` says otherwise; `split` is what stands between its values."""
+    metadata = {"help": help, "range": range, "metavar": metavar, "flag": flag, "split": split}
+    return dataclasses.field(default=default, metadata=metadata)
+
+
+def choices(field: dataclasses.Field) -> tuple[str, ...]:
+    """The values that the type of a field allows, if it names them."""
+    literals = [one for one in (field.type, *typing.get_args(field.type)) if typing.get_origin(one) is Literal]
+    return typing.get_args(literals[0]) if literals else ()
+
+
+def _check(options: Any) -> None:
+    for field in dataclasses.fields(options):
+        value, expected = getattr(options, field.name), None
+        limits: Range | None = field.metadata["range"]
+        if value is None and field.default is None:
+            continue
+        if limits is not None:
+            kinds = int if limits.kind is int else (int, float)
+            is_number = isinstance(value, kinds) and not isinstance(value, bool)
+            expected = None if is_number and limits.contains(value) else limits.expected
+        elif choices(field):
+            expected = None if value in choices(field) else f"one of {', '.join(choices(field))}"
+        elif typing.get_origin(field.type) is tuple or tuple[str, ...] in typing.get_args(field.type):
+            expected = None if isinstance(value, tuple) else "a tuple"
+        elif field.type is str and not value:
+            expected = "a name"
+        if expected is not None:
+            raise FlaxsentError(f"{field.name}={value!r}; expected {expected}.")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class TrainOptions:
+    """How `fit` trains; the defaults fine-tune a small encoder on some ten thousand sentences.
+
+    Raises:
+        FlaxsentError: a value out of its range, by name.
+    """
+
+    learning_rate: float = option("peak of the learning rate", 1e-4, range=_POSITIVE)
+    schedule: Literal["linear", "cosine"] = option("how the learning rate falls to 0 after its peak", "linear")
+    warmup: float = option("share of the steps in which the learning rate rises", 0.06, range=_SHARE_BELOW_1)
+    num_epochs: int = option("times that each text is learned from", 3, range=_COUNT, flag="--epochs")
+    batch_size: int = option("texts in a step: on average where rows are packed", 64, range=_COUNT)
+    tokens_per_step: int | None = option("tokens and padding in a step, instead of --batch-size", None, range=_COUNT)
+    accumulation: int = option("parts to compute a step in, which saves memory", 1, range=_COUNT)
+    max_length: int = option("tokens after which a text is cut", 128, range=_COUNT)
+    dtype: Literal["float32", "bfloat16", "float16"] | None = option(
+        "what to compute in, by default as the checkpoint is loaded, which is float32 for flaxsent train; parameters, "
+        "gradients and the optimizer are float32 always",
+        None,
+    )
+    weight_decay: float = option("of kernels and embeddings; biases and LayerNorms have none", 0.01, range=_AT_LEAST_0)
+    layer_decay: float = option(
+        "factor of the learning rate from each layer to the one below it", 1.0, range=_SHARE_ABOVE_0
+    )
+    max_grad_norm: float = option("longer gradients are cut to this norm; 0 cuts none", 1.0, range=_AT_LEAST_0)
+    average_decay: float = option(
+        "of the moving average of the parameters, which is what is scored and saved; 0 takes no average",
+        0.999,
+        range=_SHARE_BELOW_1,
+    )
+    label_smoothing: float = option("share of the target that is spread over all labels", 0.0, range=_SHARE_BELOW_1)
+    early_stopping: int = option(
+        "stop after this many epochs without a better score on --dev, and keep the best epoch; 0 never stops early",
+        0,
+        range=_INDEX,
+    )
+    freeze: tuple[str, ...] = option("patterns of parameters to keep as they are, such as 'bert.embeddings.*'", ())
+    teacher_weight: float = option("share of the loss that is the distance to the teacher's scores", 0.5, range=_SHARE)
+    teacher_temperature: float = option("what the logits of both are divided by for that", 2.0, range=_POSITIVE)
+    seed: int = option("of the order of the texts, dropout and a new head", 0, range=_INDEX)
+
+    def __post_init__(self) -> None:
+        _check(self)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class RunOptions:
+    """What `flaxsent train` reads and writes.
+
+    Raises:
+        FlaxsentError: a value out of its range, by name, or options that do not go together.
+    """
+
+    model: str | None = option(
+        "Hub id or folder of the checkpoint to start from; by default the embedded model", None, metavar="ID_OR_FOLDER"
+    )
+    train: str = option("labelled texts to learn from", metavar="FILE")
+    dev: str | None = option("labelled texts to score after each epoch", None, metavar="FILE")
+    output: str = option("folder to write; it appears when the run is complete", metavar="FOLDER")
+    text_column: str = option("column of the texts", "text", metavar="NAME")
+    second_column: str | None = option("column of the second texts, if the texts are pairs", None, metavar="NAME")
+    label_column: str = option("column of the labels", "label", metavar="NAME")
+    label_separator: str | None = option(
+        "what separates several labels of a text; by default they are a JSON list", None, metavar="TEXT"
+    )
+    labels: tuple[str, ...] | None = option(
+        "names in the order of the logits; by default the checkpoint's if the file has no others, else the file's",
+        None,
+        metavar="A,B,...",
+        split=",",
+    )
+    problem_type: ProblemType | None = option(  # noqa: RUF009
+        "what the labels are for; by default what they look like: lists, decimal numbers, or one label of several", None
+    )
+    teacher: str | None = option(
+        "Hub id or folder of a classifier with the same labels, whose scores are learned too",
+        None,
+        metavar="ID_OR_FOLDER",
+    )
+    unlabelled: str | None = option("texts without labels, to learn the teacher's scores of", None, metavar="FILE")
+    backend: Literal["native", "flax"] | None = option(
+        "refuse a checkpoint that this backend cannot compute; packed rows are computed natively in any case", None
+    )
+    save_dtype: Literal["float32", "bfloat16", "float16"] = option("of the weights that are written", "float32")
+    checkpoint_every: int = option("steps; there is a checkpoint after each epoch, too", 500, range=_COUNT)
+    log_every: int = option("steps; there is a line after each epoch, too", 20, range=_COUNT)
+    resume: bool = option("go on with this run if it was begun; do nothing if it is complete", False)
+    overwrite: bool = option("replace an output that flaxsent train wrote", False)
+
+    def __post_init__(self) -> None:
+        _check(self)
+        if self.label_separator == "":
+            raise FlaxsentError("label_separator is empty; expected a character or more.")
+        if self.labels is not None and len({*self.labels}) < len(self.labels):
+            raise FlaxsentError(f"labels={','.join(self.labels)}: expected labels that differ.")
+        if self.unlabelled is not None and self.teacher is None:
+            raise FlaxsentError("unlabelled texts need a teacher: pass --teacher.")
+
+    @property
+    def text_columns(self) -> tuple[str, ...]:
+        """One, or two for pairs."""
+        return (self.text_column,) if self.second_column is None else (self.text_column, self.second_column)

@@ -1,0 +1,90 @@
+"""The options of training: said once, checked by name, all in `--help` with their defaults."""
+
+import dataclasses
+import re
+
+import jaxtyping
+import pytest
+
+from flaxsent import cli
+from flaxsent.base import FlaxsentError
+from flaxsent.training.options import RunOptions, TrainOptions
+
+FIELDS = [*dataclasses.fields(RunOptions), *dataclasses.fields(TrainOptions)]
+
+
+@pytest.fixture
+def help_text(capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "1000")
+    with pytest.raises(SystemExit):
+        cli.main(["train", "--help"])
+    return capsys.readouterr().out
+
+
+@pytest.mark.parametrize("field", FIELDS, ids=lambda field: field.name)
+def test_help_tells_each_option_with_its_default(help_text, field):
+    flag = "--epochs" if field.name == "num_epochs" else f"--{field.name.replace('_', '-')}"
+    options = [" ".join(option.split()) for option in re.split(r"\n(?=  -)", help_text)]
+    (line,) = (option for option in options if option.startswith(f"{flag} ") or option == flag)
+    assert field.metadata["help"] in line
+    line = line.partition(" several processes:")[0].partition(" training:")[0]
+    if type(field.default) in (int, float, str):
+        assert line.endswith(f"(default {field.default:g})" if field.type is float else f"(default {field.default})")
+
+
+def parse(*more):
+    return cli._parser(["train"]).parse_args(["train", "--train", "a", "--output", "b", *more])
+
+
+def test_the_command_line_has_the_defaults_of_the_dataclasses():
+    arguments = parse()
+    for field in FIELDS:
+        if field.name not in ("train", "output", "freeze"):
+            assert getattr(arguments, field.name) == field.default, field.name
+
+
+def test_freeze_may_be_given_several_times_and_labels_are_split():
+    assert parse("--freeze", "x", "y", "--freeze", "z").freeze == ["x", "y", "z"]
+    assert parse("--labels", "a,b").labels == ("a", "b")
+
+
+@pytest.mark.parametrize(
+    ("option", "message"),
+    [
+        ({"learning_rate": 0.0}, "learning_rate=0.0; expected a positive number"),
+        ({"learning_rate": float("nan")}, "learning_rate=nan; expected"),
+        ({"learning_rate": True}, "learning_rate=True; expected a positive number"),
+        ({"num_epochs": 0}, "num_epochs=0; expected a whole number of 1 or more"),
+        ({"batch_size": 2.5}, "batch_size=2.5; expected a whole number"),
+        ({"batch_size": None}, "batch_size=None; expected a whole number"),
+        ({"tokens_per_step": 0}, "tokens_per_step=0; expected a whole number"),
+        ({"warmup": 1.0}, r"warmup=1.0; expected a number in \[0, 1\)"),
+        ({"schedule": "square"}, "schedule='square'; expected one of linear, cosine"),
+        ({"dtype": "int8"}, "dtype='int8'; expected one of float32"),
+        ({"freeze": "head"}, "freeze='head'; expected a tuple"),
+        ({"seed": -1}, "seed=-1; expected"),
+    ],
+)
+def test_options_out_of_their_range_are_refused_by_name(monkeypatch, option, message):
+    monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)  # or conftest's type checks would speak first
+    with pytest.raises(FlaxsentError, match=message):
+        TrainOptions(**option)
+
+
+@pytest.mark.parametrize(
+    ("option", "message"),
+    [
+        ({"log_every": 0}, "log_every=0; expected a whole number of 1 or more"),
+        ({"problem_type": "ranking"}, "problem_type='ranking'; expected one of single_label_classification, multi"),
+        ({"backend": "torch"}, "backend='torch'; expected one of native, flax"),
+        ({"text_column": ""}, "text_column=''; expected a name"),
+        ({"labels": "a,b"}, "labels='a,b'; expected a tuple"),
+        ({"labels": ("a", "a")}, "labels=a,a: expected labels that differ"),
+        ({"label_separator": ""}, "label_separator is empty"),
+        ({"unlabelled": "more.txt"}, "unlabelled texts need a teacher"),
+    ],
+)
+def test_options_of_a_run_are_checked_alike(monkeypatch, option, message):
+    monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)
+    with pytest.raises(FlaxsentError, match=message):
+        RunOptions(**{"train": "a", "output": "b"} | option)
