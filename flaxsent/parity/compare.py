@@ -24,7 +24,7 @@ from flaxsent.models import flax_auto
 from flaxsent.models.config import ModelConfig, read_config
 from flaxsent.packing import pack, pad, unpack
 from flaxsent.parity import pytorch
-from flaxsent.parity.random_checkpoints import CONFIGS, random_checkpoint
+from flaxsent.parity.random_checkpoints import random_checkpoint
 
 TOLERANCES = {"float32": 2e-5, "bfloat16": 5e-2}
 """Largest |logit difference| for logits of size 1 to 10: float32 sums in another order, bfloat16 has 8 bits."""
@@ -71,13 +71,13 @@ def run(names: Sequence[str] = ()) -> Iterator[Cell]:
 
 def families() -> list[str]:
     """Those that can run here: some are in transformers 4's Flax classes only."""
-    tiny = {family: read_config(json.dumps({"model_type": family} | config)) for family, config in CONFIGS.items()}
-    return [family for family, config in tiny.items() if backends(config)]
+    tiny = {name: read_config(json.dumps(family.tiny_config)) for name, family in models.FAMILIES.items()}
+    return [name for name, config in tiny.items() if backends(config)]
 
 
 def left_out() -> list[str]:
     """The families that cannot run here, for want of Flax."""
-    return sorted({*CONFIGS} - {*families()})
+    return sorted({*models.FAMILIES} - {*families()})
 
 
 def backends(config: ModelConfig) -> list[Backend]:
