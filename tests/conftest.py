@@ -5,7 +5,11 @@ The random models are those of `flaxsent parity`.
 
 import importlib.util
 import json
+import os
 from pathlib import Path
+
+# XLA of jaxlib 0.10 prints pages about the processor when it reads what it compiled before; the command line says so, too.
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
 import jax
 import jaxtyping
@@ -26,9 +30,9 @@ with install_import_hook("flaxsent", "beartype.beartype"):
     import flaxsent.parity.compare
     import flaxsent.training.run
 
-from flaxsent.checkpoint import exported
-from flaxsent.models import flax_auto
-from flaxsent.parity.random_checkpoints import random_checkpoint
+    from flaxsent.checkpoint import exported
+    from flaxsent.models import flax_auto
+    from flaxsent.parity.random_checkpoints import random_checkpoint
 
 NATIVE = [name for name, family in flaxsent.models.FAMILIES.items() if family.is_native]
 HAS_TORCH = importlib.util.find_spec("torch") is not None

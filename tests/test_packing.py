@@ -5,8 +5,8 @@ import itertools
 import numpy as np
 import pytest
 
-from flaxsent.packing import Placement, StepShape, pack, pack_steps, pad, select, unpack
 from flaxsent.base import Encodings
+from flaxsent.packing import Placement, StepShape, pack, pack_steps, pad, select, unpack
 
 
 def random_encodings(lengths, seed=0) -> Encodings:

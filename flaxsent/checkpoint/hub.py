@@ -85,7 +85,7 @@ def _silence(url: str) -> str | None:
     once, in a thread, as neither the search for the address nor a try of each of several addresses has a time limit.
     """
     from huggingface_hub import constants, get_session
-    from huggingface_hub.utils import build_hf_headers
+    from huggingface_hub.utils import build_hf_headers  # pyright: ignore[reportPrivateImportUsage]
 
     is_set = constants.HF_HUB_ETAG_TIMEOUT != constants.DEFAULT_ETAG_TIMEOUT
     patience = constants.HF_HUB_ETAG_TIMEOUT if is_set else _PATIENCE

@@ -154,7 +154,7 @@ def _keep_compiled() -> None:
     jax.config.update("jax_compilation_cache_dir", str(folder))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
     jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
-    if jax.config.jax_compilation_cache_max_size == -1:
+    if getattr(jax.config, "jax_compilation_cache_max_size", None) == -1:
         jax.config.update("jax_compilation_cache_max_size", 1 << 30)
     # An entry that cannot be read is compiled again, and one that cannot be written is done without.
     warnings.filterwarnings("ignore", message="Error (reading|writing) persistent compilation cache entry")

@@ -1,4 +1,4 @@
-"""How this folder's checkpoint was made, from SST-2 and packages to the stored files; run in parts, not yet as one script.
+"""How this folder's checkpoint was made, from SST-2 and packages to the stored files: run in parts, never yet as one.
 
 python flaxsent/default_model/recipe.py --sst2 FOLDER --work FOLDER
 
