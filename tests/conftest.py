@@ -29,7 +29,6 @@ with install_import_hook("flaxsent", "beartype.beartype"):
     import flaxsent.jobs.run
     import flaxsent.parity.compare
     import flaxsent.training.run
-
     from flaxsent.checkpoint import exported
     from flaxsent.models import flax_auto
     from flaxsent.parity.random_checkpoints import random_checkpoint
