@@ -8,7 +8,7 @@ import json
 import os
 from pathlib import Path
 
-# XLA of jaxlib 0.10 prints pages about the processor when it reads what it compiled before; the command line says so, too.
+# jaxlib 0.10 prints pages about the processor when it reads what it compiled before; the command line sets this, too.
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
 import jax
