@@ -10,16 +10,15 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Int, Key, PyTree
+from jaxtyping import Array, Float, Int, PyTree
 
 from flaxsent.base import AnyArray, FlaxsentError, Params, Tokens
 from flaxsent.models import layers
 from flaxsent.models.config import FAMILIES as FAMILIES
 from flaxsent.models.config import ModelConfig
 from flaxsent.models.family import is_not_native
+from flaxsent.models.layers import OptionalKey
 from flaxsent.models.layers import init_params as init_params
-
-OptionalKey = Key[Array, ""] | None
 
 
 def forward(

@@ -1,12 +1,11 @@
 """Attention in one row of tokens: who sees whom follows from the row's segment ids and from where in it a token stands.
 
-The tokens of a text lie side by side, so that their distance in the row is that of their positions. No array of long
-rows is as large as N × T × T: their queries are taken in blocks.
+The tokens of a text lie side by side, so that their distance in the row is that of their positions. Long rows take their
+queries in blocks, so that no array is N × T × T, but for families that add a bias to every score (MPNet, DeBERTa).
 """
 
 import functools
 import math
-from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
@@ -73,14 +72,18 @@ def attend(
         is_causal=is_causal,
         scale=1 / math.sqrt(q_QD.shape[-1] // num_heads) if scale is None else scale,
     )
-    block = _TILE * max(math.ceil((reach or 0) / _TILE), 1)
-    is_any = not isinstance(length, int)  # an export takes rows of any length: its shapes are symbols
-    if not is_any and reach is not None and at_Q is None and length > _FEW_BLOCKS * block:
-        y_BQD = _attend_to_neighbours(attend_block, queries, keys, block=block, key=key)
-    elif not is_any and len(queries.places) * length > _MOST_SCORES and bias_NQT is None:
-        y_BQD = _attend_in_turn(attend_block, queries, keys, block=max(_MOST_SCORES // length, 1), key=key)
-    else:
-        return attend_block(queries, keys, key, bias_NQT)
+    size = _TILE * max(math.ceil((reach or 0) / _TILE), 1)
+    is_local = reach is not None and at_Q is None and length > _FEW_BLOCKS * size
+    if not is_local:
+        size = max(_MOST_SCORES // length, 1)
+        if len(queries.places) <= size or bias_NQT is not None:
+            return attend_block(queries, keys, key, bias_NQT)
+    blocks = jax.tree.map(lambda x: _blocks(x, size), queries)
+    block_keys = None if key is None else jax.random.split(key, blocks.q.shape[0])
+    if is_local:
+        y_BQD = jax.vmap(attend_block)(blocks, jax.tree.map(lambda x: _with_neighbours(x, size), keys), block_keys)
+    else:  # one block after the other; no scores are kept for the gradient
+        y_BQD = jax.lax.map(jax.checkpoint(lambda one: attend_block(one[0], keys, one[1])), (blocks, block_keys))
     return y_BQD.reshape(-1, y_BQD.shape[-1])[: len(queries.places)]
 
 
@@ -113,32 +116,15 @@ def _attend(
     return y_QNH.reshape(queries.q.shape).astype(queries.q.dtype)
 
 
-def _attend_to_neighbours(
-    attend_block: Callable[..., Float[Array, "Q D"]], queries: _Queries, keys: _Keys, *, block: int, key: OptionalKey
-) -> Float[Array, "blocks Q D"]:
-    """Each block of queries sees the block before it, itself and the one after it."""
-
-    def windows(x: Shaped[Array, "T *D"]) -> Shaped[Array, "blocks keys *D"]:
-        blocks = _blocks(x, block, before=1, after=1)
-        return jnp.concatenate([blocks[:-2], blocks[1:-1], blocks[2:]], axis=1)
-
-    blocks = jax.tree.map(lambda x: _blocks(x, block), queries)
-    block_keys = None if key is None else jax.random.split(key, blocks.q.shape[0])
-    return jax.vmap(attend_block)(blocks, jax.tree.map(windows, keys), block_keys)
-
-
-def _attend_in_turn(
-    attend_block: Callable[..., Float[Array, "Q D"]], queries: _Queries, keys: _Keys, *, block: int, key: OptionalKey
-) -> Float[Array, "blocks Q D"]:
-    """Each block of queries sees the whole row, one block after the other; no scores are kept for the gradient."""
-    blocks = jax.tree.map(lambda x: _blocks(x, block), queries)
-    block_keys = None if key is None else jax.random.split(key, blocks.q.shape[0])
-    return jax.lax.map(jax.checkpoint(lambda each: attend_block(each[0], keys, each[1])), (blocks, block_keys))
-
-
 def _blocks(x: Shaped[Array, "T *D"], size: int, *, before: int = 0, after: int = 0) -> Shaped[Array, "blocks Q *D"]:
     """Blocks of a row, with empty ones `before` and `after` it; what fills them is no token and no padding (-1)."""
     length = x.shape[0]
     beyond = -length % size
     width = [(before * size, beyond + after * size), *[(0, 0)] * (x.ndim - 1)]
     return jnp.pad(x, width, constant_values=-1 if x.ndim == 1 else 0).reshape(-1, size, *x.shape[1:])
+
+
+def _with_neighbours(x: Shaped[Array, "T *D"], size: int) -> Shaped[Array, "blocks keys *D"]:
+    """Each block between the one before it and the one after it."""
+    blocks = _blocks(x, size, before=1, after=1)
+    return jnp.concatenate([blocks[:-2], blocks[1:-1], blocks[2:]], axis=1)
