@@ -1,7 +1,7 @@
 """Attention in one row of tokens: who sees whom follows from the row's segment ids and from where in it a token stands.
 
-The tokens of a text lie side by side, so that their distance in the row is that of their positions. Long rows take their
-queries in blocks, so that no array is N × T × T, but for families that add a bias to every score (MPNet, DeBERTa).
+The tokens of a text lie side by side, so that their distance in the row is that of their positions. The queries of long
+rows are taken in blocks, so that no array is N × T × T, unless a bias is added to all scores (MPNet, DeBERTa).
 """
 
 import functools
