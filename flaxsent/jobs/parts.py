@@ -117,7 +117,7 @@ class Parts:
             bad_rows = manifest.facts["bad rows"]
             num_bad = 0 if bad_rows is None else self._join_bad_rows(Path(bad_rows))
             is_stream = self.job.files[0].name == STDIN
-            stream = (self.done(0).read_text() or manifests.StreamDigest().hex()) if is_stream else None
+            stream = (self.done(0).read_text() or manifests.digest_rows([]).hexdigest()) if is_stream else None
         except FileNotFoundError:
             return self.check_over()
         manifests.finish(self.job, manifest, stream)
