@@ -61,8 +61,8 @@ def _add_files(command: argparse.ArgumentParser) -> None:
     files.add_argument(
         "--output",
         metavar="FILE",
-        help="its suffix says the format: .jsonl, .parquet, or (for .txt, .csv and .tsv) one of these three; or a folder, "
-        "for files named like the inputs",
+        help="its suffix says the format: .jsonl, .parquet, or (for .txt, .csv and .tsv) one of these three; or a "
+        "folder, for files named like the inputs",
     )
     files.add_argument(
         "--text-column", metavar="NAME", help="default text; for lines, the name of their column in the output"
@@ -73,8 +73,8 @@ def _add_files(command: argparse.ArgumentParser) -> None:
     files.add_argument(
         "--bad-rows",
         metavar="FILE",
-        help="set aside here (JSONL) the rows that are broken, have no text or get no finite score; by default the first "
-        "one ends the job",
+        help="set aside here (JSONL) the rows that are broken, have no text or get no finite score; by default the "
+        "first one ends the job",
     )
     files.add_argument(
         "--resume", action="store_true", help="go on with the job if it has begun, with the same inputs and options"

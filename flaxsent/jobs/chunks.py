@@ -14,7 +14,7 @@ from flaxsent import files
 from flaxsent.base import FlaxsentError
 from flaxsent.data import records
 from flaxsent.data.records import STDIN, Record
-from flaxsent.jobs.manifest import StreamDigest
+from flaxsent.jobs.manifest import digest_rows
 from flaxsent.jobs.parts import Parts
 from flaxsent.jobs.plan import CHUNK_BYTES, CHUNK_ROWS, Piece
 from flaxsent.jobs.progress import Progress
@@ -44,13 +44,11 @@ def read_chunks(parts: Parts, piece: Piece, *, max_characters: int, progress: Pr
     """
     job, file, writer = parts.job, parts.job.files[piece.file], parts.writer(piece.file)
     number = start = 0
-    digest = StreamDigest() if file.name == STDIN else None
+    digest = digest_rows([]) if file.name == STDIN else None
     with records.read(file.name, text_columns=job.options.text_columns, groups=job.unit(piece).groups) as source:
         for rows in _cut(source.records, max_characters):
             end = source.position()
-            if digest is not None:
-                digest.update(rows)
-            told = None if digest is None else digest.hex()
+            told = None if digest is None else digest_rows(rows, digest).hexdigest()
             if not parts.part(piece, number).exists():
                 good, bad = [], []
                 for row in rows:

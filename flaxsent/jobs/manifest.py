@@ -95,18 +95,12 @@ def fingerprint(classifier: Classifier) -> str:
     return digest.hexdigest()
 
 
-class StreamDigest:
-    """Of what has been read of standard input."""
-
-    def __init__(self) -> None:
-        self._digest = hashlib.blake2b(digest_size=16)
-
-    def update(self, rows: Iterable[Record]) -> None:
-        for row in rows:
-            self._digest.update(row.raw.encode(errors="surrogateescape") + b"\n")
-
-    def hex(self) -> str:
-        return self._digest.hexdigest()
+def digest_rows(rows: Iterable[Record], digest: Any = None) -> Any:
+    """A digest of rows of standard input, or one that goes on with them."""
+    digest = hashlib.blake2b(digest_size=16) if digest is None else digest
+    for row in rows:
+        digest.update(row.raw.encode(errors="surrogateescape") + b"\n")
+    return digest
 
 
 def read(folder: Path) -> Manifest | None:
@@ -241,7 +235,7 @@ def finished_run(job: Job) -> str | None:
 
 
 def _finished(job: Job) -> list[dict[str, Any]]:
-    """The jobs whose outputs are here: several, in a folder. None where the record is not to be read."""
+    """The jobs whose outputs are here: several, in a folder. None where the record cannot be read."""
     try:
         entries = json.loads(job.record.read_bytes())
         return [entry for entry in entries if {"run", "facts", "stream"} <= entry.keys()]
@@ -261,18 +255,17 @@ def _is_finished(job: Job, facts: Facts) -> bool:
         FileExistsError: there are outputs, and nothing says how they were made.
         FlaxsentError: another job has made them.
     """
-    there = job.outputs_there()
+    there = [file for file in job.made if file.exists()]
     if not there or job.options.overwrite:
         return False
     entries = [entry for entry in _finished(job) if not _is_other(entry, job)]
-    if not (job.options.joins and job.is_output_complete() and entries):
+    if not (job.options.joins and len(there) == len(job.made) and entries):
         raise exists_error(there[0])
     difference = _difference(entries[0]["facts"], facts)
     if difference is None and job.files[0].name == STDIN:
-        digest = StreamDigest()
         with records.read(STDIN, text_columns=job.options.text_columns) as source:
-            digest.update(source.records)
-        difference = None if digest.hex() == entries[0]["stream"] else "its standard input was another"
+            is_same = digest_rows(source.records).hexdigest() == entries[0]["stream"]
+        difference = None if is_same else "its standard input was another"
     if difference:
         raise FlaxsentError(
             f"{there[0]} was made by another job: {difference}. Pass --overwrite to replace it, or another output."

@@ -80,17 +80,15 @@ class Parts:
     def join(self, index: int) -> None:
         """Puts the output of a file in its place, if all its parts are there."""
         file, done = self.job.files[index], self.done(index)
-        pieces = [Piece(index, unit) for unit in range(len(file.units))]
+        counts: dict[Piece, int] = {}
         if done.exists():
             return
-        try:
-            # The last first: it is done last, and says soonest that one is missing.
-            counts = [int(self.end(piece).read_bytes()) for piece in reversed(pieces)]
-        except FileNotFoundError:
-            return
-        chunks = [
-            (piece, number) for piece, count in zip(pieces, reversed(counts), strict=True) for number in range(count)
-        ]
+        for unit in reversed(range(len(file.units))):  # the last is done last, and says soonest that one is missing
+            try:
+                counts[Piece(index, unit)] = int(self.end(Piece(index, unit)).read_bytes())
+            except FileNotFoundError:
+                return
+        chunks = [(piece, number) for piece in sorted(counts) for number in range(counts[piece])]
         parts = [self.part(*chunk) for chunk in chunks]
         try:
             with self._placing(file.output, self.job.folder) as stream:
@@ -100,7 +98,7 @@ class Parts:
         except FileNotFoundError:
             if not done.exists() and not self.is_over():
                 raise
-        for made in (*parts, *(self.end(piece) for piece in pieces)):
+        for made in (*parts, *map(self.end, counts)):
             made.unlink(missing_ok=True)
 
     def finish(self) -> int | None:
@@ -119,7 +117,7 @@ class Parts:
             bad_rows = manifest.facts["bad rows"]
             num_bad = 0 if bad_rows is None else self._join_bad_rows(Path(bad_rows))
             is_stream = self.job.files[0].name == STDIN
-            stream = (self.done(0).read_text() or manifests.StreamDigest().hex()) if is_stream else None
+            stream = (self.done(0).read_text() or manifests.digest_rows([]).hexdigest()) if is_stream else None
         except FileNotFoundError:
             return self.check_over()
         manifests.finish(self.job, manifest, stream)

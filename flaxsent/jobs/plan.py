@@ -109,12 +109,10 @@ class Job:
     def unit(self, piece: Piece) -> Unit:
         return self.files[piece.file].units[piece.unit]
 
-    def outputs_there(self) -> list[Path]:
-        """Those of the files to be written that exist."""
-        return _there([file.output for file in self.files], self.options)
-
-    def is_output_complete(self) -> bool:
-        return len(self.outputs_there()) == len(self.files) + (self.options.bad_rows is not None)
+    @property
+    def made(self) -> list[Path]:
+        """All files to be written."""
+        return _made([file.output for file in self.files], self.options)
 
     def added_names(self, labels: Sequence[str]) -> tuple[str, ...]:
         """The columns that scores add.
@@ -163,14 +161,14 @@ def plan(inputs: Sequence[str], output: str, options: JobOptions) -> Job:
     record = path / _FOLDER_RECORD if is_folder else path.with_name(f".{path.name}{_FOLDER_RECORD}")
     if options.bad_rows is not None:
         _check_writable(Path(options.bad_rows).absolute().parent)
-    _check_names(names, outputs if options.bad_rows is None else [*outputs, Path(options.bad_rows)])
-    if (folder / MANIFEST).exists():
-        if not options.joins:
-            raise begun_error(folder)
-    elif not options.overwrite and (there := _there(outputs, options)):
-        is_complete = len(there) == len(outputs) + (options.bad_rows is not None)
-        if not (options.joins and is_complete and record.exists()):
-            raise exists_error(there[0])
+    made = _made(outputs, options)
+    _check_names(names, made)
+    there = [file for file in made if file.exists()]
+    is_begun, may_be_finished = (folder / MANIFEST).exists(), len(there) == len(made) and record.exists()
+    if is_begun and not options.joins:
+        raise begun_error(folder)
+    if there and not (is_begun or options.overwrite or (options.joins and may_be_finished)):
+        raise exists_error(there[0])
     files = tuple(_look(name, output, options) for name, output in zip(names, outputs, strict=True))
     job = Job(files, folder, record, options, f"{options.prefix}row" if is_folder else None)
     job.added_names(labels=())
@@ -231,9 +229,8 @@ def _outputs(names: Sequence[str], output: str, *, many: str | None) -> tuple[bo
     return False, [path]
 
 
-def _there(outputs: Sequence[Path], options: JobOptions) -> list[Path]:
-    made = outputs if options.bad_rows is None else [*outputs, Path(options.bad_rows)]
-    return [file for file in made if file.exists()]
+def _made(outputs: Sequence[Path], options: JobOptions) -> list[Path]:
+    return [*outputs, *([] if options.bad_rows is None else [Path(options.bad_rows)])]
 
 
 def _check_writable(folder: Path) -> None:

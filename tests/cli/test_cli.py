@@ -1,9 +1,7 @@
 """The command line: what it prints, and that a user's mistake is one line and exit code 2."""
 
 import datetime
-import io
 import json
-import sys
 from importlib.metadata import version
 
 import pytest
@@ -51,30 +49,6 @@ def test_table_fits_the_terminal_and_moves_no_cursor(capsys, monkeypatch):
     assert len(out.rstrip("\n")) == 40
     assert out.rstrip("\n").isprintable()
     assert out.rstrip("\n").endswith("…")
-
-
-def stdin(monkeypatch, content: bytes):
-    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(content)))
-
-
-def test_standard_input_is_one_text_a_line(capsys, monkeypatch):
-    stdin(monkeypatch, "\ufeffso good\r\n\nbad 😀".encode())
-    code, out, _ = run(capsys, "classify", "-", "--format", "jsonl")
-    assert code == 0
-    assert [json.loads(line)["text"] for line in out.splitlines()] == ["so good", "", "bad 😀"]
-
-
-def test_lines_before_a_broken_one_still_come_out(capsys, monkeypatch):
-    stdin(monkeypatch, b"so good\nso bad\n\xff\xfe\nlost\n")
-    code, out, err = run(capsys, "classify", "-", "--format", "jsonl")
-    assert code == 2
-    assert [json.loads(line)["text"] for line in out.splitlines()] == ["so good", "so bad"]
-    assert err == "flaxsent: error: standard input line 3 is not UTF-8 text: invalid start byte; convert it first.\n"
-
-
-def test_empty_standard_input_gives_no_rows(capsys, monkeypatch):
-    stdin(monkeypatch, b"")
-    assert run(capsys, "classify", "-", "--format", "jsonl") == (0, "", "")
 
 
 def test_truncation_is_said(capsys, caplog):

@@ -37,7 +37,8 @@ warnings.filterwarnings("ignore", category=DeprecationWarning)
 warnings.filterwarnings("ignore", category=RuntimeWarning)  # JAX on os.fork
 folder = Path(sys.argv[1])
 (folder / "in").mkdir(exist_ok=True)
-(folder / "in" / "a.csv").write_text("text,n\\n" + "".join(f"{'x' * (n % 11 + 1)},{n}\\n" for n in range(12)) + "bad\\n")
+rows = [f"{'x' * (n % 11 + 1)},{n}\\n" for n in range(12)]
+(folder / "in" / "a.csv").write_text("".join(["text,n\\n", *rows, "bad\\n"]))
 (folder / "in" / "b.jsonl").write_text("".join('{"text": "%s"}\\n' % ("y" * n) for n in range(9)) + "{}\\n")
 
 def start(name, kill_at, pause=0, shard=None, barrier=None):

@@ -12,7 +12,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from flaxsent.cli import main
-from flaxsent.jobs import chunks
+from flaxsent.jobs import chunks, parts
 from flaxsent.jobs import plan as plans
 from flaxsent.jobs.plan import JobOptions, plan
 from flaxsent.jobs.run import run
@@ -154,6 +154,17 @@ def test_the_last_of_several_processes_completes_the_folder(many, engine, monkey
     assert take(engine, many, "out", 0, 3).was_finished
 
 
+def test_the_work_for_a_file_grows_as_its_units_do(tmp_path, engine, monkeypatch):
+    for module in (plans, chunks):
+        monkeypatch.setattr(module, "CHUNK_ROWS", 1)
+    pq.write_table(pa.table({"text": ["so good"] * 200}), tmp_path / "in.parquet", row_group_size=1)
+    monkeypatch.setattr(os, "fsync", lambda descriptor: None)  # slow, and beside the point
+    looked, piece = [], parts.Piece
+    monkeypatch.setattr(parts, "Piece", lambda *where: looked.append(where) or piece(*where))
+    do(engine, tmp_path / "in.parquet", tmp_path / "out.jsonl")
+    assert 200 < len(looked) < 2000, "looks for all units after each would be 40,000"
+
+
 def test_a_process_without_a_share_leaves_nothing_behind(many, engine):
     assert not take(engine, many, "out", 99, 100).is_complete
     assert names(many) == ["in"]
@@ -181,7 +192,7 @@ def test_a_process_with_other_options_is_refused_and_changes_nothing(many, engin
 
 COMMAND = """
 import os, signal, sys
-from flaxsent.jobs import chunks, plan
+from flaxsent.jobs import chunks, parts, plan
 from flaxsent.cli import main
 
 chunks.CHUNK_ROWS = plan.CHUNK_ROWS = 64  # so that few rows are many units
