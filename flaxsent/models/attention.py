@@ -72,6 +72,8 @@ def attend(
         is_causal=is_causal,
         scale=1 / math.sqrt(q_QD.shape[-1] // num_heads) if scale is None else scale,
     )
+    if not isinstance(length, int):  # an export takes rows of any length: its shapes are symbols
+        return attend_block(queries, keys, key, bias_NQT)
     size = _TILE * max(math.ceil((reach or 0) / _TILE), 1)
     is_local = reach is not None and at_Q is None and length > _FEW_BLOCKS * size
     if not is_local:
