@@ -40,7 +40,7 @@ def add(commands: Any) -> None:
 
 _BENCH = """Times flaxsent and other libraries on the same texts, each library at its best batch size. On two cores this
 takes about half an hour; --peers, --rounds and --num-texts make it shorter. Fewer than 5 rounds, or few texts, are
-marked as no claim."""
+marked as not enough for a claim."""
 
 
 def run(options: argparse.Namespace) -> None:

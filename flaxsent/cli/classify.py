@@ -46,7 +46,7 @@ _CHUNK = 1024
 _CLASSIFY = """Labels texts, or files of them. The suffix of a file says its format: .txt (one text a line), .csv, .tsv,
 .jsonl or .parquet. An output has all columns of its input, a label and its score, and appears only when it is complete.
 A job that was killed goes on with --resume; on the same machine, its outputs are then the same to the byte. A small
-hidden file beside the outputs says how they were made, by which --resume knows whether the job is finished."""
+hidden file beside the outputs says how they were made, so that --resume knows whether the job is finished."""
 
 
 def _add_files(command: argparse.ArgumentParser) -> None:
@@ -65,7 +65,7 @@ def _add_files(command: argparse.ArgumentParser) -> None:
         "folder, for files named like the inputs",
     )
     files.add_argument(
-        "--text-column", metavar="NAME", help="default text; for lines, the name of their column in the output"
+        "--text-column", metavar="NAME", help="column of the texts (default text); for lines, its name in the output"
     )
     files.add_argument("--second-column", metavar="NAME", help="the column of the second texts, for pairs")
     files.add_argument("--all-scores", action="store_true", help="add a column with the score of each label")
@@ -73,7 +73,7 @@ def _add_files(command: argparse.ArgumentParser) -> None:
     files.add_argument(
         "--bad-rows",
         metavar="FILE",
-        help="set aside here (JSONL) the rows that are broken, have no text or get no finite score; by default the "
+        help="write rows that are broken, have no text or get no finite score to this JSONL file; without it, the "
         "first one ends the job",
     )
     files.add_argument(
@@ -84,8 +84,8 @@ def _add_files(command: argparse.ArgumentParser) -> None:
         "--shard",
         metavar="I/N",
         help="do one of N shares of the files, I from 0: start N processes, on any hosts that see the same paths, with "
-        "the same command otherwise; the last to finish completes the outputs. auto: as Open MPI, MPICH, SLURM or a "
-        "TPU pod says. If some are killed, start them again, or any other number with --resume",
+        "the same command otherwise; the last to finish completes the outputs. auto: take I and N from Open MPI, "
+        "MPICH, SLURM or a TPU pod. If some are killed, start them again, or any other number with --resume",
     )
 
 

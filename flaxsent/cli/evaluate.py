@@ -23,7 +23,7 @@ def add(commands: Any) -> None:
         "--label-column",
         default="label",
         metavar="NAME",
-        help="names of labels, their indices, or values (default label)",
+        help="column of the labels: names, indices or values (default label)",
     )
     command.add_argument(
         "--label-separator", metavar="TEXT", help="separates several labels of a text; by default they are a JSON list"
@@ -33,7 +33,7 @@ def add(commands: Any) -> None:
     command.add_argument(
         "--calibrate",
         action="store_true",
-        help="fit a temperature and write it into the model's folder: its last layer is divided by it",
+        help="fit a temperature and divide the model's last layer by it, in its folder",
     )
     command.add_argument("--json", action="store_true", help="print every figure as one JSON object")
     command.set_defaults(run=run, keeps_compiled=True, uses_cores=True)

@@ -30,7 +30,7 @@ _TRAIN = """Fine-tunes an encoder or a classifier on a .csv, .tsv, .jsonl or .pa
 is a name or a number; several labels of a text are a list: in a text column a JSON list, or see --label-separator;
 decimal numbers are values to predict. The checkpoint keeps its head if it has the labels of the file, else it gets a
 new one. The output is an ordinary checkpoint folder with log.jsonl and curves.png. A run that was killed goes on with
---resume; on as many devices as before, it comes to the same parameters, bit for bit."""
+--resume; on as many devices as before, it ends with the same parameters, bit for bit."""
 
 
 def _argument(field: dataclasses.Field) -> dict[str, Any]:

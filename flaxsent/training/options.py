@@ -79,7 +79,7 @@ class TrainOptions:
     learning_rate: float = option("peak of the learning rate", 1e-4, range=_POSITIVE)
     schedule: Literal["linear", "cosine"] = option("how the learning rate falls to 0 after its peak", "linear")
     warmup: float = option("share of the steps in which the learning rate rises", 0.06, range=_SHARE_BELOW_1)
-    num_epochs: int = option("times that each text is learned from", 3, range=_COUNT, flag="--epochs")
+    num_epochs: int = option("passes over the texts", 3, range=_COUNT, flag="--epochs")
     batch_size: int = option("texts in a step: on average where rows are packed", 64, range=_COUNT)
     tokens_per_step: int | None = option("tokens and padding in a step, instead of --batch-size", None, range=_COUNT)
     accumulation: int = option("parts to compute a step in, which saves memory", 1, range=_COUNT)
