@@ -43,7 +43,7 @@ def test_python_runs(tmp_path, monkeypatch):
 def test_commands_are_what_the_command_line_takes(line):
     program, *arguments = shlex.split(line.split("<")[0], comments=True)
     assert program == "flaxsent"
-    cli._parser().parse_args(arguments)
+    cli._parser(arguments).parse_args(arguments)
 
 
 def test_family_table_is_what_the_code_has():

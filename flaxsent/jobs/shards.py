@@ -99,24 +99,3 @@ def spread(sizes: Sequence[int], count: int) -> float:
     """
     shares = np.bincount(assign(sizes, count), weights=np.asarray(sizes, np.float64))
     return float(shares.max() * count / shares.sum())
-
-
-def check(coordinator: str | None, num_processes: int | None, process_id: int | None) -> None:
-    """Refuses what several processes of `train` cannot be started with.
-
-    Raises:
-        FlaxsentError: one is missing, or out of range.
-    """
-    if coordinator is None or num_processes is None or process_id is None:
-        raise FlaxsentError(
-            "--coordinator HOST:PORT, --num-processes N and --process-id I go together; pass all three."
-        )
-    host, _, port = coordinator.rpartition(":")
-    if not host or not port.isdecimal() or not 0 < int(port) < 1 << 16:
-        raise FlaxsentError(f"--coordinator {coordinator}: expected HOST:PORT, where process 0 runs.")
-    if num_processes < 1:
-        raise FlaxsentError(f"--num-processes {num_processes}: expected at least 1.")
-    if not 0 <= process_id < num_processes:
-        raise FlaxsentError(
-            f"--process-id {process_id}: expected 0 to {num_processes - 1}, for {num_processes} processes."
-        )

@@ -198,10 +198,9 @@ def test_bfloat16_stays_bfloat16(tiny_folder, tmp_path):
     np.testing.assert_allclose(ours, theirs, rtol=0, atol=TOLERANCE)
 
 
+@pytest.mark.slow
 @pytest.mark.flax_auto
-@pytest.mark.parametrize(
-    "family", ["bert", *(pytest.param(name, marks=pytest.mark.slow) for name in ("bart", "roformer"))]
-)
+@pytest.mark.parametrize("family", ["bert", "bart", "roformer"])
 def test_the_flax_backend_is_exported_beside_native_packed_rows(tiny_folder, tmp_path, family):
     classifier = flaxsent.load(tiny_folder(family), backend="flax")
     flaxsent.export(classifier, tmp_path / "export")

@@ -356,6 +356,7 @@ def test_a_hub_that_does_not_answer_is_one_line_within_a_few_seconds(tmp_path, e
     assert seconds - least < 8, "the rest is the start of Python and JAX, which takes long where the machine is busy"
 
 
+@pytest.mark.slow
 def test_a_silent_hub_delays_what_is_cached_by_a_few_seconds(visit, endpoints):
     endpoint, _ = endpoints["is silent"]
     arguments = ("info", "acme/tiny")

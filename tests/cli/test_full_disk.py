@@ -39,6 +39,7 @@ def sizes_of(folder):
     return {file.name: file.stat().st_size for file in folder.iterdir()}
 
 
+@pytest.mark.slow
 def test_export_to_a_full_disk(capsys, small_disk, tmp_path, tiny_folder, symbolic_sizes):
     model = str(tiny_folder("bert"))
     assert main(["export", model, str(tmp_path / "whole"), "--platforms", "cpu"]) == 0

@@ -115,8 +115,8 @@ CLOSINGS = [
     "".join(parts).strip() for parts in itertools.product(("", " <&-"), ("", " >&-"), ("", " 2>&-")) if "".join(parts)
 ]
 DEFAULT = {
-    *(("text", closing) for closing in ("<&-", ">&-", "2>&-", "<&- >&- 2>&-")),
-    *(("lines", closing) for closing in ("<&-", ">&-")),
+    *(("text", closing) for closing in (">&-", "2>&-")),
+    ("lines", "<&-"),
     ("files", "<&- >&- 2>&-"),
     ("info", ">&-"),
     ("help", ">&-"),
@@ -189,6 +189,7 @@ def test_a_second_start_compiles_nothing(sh, tmp_path):
     assert compiled(folder) == first
 
 
+@pytest.mark.slow
 def test_a_cache_that_cannot_be_made_is_done_without(sh, tmp_path):
     (tmp_path / "file").touch()
     code, _, err = sh("info", FLAXSENT_CACHE=str(tmp_path / "file" / "cache"))

@@ -154,6 +154,7 @@ def test_the_last_of_several_processes_completes_the_folder(many, engine, monkey
     assert take(engine, many, "out", 0, 3).was_finished
 
 
+@pytest.mark.slow
 def test_the_work_for_a_file_grows_as_its_units_do(tmp_path, engine, monkeypatch):
     for module in (plans, chunks):
         monkeypatch.setattr(module, "CHUNK_ROWS", 1)

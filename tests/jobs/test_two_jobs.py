@@ -68,7 +68,9 @@ print(num_refused)
 )
 
 
-@pytest.mark.parametrize("mode", ["plain", "resume", "overwrite", "both"])
+@pytest.mark.parametrize(
+    "mode", ["plain", *(pytest.param(m, marks=pytest.mark.slow) for m in ("resume", "overwrite", "both"))]
+)
 def test_two_jobs_that_start_together_give_the_output_of_one(tmp_path, mode):
     script = TWO.replace(
         "from flaxsent.jobs import", "from flaxsent.base import FlaxsentError\nfrom flaxsent.jobs import"

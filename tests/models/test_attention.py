@@ -92,6 +92,7 @@ def test_blocks_equal_attention_at_once_and_so_do_their_gradients(monkeypatch, r
         assert np.abs(ours - theirs).max() <= TOLERANCE
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", [{"reach": 4}, {}], ids=["window", "whole texts in turn"])
 def test_dropout_of_blocks_keeps_the_mean_and_differs_from_block_to_block(monkeypatch, kind):
     monkeypatch.setattr(attention, "_MOST_SCORES", 1000)

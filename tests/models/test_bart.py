@@ -49,6 +49,7 @@ def test_a_language_behind_the_last_eos_starts_mbarts_decoder_and_is_not_pooled(
     assert starts_alike == (family == "bart")
 
 
+@pytest.mark.slow
 def test_float16_does_not_overflow_where_mbart_adds_up(tiny_folder):
     classifier = flaxsent.load(tiny_folder("mbart"), backend="native", dtype="float16")
     params = jax.tree.map(lambda leaf: leaf, dict(classifier.params))

@@ -259,7 +259,9 @@ def test_forward_is_head_of_encode_of_embed(tiny_folder, family):
         assert np.abs(np.asarray(last)[at].mean(axis=0) - read_by_head[segment]).max() <= TOLERANCE
 
 
-@pytest.mark.parametrize("family", ["bert", "bart", "deberta-v2", "modernbert"])
+@pytest.mark.parametrize(
+    "family", ["bert", *(pytest.param(name, marks=pytest.mark.slow) for name in ("bart", "deberta-v2", "modernbert"))]
+)
 def test_gradient_at_the_embeddings_is_that_of_differences(tiny_folder, family):
     """Central differences of 2e-2 in float32 are right to a hundredth where the third derivative is of size 1."""
     classifier = flaxsent.load(tiny_folder(family, **MEAN if family == "modernbert" else {}), backend="native")
