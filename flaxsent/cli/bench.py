@@ -7,7 +7,7 @@ from typing import Any
 
 
 def add(commands: Any) -> None:
-    command = commands.add_parser("bench", help="compare the speed with that of other libraries", description=_BENCH)
+    command = commands.add_parser("bench", description=_BENCH)
     command.add_argument(
         "--model", metavar="ID_OR_FOLDER", help="Hub id or folder; by default DistilBERT's size with random weights"
     )

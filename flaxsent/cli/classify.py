@@ -25,7 +25,7 @@ from flaxsent.postprocessing import decode
 
 
 def add(commands: Any) -> None:
-    command = commands.add_parser("classify", help="label texts, or files of them", description=_CLASSIFY)
+    command = commands.add_parser("classify", description=_CLASSIFY)
     command.add_argument(
         "texts", nargs="*", metavar="TEXT", help="a text; - alone reads standard input, one text a line"
     )

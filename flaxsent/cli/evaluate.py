@@ -14,7 +14,7 @@ from flaxsent.evaluation import calibration, pictures, report, tables
 
 
 def add(commands: Any) -> None:
-    command = commands.add_parser("evaluate", help="measure a model on a labelled file", description=_EVALUATE)
+    command = commands.add_parser("evaluate", description=_EVALUATE)
     add_model(command)
     command.add_argument("--data", required=True, metavar="FILE", help="CSV, TSV, JSONL or Parquet")
     command.add_argument("--text-column", default="text", metavar="NAME", help="default text")

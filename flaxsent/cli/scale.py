@@ -13,7 +13,7 @@ from flaxsent.cli.options import add_model, positive
 
 
 def add(commands: Any) -> None:
-    command = commands.add_parser("scale", help="estimate the hosts and devices of a large job", description=_SCALE)
+    command = commands.add_parser("scale", description=_SCALE)
     add_model(command)
     command.add_argument("--texts-per-second", type=positive, required=True, metavar="X", help="speed of one device")
     command.add_argument("--tokens-per-second", type=positive, required=True, metavar="X", help="the same in tokens")

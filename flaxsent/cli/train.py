@@ -11,7 +11,7 @@ _Options = TypeVar("_Options", RunOptions, TrainOptions)
 
 
 def add(commands: Any) -> None:
-    command = commands.add_parser("train", help="fine-tune an encoder or a classifier", description=_TRAIN)
+    command = commands.add_parser("train", description=_TRAIN)
     for title, options in (("files", RunOptions), ("training", TrainOptions)):
         group = command.add_argument_group(title)
         for field in dataclasses.fields(options):
