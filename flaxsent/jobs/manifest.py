@@ -126,39 +126,43 @@ def begin(job: Job, facts: Facts, *, chunk_characters: int) -> tuple[Manifest, b
         FlaxsentError: another job has begun or finished the outputs.
         OSError: the folder of the parts cannot be written.
     """
+    mine = Manifest(secrets.token_hex(4), facts, chunk_characters, job.options.overwrite)
     begun = None
     try:
-        begun = _join_or_begin(job, Manifest(secrets.token_hex(4), facts, chunk_characters, job.options.overwrite))
+        begun = _join_or_begin(job, mine)
     finally:
         if begun is None:
+            end(job, mine.run)
             with contextlib.suppress(OSError):
                 job.folder.rmdir()
     return begun
 
 
 def _join_or_begin(job: Job, mine: Manifest) -> tuple[Manifest, bool] | None:
-    facts = mine.facts
+    facts, is_refused = mine.facts, False
     while True:
         if (found := read(job.folder)) is not None:
             found = _join(job, found, facts)
             _forget_others(job, facts)
             return found, False
-        if _is_finished(job, facts):
-            return None
+        known = _finished(job)
+        try:
+            if _is_finished(job, known, facts):
+                return None
+        except FileExistsError:
+            if is_refused:
+                raise
+            is_refused = True  # unless other processes have begun this job since there was no manifest
+            continue
         job.folder.mkdir(parents=True, exist_ok=True)
-        # Another process may begin a job here at this moment, or finish one and remove the folder.
-        with contextlib.suppress(FileExistsError, FileNotFoundError):
+        try:
             files.create(job.folder / MANIFEST, json.dumps(mine._asdict(), indent=1).encode())
-            break
-    begun = None
-    try:
-        if not _is_finished(job, facts):  # another job may have come and gone meanwhile
+        except (FileExistsError, FileNotFoundError):  # others begin a job here, or remove the folder of one
+            continue
+        if all(entry in known for entry in _finished(job)):
             _forget_others(job, facts)
-            begun = mine, True
-    finally:
-        if begun is None:
-            end(job, mine.run)
-    return begun
+            return mine, True
+        end(job, mine.run)  # another job has come and gone, and has made the outputs
 
 
 def _join(job: Job, found: Manifest, facts: Facts) -> Manifest:
@@ -205,9 +209,7 @@ def _forget_others(job: Job, facts: Facts) -> None:
     """Takes other jobs whose outputs this one is about to replace off the record."""
     entries = _finished(job)
     valid = [entry for entry in entries if _is_other(entry, job) or entry["facts"] == facts]
-    if not valid:
-        job.record.unlink(missing_ok=True)
-    elif valid != entries:
+    if valid != entries:  # else another process may finish this job now, and must not lose its record
         _write_record(job, valid)
 
 
@@ -248,8 +250,8 @@ def _is_other(entry: dict[str, Any], job: Job) -> bool:
     return {file.output.name for file in job.files}.isdisjoint(entry["facts"]["outputs"])
 
 
-def _is_finished(job: Job, facts: Facts) -> bool:
-    """Whether a job of the same facts has made the outputs.
+def _is_finished(job: Job, known: list[dict[str, Any]], facts: Facts) -> bool:
+    """Whether one of the known jobs has the same facts, and has made the outputs.
 
     Raises:
         FileExistsError: there are outputs, and nothing says how they were made.
@@ -258,7 +260,7 @@ def _is_finished(job: Job, facts: Facts) -> bool:
     there = [file for file in job.made if file.exists()]
     if not there or job.options.overwrite:
         return False
-    entries = [entry for entry in _finished(job) if not _is_other(entry, job)]
+    entries = [entry for entry in known if not _is_other(entry, job)]
     if not (job.options.joins and len(there) == len(job.made) and entries):
         raise exists_error(there[0])
     difference = _difference(entries[0]["facts"], facts)

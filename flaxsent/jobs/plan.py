@@ -164,10 +164,10 @@ def plan(inputs: Sequence[str], output: str, options: JobOptions) -> Job:
     made = _made(outputs, options)
     _check_names(names, made)
     there = [file for file in made if file.exists()]
-    is_begun, may_be_finished = (folder / MANIFEST).exists(), len(there) == len(made) and record.exists()
+    is_begun = (folder / MANIFEST).exists()
     if is_begun and not options.joins:
         raise begun_error(folder)
-    if there and not (is_begun or options.overwrite or (options.joins and may_be_finished)):
+    if there and not (is_begun or options.overwrite or (options.joins and record.exists())):  # which `run` looks into
         raise exists_error(there[0])
     files = tuple(_look(name, output, options) for name, output in zip(names, outputs, strict=True))
     job = Job(files, folder, record, options, f"{options.prefix}row" if is_folder else None)
