@@ -62,7 +62,7 @@ def load(
         return exported.read(Path(source))
     dtype = float_dtype(jnp.float32 if dtype is None else dtype)
     folder = hub.find(source, revision=revision)
-    own = _read_config(folder)
+    own = config_of(folder)
     config = _with_labels(own, labels, problem_type)
     chosen = _choose_backend(backend, config, dtype)
     is_new = (config.labels != own.labels or not own.is_classifier) and labels is not None
@@ -144,7 +144,12 @@ def float_dtype(dtype: Any) -> jnp.dtype:
     return found
 
 
-def _read_config(folder: Path) -> ModelConfig:
+def config_of(folder: Path) -> ModelConfig:
+    """The config of a checkpoint folder (`hub.find`), without its weights.
+
+    Raises:
+        FlaxsentError: it is damaged, hostile, or of a family that flaxsent does not know.
+    """
     try:
         return read_config((folder / "config.json").read_text(encoding="utf-8"))
     except UnicodeDecodeError as err:

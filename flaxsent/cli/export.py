@@ -26,9 +26,14 @@ and a manifest with the hash of each file. flaxsent.load reads the folder, and s
 
 
 def run(options: argparse.Namespace) -> None:
+    from flaxsent import models
+    from flaxsent.checkpoint import hub
     from flaxsent.checkpoint.exported import export
-    from flaxsent.checkpoint.folder import load
+    from flaxsent.checkpoint.folder import config_of, load
 
-    export(load(options.model, dtype=options.dtype), options.folder, platforms=options.platforms.split(","))
+    # Natively where that can be: nothing of transformers is imported, and the function is smaller.
+    backend = "native" if models.is_native(config_of(hub.find(options.model))) else None
+    classifier = load(options.model, backend=backend, dtype=options.dtype)
+    export(classifier, options.folder, platforms=options.platforms.split(","))
     size = sum(file.stat().st_size for file in Path(options.folder).iterdir())
     print(f"{options.folder}: {size / 1e6:,.1f} MB, for {options.platforms.replace(',', ', ')}")

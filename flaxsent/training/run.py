@@ -22,13 +22,13 @@ from tqdm import tqdm
 
 from flaxsent.base import FlaxsentError, Text
 from flaxsent.checkpoint import exported, hub
-from flaxsent.checkpoint.folder import load, save
+from flaxsent.checkpoint.folder import config_of, load, save
 from flaxsent.classifier import Classifier
 from flaxsent.data.labels import Annotations, Examples, Task, describe, read_annotations, resolve, to_examples
 from flaxsent.data.records import read_texts
 from flaxsent.engine import Engine
 from flaxsent.files import require
-from flaxsent.models.config import ModelConfig, read_config
+from flaxsent.models.config import ModelConfig
 from flaxsent.packing import StepShape
 from flaxsent.training import distributed
 from flaxsent.training.checkpoints import Checkpoints
@@ -168,8 +168,7 @@ def _read(options: RunOptions) -> Data:
 def _own_config(model: str | None) -> ModelConfig:
     if model is not None and exported.is_exported(model):
         raise FlaxsentError(f"{model} was exported and cannot be trained; pass the checkpoint itself.")
-    folder = hub.find(model)
-    return read_config((folder / "config.json").read_text(encoding="utf-8", errors="replace"))
+    return config_of(hub.find(model))
 
 
 def _load(options: RunOptions, data: Data, *, seed: int) -> tuple[Classifier, bool]:
