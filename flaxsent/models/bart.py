@@ -155,8 +155,8 @@ def _decoder_ids(tokens: Tokens, *, config: ModelConfig) -> Int[Array, " T"]:
     is_last_T = jnp.append(segment_ids[1:] != segment_ids[:-1], True)
     if config.family == "mbart":
         places_T = jnp.arange(ids_T.shape[0])
-        last_T = jax.lax.cummin(jnp.where(is_last_T, places_T, ids_T.shape[0]), reverse=True)
-        start_T = ids_T[last_T]
+        last_by_segment = jnp.zeros(ids_T.shape[0] + 1, places_T.dtype).at[segment_ids].max(places_T)
+        start_T = ids_T[last_by_segment[segment_ids]]
     else:
         start_T = jnp.full_like(ids_T, _options(config).decoder_start_token_id)
     return jnp.where(jnp.roll(is_last_T, 1), start_T, jnp.roll(ids_T, 1))
