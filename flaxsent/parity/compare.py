@@ -30,6 +30,15 @@ TOLERANCES = {"float32": 2e-5, "bfloat16": 5e-2}
 """Largest |logit difference| for logits of size 1 to 10: float32 sums in another order, bfloat16 has 8 bits."""
 
 
+FLAX_BFLOAT16 = 8e-2
+"""The same for transformers' Flax classes in bfloat16, which keep softmax and the sums of the layers in it, too. mBART
+was 5.3e-2 off on a processor with AVX512_BF16, which rounds each product, and 4.5e-2 where XLA emulates them."""
+
+
+def tolerance_of(backend: Backend, dtype: str) -> float:
+    return FLAX_BFLOAT16 if (backend, dtype) == ("flax", "bfloat16") else TOLERANCES[dtype]
+
+
 class Cell(NamedTuple):
     """One comparison with PyTorch in float32."""
 
@@ -49,7 +58,7 @@ class Cell(NamedTuple):
 
     @property
     def passes(self) -> bool:
-        return self.difference <= TOLERANCES[self.dtype] and self.same_labels
+        return self.difference <= tolerance_of(self.backend, self.dtype) and self.same_labels
 
 
 def run(names: Sequence[str] = ()) -> Iterator[Cell]:
@@ -108,7 +117,7 @@ def check(folder: Path, *, name: str) -> Iterator[Cell]:
                         texts=kind,
                         size=float(np.abs(theirs[kind]).max()),
                         difference=float(np.abs(ours - theirs[kind]).max()),
-                        same_labels=has_labels_of(ours, theirs[kind], tolerance=TOLERANCES[dtype]),
+                        same_labels=has_labels_of(ours, theirs[kind], tolerance=tolerance_of(backend, dtype)),
                     )
 
 
@@ -134,6 +143,7 @@ def table(cells: Sequence[Cell]) -> str:
         lines.append(f"{model:20} {backend:6} {dtype:8}{size:8.1f}" + "".join(f"{text:>16}" for text in texts))
     num_passed = sum(cell.passes for cell in cells)
     limits = ", ".join(f"{dtype} within {tolerance:.0e}" for dtype, tolerance in TOLERANCES.items())
+    limits += f" ({FLAX_BFLOAT16:.0e} for transformers' Flax classes)"
     lines.append(
         f"{num_passed} of {len(cells)} comparisons pass: {limits}, with the same best label unless two are nearly equal"
     )
