@@ -45,7 +45,9 @@ def load(
         problem_type: what the logits are for; the checkpoint's own by default, with new labels one label of several, or
             regression if there is one.
         new_head: whether to draw the layer of the logits, to be trained. By default it is drawn for labels that are not
-            the checkpoint's own, and for an encoder that has none. False keeps it under other names.
+            the checkpoint's own, and for an encoder that has none. False keeps it under other names. A model that is to
+            be trained must be whole: where this is given or a head is drawn, a file with more layers than its config
+            says is refused.
         seed: from which the new head is drawn.
         matmul_precision: `jax.default_matmul_precision` within the forward: "highest" makes float32 mean float32 on
             GPU and TPU too; None leaves it to JAX.
@@ -69,7 +71,8 @@ def load(
     draws_head = is_new if new_head is None else new_head
     if new_head is False and config.num_labels != own.num_labels:
         raise FlaxsentError(f"new_head=False keeps the layer of {own.num_labels} labels; got {config.num_labels}.")
-    params = _read_params(folder, config, dtype, key=jax.random.key(seed) if draws_head else None)
+    is_whole = draws_head or new_head is not None
+    params = _read_params(folder, config, dtype, key=jax.random.key(seed) if draws_head else None, is_whole=is_whole)
     if not draws_head and (temperature := old_temperature(own)) != 1:
         params = models.divide_logits(params, temperature)
     tokenizer = read_tokenizer(
@@ -181,17 +184,18 @@ def _choose_backend(backend: Backend | None, config: ModelConfig, dtype: jnp.dty
     return backend
 
 
-def _read_params(folder: Path, config: ModelConfig, dtype: jnp.dtype, *, key: Any | None) -> Params:
+def _read_params(folder: Path, config: ModelConfig, dtype: jnp.dtype, *, key: Any | None, is_whole: bool) -> Params:
     """The params of a folder; with a `key`, the last layer is drawn, and what the folder lacks of the layers below it.
 
     Encoders often come without a pooler, too.
     """
     shapes, base = models.shapes(config), models.base(config)
+    read = functools.partial(weights.read_params, folder, shapes=shapes, base=base, dtype=dtype, is_whole=is_whole)
     if key is None:
-        return weights.read_params(folder, shapes=shapes, base=base, dtype=dtype)
+        return read()
     head = {branch: shape for branch, shape in shapes.items() if branch != base}
     if "pooler" in shapes[base]:
         head[base] = {"pooler": shapes[base]["pooler"]}
     drawn = models.init_params(key, head, stddev=config.initializer_range)
-    params = weights.read_params(folder, shapes=shapes, base=base, dtype=dtype, drawn=drawn)
+    params = read(drawn=drawn)
     return models.with_last_layer(params, {name: leaf.astype(dtype) for name, leaf in models.last_layer(drawn).items()})

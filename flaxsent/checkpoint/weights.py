@@ -6,9 +6,11 @@ torch's `weights_only`, no code is fetched, no name in an index leads out of the
 
 import errno
 import json
+import logging
 import os
 import re
-from collections.abc import Iterable, Mapping
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +20,8 @@ import safetensors.numpy
 
 from flaxsent.base import FlaxsentError, Params
 from flaxsent.files import require
+
+logger = logging.getLogger(__name__)
 
 SAFETENSORS, SAFETENSORS_INDEX = "model.safetensors", "model.safetensors.index.json"
 MSGPACK, PICKLE = "flax_model.msgpack", "pytorch_model.bin"
@@ -38,6 +42,13 @@ _NOT_PARAMETERS = re.compile(
     r"|(encoder|decoder)\.version"
     r"|encoder\.embed_positions\.weight|deberta\.embeddings\.position_embeddings\.weight)$"
 )
+# What heads of pretraining and poolers that the family's classifier does not read leave over: no reader misses them.
+_OF_NO_INTEREST = re.compile(
+    r"(^|\.)(pooler|cls|lm_head|\w*predictions|generator_\w+|vocab_(transform|layer_norm|projector)|qa_outputs"
+    r"|seq_relationship|sop_classifier|final_logits_bias|loss_fct|mask_token_embedding)(\.|$)"
+)
+_MOST_NAMES = 10
+"""How many tensors a message names."""
 
 
 def first_line(err: BaseException) -> str:
@@ -63,22 +74,25 @@ def shard_files(index: Path) -> list[str]:
     return names
 
 
-def read_params(folder: Path, *, shapes: Params, base: str, dtype: jnp.dtype, drawn: Params | None = None) -> Params:
+def read_params(
+    folder: Path, *, shapes: Params, base: str, dtype: jnp.dtype, drawn: Params | None = None, is_whole: bool = False
+) -> Params:
     """Reads the weights of a checkpoint folder into a tree of the given shapes.
 
     `base` is the branch that holds the encoder; a checkpoint of the encoder alone lacks it. Where `drawn` parameters
-    are given, a new head is put on the encoder: those of them that the file has not in this shape are taken, and what
-    it has of other heads is no fault. The encoder must be there, all of it and no more.
+    are given, a new head is put on the encoder: those of them that the file has not in this shape are taken. Tensors
+    that the model does not have are left out and logged, as by transformers, unless `is_whole` says that the file must
+    hold this encoder and no more of one.
 
     Raises:
-        FlaxsentError: a file is damaged, or tensors are missing (-), unexpected (+) or of another shape: all in one
-            error.
+        FlaxsentError: a file is damaged, or tensors are missing (-) or of another shape: all in one error, with those
+            that were not expected (+); or all names have a prefix.
         MissingPackageError: the format needs a package that is not installed.
     """
     file = _weight_file(folder)
     tensors = _READERS[file.name](file)
     fallback = dict(flatten(drawn or {}))
-    leaves, faults = {}, []
+    leaves, missing, misshaped = {}, [], []
     for path, shape in flatten(shapes):
         names = _pytorch_names(path, base)
         name = next((name for name in names if name in tensors), names[0])
@@ -88,21 +102,61 @@ def read_params(folder: Path, *, shapes: Params, base: str, dtype: jnp.dtype, dr
         elif path in fallback:
             leaves[path] = fallback[path]
         elif tensor is None:
-            faults.append(f"- {name}")
+            missing.append(name)
         else:
-            faults.append(f"{name}: expected {_pytorch_shape(path, shape)}, got {tensor.shape}")
+            misshaped.append(f"{name}: expected {_pytorch_shape(path, shape)}, got {tensor.shape}")
     left_over = [name for name in sorted(tensors) if not _NOT_PARAMETERS.search(name)]
-    if drawn is not None:
-        left_over = [name for name in left_over if _is_of_encoder(name, base, shapes[base])]
-    faults += [f"+ {name}" for name in left_over]
-    if faults:
-        raise FlaxsentError(f"{file} does not fit its config.json (- missing, + unexpected): {'; '.join(faults)}")
+    faults = [f"- {name}" for name in missing] + misshaped
+    beyond = [name for name in left_over if is_whole and _is_of_encoder(name, base, shapes[base])]
+    if faults or beyond:
+        _check_prefix(file, missing, left_over, base)
+        left_over = left_over if drawn is None else beyond
+        told = "; ".join(filter(None, (_some(faults), _some([f"+ {name}" for name in left_over]))))
+        raise FlaxsentError(f"{file} does not fit its config.json (- missing, + unexpected): {told}")
+    if left_over:
+        of_no_interest = drawn is not None or all(map(_OF_NO_INTEREST.search, left_over))
+        level = logging.INFO if of_no_interest else logging.WARNING
+        logger.log(level, "%s: tensors that this model does not have were left out: %s", file, _grouped(left_over))
     odd = {str(leaf.dtype) for leaf in leaves.values() if not jnp.issubdtype(leaf.dtype, jnp.floating)}
     if odd:
         raise FlaxsentError(
             f"{file} has weights of dtype {', '.join(sorted(odd))}; expected floats: it may be quantised."
         )
     return _unflatten({path: jnp.asarray(leaf, dtype) for path, leaf in leaves.items()})
+
+
+def _check_prefix(file: Path, missing: Sequence[str], left_over: Sequence[str], base: str) -> None:
+    """Raises FlaxsentError if what is missing is there with something in front, as wrappers of models save it."""
+    there = {*left_over}
+    for wanted in (missing, [name.removeprefix(f"{base}.") for name in missing]):
+        prefixes = Counter(
+            name.removesuffix(one) for one in wanted[:_MOST_NAMES] for name in left_over if name.endswith(f".{one}")
+        )
+        for prefix, _ in prefixes.most_common(1):
+            if sum(prefix + name in there for name in wanted) > len(wanted) / 2:
+                raise FlaxsentError(
+                    f"{file} has {prefix!r} in front of its tensors' names, as in {prefix}{wanted[0]}: a wrapper of "
+                    "the model wrote them; save the model that it wraps, or take the prefix away."
+                )
+
+
+def _some(names: Sequence[str]) -> str:
+    more = [] if len(names) <= _MOST_NAMES else [f"and {len(names) - _MOST_NAMES} more"]
+    return "; ".join([*names[:_MOST_NAMES], *more])
+
+
+def _grouped(names: Iterable[str]) -> str:
+    """The names by what they have in front, with how many there are of each: a layer's, or a module's.
+
+    >>> _grouped(["a.layer.7.b.weight", "a.layer.7.c.weight", "head.bias", "x.y.bias", "x.y.weight"])
+    'a.layer.7.* (2), head.bias, x.y.* (2)'
+    """
+    groups: dict[str, list[str]] = {}
+    for name in names:
+        layer = re.match(r".*?\.\d+(?=\.)", name)
+        groups.setdefault(layer[0] if layer else name.rpartition(".")[0], []).append(name)
+    told = [f"{group}.* ({len(held)})" if len(held) > 1 else held[0] for group, held in groups.items()]
+    return _some(told).replace("; ", ", ")
 
 
 def stored_dtype(folder: Path) -> jnp.dtype:

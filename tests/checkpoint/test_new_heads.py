@@ -3,6 +3,7 @@
 import re
 import shutil
 
+import jax
 import numpy as np
 import pytest
 import safetensors.numpy
@@ -59,15 +60,20 @@ def base_of(tensors):
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-@pytest.mark.parametrize("labels", [None, NEW], ids=["own labels", "new labels"])
-def test_a_layer_too_many_is_told(checkpoint, family, labels):
-    """A file of 12 layers under a config of 6 would be half an encoder."""
+def test_half_an_encoder_is_not_trained_and_told_where_it_is_used(checkpoint, tiny_folder, family, caplog):
+    """A file of 12 layers under a config of 6: transformers computes six, and says so."""
     folder = checkpoint(
         family, lambda tensors: tensors | {new: tensors[old] for new, old in layers_of(tensors).items()}
     )
-    with pytest.raises(flaxsent.FlaxsentError, match=r"\(- missing, \+ unexpected\): \+ [\w.]+\.99\.") as told:
-        load(folder, labels=labels)
-    assert ": - " not in str(told.value)
+    for arguments in ({"labels": NEW}, {"new_head": True}, {"new_head": False}):  # train says which head it wants
+        with pytest.raises(flaxsent.FlaxsentError, match=r"\(- missing, \+ unexpected\): \+ [\w.]+\.99\.") as told:
+            load(folder, **arguments)
+        assert ": - " not in str(told.value)
+    params = load(folder).params
+    jax.tree.map(np.testing.assert_array_equal, params, load(tiny_folder(family)).params)
+    (record,) = caplog.records
+    assert record.levelname == "WARNING"
+    assert re.search(r"tensors that this model does not have were left out: [\w.]+\.99\.\* \(\d+\)", caplog.text)
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -137,22 +143,28 @@ def leaves(tree, path=()):
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_what_other_heads_leave_over_is_no_fault_where_a_new_head_is_drawn(checkpoint, tiny_folder, family):
+def test_what_other_heads_leave_over_is_no_fault_where_a_new_head_is_drawn(checkpoint, family, caplog):
     more = {name: np.zeros(shape, np.float32) for name, shape in OTHER_HEADS.items()}
     folder = checkpoint(family, lambda tensors: without_last_layer(family, tensors) | more)
-    assert load(folder, labels=NEW).config.labels == tuple(NEW)
+    with caplog.at_level("INFO", "flaxsent"):
+        assert load(folder, labels=NEW).config.labels == tuple(NEW)
+    assert [record.levelname for record in caplog.records] == ["INFO"]
     with pytest.raises(
-        flaxsent.FlaxsentError, match=r"unexpected\): .*\+ cls\.predictions\.bias; \+ .*\+ vocab_transform"
+        flaxsent.FlaxsentError, match=r"unexpected\): - .*\+ cls\.predictions\.bias; \+ .*\+ vocab_transform"
     ):
         load(folder)
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_what_other_heads_leave_over_is_told_beside_a_head_that_is_kept(checkpoint, family):
+def test_what_other_heads_leave_over_beside_a_head_that_is_kept_is_logged(checkpoint, family, caplog):
     folder = checkpoint(family, lambda tensors: tensors | {"lm_head.bias": np.zeros(61, np.float32)})
     for arguments in ({}, {"new_head": False}, {"labels": ["a", "b", "c"], "new_head": False}):
-        with pytest.raises(flaxsent.FlaxsentError, match=r"unexpected\): \+ lm_head\.bias$"):
+        caplog.clear()
+        with caplog.at_level("INFO", "flaxsent"):
             load(folder, **arguments)
+        assert [record.getMessage().partition(": ")[2] for record in caplog.records] == [
+            "tensors that this model does not have were left out: lm_head.bias"
+        ]
 
 
 @pytest.mark.parametrize("labels", [[], "ab", ["a", "a"]])
