@@ -27,6 +27,9 @@ Texts = Iterable[Text]
 
 ProblemType = Literal["single_label_classification", "multi_label_classification", "regression"]
 
+ScoreFunction = Literal["softmax", "sigmoid", "none"]
+"""What makes scores of logits, by the names of transformers' `function_to_apply`."""
+
 Backend = Literal["flax", "native", "exported"]
 
 

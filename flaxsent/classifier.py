@@ -128,7 +128,7 @@ class Classifier:
     """`embeddings(params, tokens, num_segments)`: the vector that the head reads of each text. FlaxsentError for an
     exported folder."""
     postprocess: Callable[[Float[Array, "*batch C"]], Float[Array, "*batch C"]]
-    """Softmax, sigmoid or nothing, by `config.problem_type`; float32."""
+    """Softmax, sigmoid or nothing, by `config.score_function`; float32."""
     params: Params
     config: ModelConfig
     tokenizer: Tokenizer

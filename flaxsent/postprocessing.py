@@ -7,18 +7,31 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float
 
-from flaxsent.base import AnyArray, FlaxsentError, Prediction
+from flaxsent.base import AnyArray, FlaxsentError, Prediction, ProblemType
 from flaxsent.models.config import ModelConfig
 
 
 def postprocess(logits: Float[AnyArray, "*batch C"], *, config: ModelConfig) -> Float[jax.Array, "*batch C"]:
-    """Scores in float32 from logits of any float dtype, by `config.problem_type`.
+    """Scores in float32 from logits of any float dtype, by `config.score_function`: transformers' pipeline's.
 
-    Softmax for one label of several, sigmoid for labels that do not exclude one another, and the values themselves for
-    regression, as the losses of transformers' `*ForSequenceClassification.forward` take them.
+    That is `function_to_apply` where config.json has it: "softmax", "sigmoid" or "none". Else it is softmax for one
+    label of several, sigmoid for labels that do not exclude one another, and the values themselves for regression. A
+    single label that is not said to be regression has a sigmoid: rerankers.
     """
     logits_f32 = jnp.asarray(logits).astype(jnp.float32)
-    match config.problem_type:
+    match config.score_function:
+        case "softmax":
+            return jax.nn.softmax(logits_f32, axis=-1)
+        case "sigmoid":
+            return jax.nn.sigmoid(logits_f32)
+        case "none":
+            return logits_f32
+
+
+def probabilities(logits: Float[AnyArray, "*batch C"], *, problem_type: ProblemType) -> Float[jax.Array, "*batch C"]:
+    """What the losses of training take logits for, whatever scores are made of them; values for regression."""
+    logits_f32 = jnp.asarray(logits).astype(jnp.float32)
+    match problem_type:
         case "single_label_classification":
             return jax.nn.softmax(logits_f32, axis=-1)
         case "multi_label_classification":

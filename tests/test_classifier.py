@@ -253,7 +253,8 @@ def test_postprocess_is_the_formula_in_float32_whatever_comes(classifier, proble
 @pytest.mark.parametrize(
     ("changes", "problem_type"),
     [
-        ({"id2label": {"0": "score"}}, "regression"),
+        ({"id2label": {"0": "relevance"}}, "multi_label_classification"),
+        ({"id2label": {"0": "score"}, "problem_type": "regression"}, "regression"),
         ({"id2label": {"0": "toxic"}, "problem_type": "multi_label_classification"}, "multi_label_classification"),
         ({}, "single_label_classification"),
         ({"problem_type": "multi_label_classification"}, "multi_label_classification"),

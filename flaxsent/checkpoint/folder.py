@@ -16,7 +16,7 @@ from flaxsent.checkpoint import exported, hub, weights
 from flaxsent.classifier import Classifier, embeddings, forward, forward_packed, hidden_states, tokenize
 from flaxsent.files import replacing
 from flaxsent.models import flax_auto
-from flaxsent.models.config import PROBLEM_TYPES, ModelConfig, old_temperature, read_config, to_json
+from flaxsent.models.config import PROBLEM_TYPES, ModelConfig, as_trained, old_temperature, read_config, to_json
 from flaxsent.postprocessing import postprocess
 from flaxsent.tokenization import TOKENIZER_FILES, read_tokenizer
 
@@ -43,7 +43,8 @@ def load(
         revision: branch, tag or commit on the Hub.
         labels: those of the classifier, in the order of the logits; the checkpoint's own by default.
         problem_type: what the logits are for; the checkpoint's own by default, with new labels one label of several, or
-            regression if there is one.
+            regression if there is one. It decides the scores, too, unless config.json names a `function_to_apply` for
+            these labels.
         new_head: whether to draw the layer of the logits, to be trained. By default it is drawn for labels that are not
             the checkpoint's own, and for an encoder that has none. False keeps it under other names. A model that is to
             be trained must be whole: where this is given or a head is drawn, a file with more layers than its config
@@ -165,10 +166,12 @@ def _with_labels(own: ModelConfig, labels: Sequence[str] | None, problem_type: P
     if problem_type not in (None, *PROBLEM_TYPES):
         raise FlaxsentError(f"problem_type={problem_type!r}: expected one of {', '.join(PROBLEM_TYPES)}.")
     names = own.labels if labels is None else tuple(labels)
+    kept = own if problem_type is None else as_trained(own)
+    function = kept.function_to_apply if names == own.labels else None
     if problem_type is None:
         by_number = "regression" if len(names) == 1 else "single_label_classification"
         problem_type = own.problem_type if names == own.labels else by_number
-    return dataclasses.replace(own, labels=names, problem_type=problem_type)
+    return dataclasses.replace(own, labels=names, problem_type=problem_type, function_to_apply=function)
 
 
 def _choose_backend(backend: Backend | None, config: ModelConfig, dtype: jnp.dtype) -> Backend:

@@ -18,7 +18,7 @@ from flaxsent.data.labels import read_annotations, to_examples
 from flaxsent.engine import Engine, Stats
 from flaxsent.evaluation import metrics
 from flaxsent.models.config import ModelConfig
-from flaxsent.postprocessing import postprocess
+from flaxsent.postprocessing import postprocess, probabilities
 
 Targets = Int[np.ndarray, " B"] | Float[np.ndarray, "B C"]
 """The index of each text's label; for multi-label 1 for each label it has, else 0; for regression the values."""
@@ -142,8 +142,17 @@ _ENCODED_TOGETHER = 1024
 def measure(
     logits_BC: Float[np.ndarray, "B C"], targets: Targets, config: ModelConfig, *, lengths: Lengths | None = None
 ) -> Report:
-    """All figures of logits; by length too, where lengths are given."""
-    scores_BC = np.asarray(postprocess(logits_BC, config=config))
+    """All figures of logits; by length too, where lengths are given.
+
+    Of regression these are of the scores that `classify` gives. Elsewhere they are of the probabilities that the model
+    was trained to give, whatever `function_to_apply` makes of them.
+    """
+    is_regression = config.problem_type == "regression"
+    scores_BC = np.asarray(
+        postprocess(logits_BC, config=config)
+        if is_regression
+        else probabilities(logits_BC, problem_type=config.problem_type)
+    )
     report = _measure(scores_BC, targets, config)
     if lengths is None:
         return report

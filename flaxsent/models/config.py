@@ -3,11 +3,12 @@
 Nothing of a remote config reaches transformers without passing through `read_config`.
 """
 
+import dataclasses
 import json
 from collections.abc import Mapping
 from typing import Any
 
-from flaxsent.base import FlaxsentError, ProblemType
+from flaxsent.base import FlaxsentError, ProblemType, ScoreFunction
 from flaxsent.models.albert import FAMILIES as ALBERT
 from flaxsent.models.bart import FAMILIES as BART
 from flaxsent.models.bert import FAMILIES as BERT
@@ -19,6 +20,7 @@ from flaxsent.models.modernbert import FAMILIES as MODERNBERT
 from flaxsent.models.mpnet import FAMILIES as MPNET
 
 PROBLEM_TYPES = ("single_label_classification", "multi_label_classification", "regression")
+_SCORE_FUNCTIONS = ("softmax", "sigmoid", "none")
 
 _FAMILIES = (*ALBERT, *BART, *BERT, *DEBERTA, *DISTILBERT, *FLAX_ONLY, *MODERNBERT, *MPNET)
 
@@ -96,20 +98,29 @@ def read_config(text: str) -> ModelConfig:
         first_position=first_position,
         labels=(names := _labels(raw, default_num=family.default_num_labels)),
         problem_type=_problem_type(raw, len(names)),
+        function_to_apply=_function_to_apply(raw, len(names)),
         json=json.dumps(raw),
     )
 
 
 def to_json(config: ModelConfig, *, dtype: str) -> str:
-    """The config.json to save: what was read, with the labels, the class and the dtype that are saved."""
+    """The config.json to save: what was read, with the labels, the class and the dtype that are saved.
+
+    With it, transformers' pipeline gives the scores of `postprocess`, where it can be told to.
+    """
     raw = json.loads(config.json)
     raw["architectures"] = [f"{FAMILIES[config.family].class_name}ForSequenceClassification"]
     raw["id2label"] = {str(index): label for index, label in enumerate(config.labels)}
     raw["label2id"] = {label: index for index, label in enumerate(config.labels)}
     raw["problem_type"] = config.problem_type
+    raw["function_to_apply"] = config.function_to_apply
     raw["torch_dtype"] = dtype
     for key in ("num_labels", "dtype", "_name_or_path", _TEMPERATURE_KEY):
         raw.pop(key, None)
+    if (config.num_labels, config.problem_type, config.function_to_apply) == (1, "regression", "sigmoid"):
+        raw["problem_type"] = raw["function_to_apply"] = None  # see `_function_to_apply`
+    if raw["function_to_apply"] is None:
+        del raw["function_to_apply"]
     return json.dumps(raw, indent=2, sort_keys=True) + "\n"
 
 
@@ -167,6 +178,30 @@ def _problem_type(raw: Mapping[str, Any], num_labels: int) -> ProblemType:
             f"config.json has problem_type={problem_type!r}; expected one of {', '.join(PROBLEM_TYPES)}."
         )
     return problem_type
+
+
+def _function_to_apply(raw: Mapping[str, Any], num_labels: int) -> ScoreFunction | None:
+    """`function_to_apply`; else the sigmoid for one label of no problem type.
+
+    transformers' models train such a label as regression, but its pipeline knows nothing of that: rerankers are so.
+    """
+    function = raw.get("function_to_apply")
+    if function is None:
+        return "sigmoid" if num_labels == 1 and raw.get("problem_type") is None else None
+    if function not in _SCORE_FUNCTIONS:
+        raise FlaxsentError(
+            f"config.json has function_to_apply={function!r}; expected one of {', '.join(_SCORE_FUNCTIONS)}."
+        )
+    return function
+
+
+def as_trained(config: ModelConfig) -> ModelConfig:
+    """The config of a model that is trained for its problem type: its scores are then what it learns to give.
+
+    transformers' models write the problem type into their config when they are given labels.
+    """
+    is_said = config.get("function_to_apply") is not None
+    return config if is_said else dataclasses.replace(config, function_to_apply=None)
 
 
 def old_temperature(config: ModelConfig) -> float:

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Array, Float, PyTree
 
-from flaxsent.base import FlaxsentError, ProblemType
+from flaxsent.base import FlaxsentError, ProblemType, ScoreFunction
 
 # Far beyond any published encoder: a hostile size must not cost memory or minutes before the weights, which it does not
 # fit, are read.
@@ -69,12 +69,28 @@ class ModelConfig:
     """Standard deviation of newly drawn parameters."""
     labels: tuple[str, ...]
     problem_type: ProblemType
+    """What the logits are trained for."""
+    function_to_apply: ScoreFunction | None
+    """What makes scores of them; None: what suits the problem type."""
     json: str
     """The config.json that was read, for `save` and for the keys that only one family has."""
 
     @property
     def num_labels(self) -> int:
         return len(self.labels)
+
+    @property
+    def score_function(self) -> ScoreFunction:
+        """What makes scores of logits: that of transformers' `TextClassificationPipeline`."""
+        if self.function_to_apply is not None:
+            return self.function_to_apply
+        match self.problem_type:
+            case "regression":
+                return "none"
+            case "multi_label_classification":
+                return "sigmoid"
+            case "single_label_classification":
+                return "sigmoid" if self.num_labels == 1 else "softmax"
 
     @property
     def is_classifier(self) -> bool:

@@ -17,10 +17,10 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Float
+from jaxtyping import Array, Float
 from tqdm import tqdm
 
-from flaxsent.base import FlaxsentError, Text
+from flaxsent.base import FlaxsentError, Params, Text, Tokens
 from flaxsent.checkpoint import exported, hub
 from flaxsent.checkpoint.folder import config_of, load, save
 from flaxsent.classifier import Classifier
@@ -30,6 +30,7 @@ from flaxsent.engine import Engine
 from flaxsent.files import require
 from flaxsent.models.config import ModelConfig
 from flaxsent.packing import StepShape
+from flaxsent.postprocessing import probabilities
 from flaxsent.training import distributed
 from flaxsent.training.checkpoints import Checkpoints
 from flaxsent.training.log import Log, draw_curves, read_log
@@ -207,9 +208,13 @@ def _load_teacher(model: str, config: ModelConfig) -> Classifier:
 
 
 def _scores(teacher: Classifier, data: Data, config: ModelConfig) -> Float[np.ndarray, "N C"]:
-    """The teacher's scores of the texts, in the order of the student's labels."""
+    """The teacher's probabilities of the texts, or its values, in the order of the student's labels."""
+
+    def function(params: Params, tokens: Tokens, num_segments: int) -> Float[Array, "R S C"]:
+        return probabilities(teacher.logits(params, tokens, num_segments), problem_type=config.problem_type)
+
     texts = [*data.train.texts, *data.unlabelled]
-    with Engine(teacher) as engine:
+    with Engine(teacher, function=function) as engine:
         scores = tqdm(
             engine.stream(texts),
             "teacher",

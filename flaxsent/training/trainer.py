@@ -18,7 +18,9 @@ from jaxtyping import Array, Float, Key
 from flaxsent.base import FlaxsentError, Params, ProblemType, Text, Tokens
 from flaxsent.classifier import Classifier, tell_truncated
 from flaxsent.data.labels import Examples
+from flaxsent.models.config import as_trained
 from flaxsent.packing import StepShape
+from flaxsent.postprocessing import postprocess
 from flaxsent.training.batches import Batch, Corpus, Plan, labels_as_arrays, plan_epoch, step_shapes
 from flaxsent.training.optimizer import is_frozen, make_optimizer, make_schedule
 from flaxsent.training.options import TrainOptions
@@ -224,7 +226,9 @@ class Trainer:
         params = snapshot.state.average if snapshot.best is None else snapshot.best
         dtype = jax.tree.leaves(self.classifier.params)[0].dtype
         copied = jax.tree.map(lambda leaf: jnp.asarray(np.array(leaf.addressable_data(0)), dtype), params)
-        return dataclasses.replace(self.classifier, params=copied)
+        config = as_trained(self.classifier.config)
+        scores = functools.partial(postprocess, config=config)
+        return dataclasses.replace(self.classifier, params=copied, config=config, postprocess=scores)
 
     def _corpus(
         self, data: Examples, unlabelled: Sequence[Text] = (), teacher: Float[np.ndarray, "N C"] | None = None

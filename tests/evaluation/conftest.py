@@ -18,7 +18,7 @@ from tests.conftest import texts_of_lengths
 TOLERANCE = 1e-5
 
 MULTI = {"problem_type": "multi_label_classification"}
-REGRESSION = {"id2label": {"0": "score"}}
+REGRESSION = {"id2label": {"0": "score"}, "problem_type": "regression"}
 
 TEXTS = texts_of_lengths(np.random.default_rng(0).integers(1, 30, 60).tolist())
 

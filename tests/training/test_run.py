@@ -429,9 +429,12 @@ def test_a_teacher_with_other_labels_is_refused(capsys, tmp_path, files, tiny_fo
     )
 
 
-def test_a_teachers_scores_come_in_the_order_of_the_students_labels(tmp_path, files, tiny_folder):
+@pytest.mark.parametrize("function", [{}, {"function_to_apply": "none"}])
+def test_a_teachers_probabilities_come_in_the_order_of_the_students_labels(tmp_path, files, tiny_folder, function):
     teacher = flaxsent.load(tiny_folder("bert"), backend="native", labels=["POSITIVE", "NEGATIVE"], new_head=True)
     flaxsent.save(teacher, tmp_path / "teacher")
+    raw = json.loads((tmp_path / "teacher" / "config.json").read_text())
+    (tmp_path / "teacher" / "config.json").write_text(json.dumps(raw | function))
     options = RunOptions(train=files[0], output="x", model=str(tiny_folder("bert")), teacher=str(tmp_path / "teacher"))
     data = training._read(options)
     student, _ = training._load(options, data, seed=0)
