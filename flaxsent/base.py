@@ -53,7 +53,8 @@ class Tokens(NamedTuple):
     token_type_ids: Int[AnyArray, "*batch T"]
     """0 in the first text, 1 in the second text of a pair."""
     position_ids: Int[AnyArray, "*batch T"]
-    """Restart in each text (RoBERTa families: from `padding_idx + 1`)."""
+    """Restart in each text. RoBERTa families count from `padding_idx + 1`, and a token whose id is `padding_idx`, as
+    [UNK] may be, has that position and is not counted."""
     segment_ids: Int[AnyArray, "*batch T"]
     """Which text of the row a token belongs to: 1..S; 0 is padding."""
 

@@ -272,8 +272,13 @@ def _lay_out(encodings: Encodings, placement: Placement, *, shape: tuple[int, in
     row_starts = np.concatenate([[0], ends])[np.searchsorted(placement.row[order], np.arange(shape[0]))]
     starts = np.zeros_like(lengths)
     starts[order] = ends - lengths[order] - row_starts[placement.row[order]]
-    position = _within(lengths)
+    position, input_ids = _within(lengths), _flat(encodings.input_ids)
     cells = np.repeat(placement.row * shape[1] + starts, lengths) + position
+    if encodings.first_position:  # transformers' create_position_ids_from_input_ids
+        padding_idx = encodings.first_position - 1
+        counts = np.cumsum(input_ids != padding_idx)
+        before = np.concatenate([[0], counts])[np.cumsum(lengths) - lengths]
+        position = np.where(input_ids == padding_idx, 0, counts - np.repeat(before, lengths)) + padding_idx
 
     def rows(fill: int, values: Int[np.ndarray, " M"]) -> Int[np.ndarray, "R T"]:
         array = np.full(shape[0] * shape[1], fill, np.int32)
@@ -281,9 +286,9 @@ def _lay_out(encodings: Encodings, placement: Placement, *, shape: tuple[int, in
         return array.reshape(shape)
 
     return Tokens(
-        input_ids=rows(encodings.pad_token_id, _flat(encodings.input_ids)),
+        input_ids=rows(encodings.pad_token_id, input_ids),
         token_type_ids=rows(0, _flat(encodings.token_type_ids)),
-        position_ids=rows(0, position + encodings.first_position),
+        position_ids=rows(0, position),
         segment_ids=rows(0, np.repeat(placement.segment + 1, lengths)),
     )
 

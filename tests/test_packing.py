@@ -27,11 +27,13 @@ def obvious(encodings, placement, shape, first_position, pad_token_id):
     used = [0] * shape[0]
     texts = range(len(encodings.input_ids))
     for text in sorted(texts, key=lambda text: (placement.row[text], placement.segment[text])):
-        row = placement.row[text]
+        row, num_counted = placement.row[text], 0
         for offset, token in enumerate(encodings.input_ids[text]):
+            is_padding = first_position > 0 and token == pad_token_id
+            num_counted += not is_padding
             cells["ids"][row][used[row]] = token
             cells["types"][row][used[row]] = encodings.token_type_ids[text][offset]
-            cells["positions"][row][used[row]] = first_position + offset
+            cells["positions"][row][used[row]] = pad_token_id if is_padding else first_position + num_counted - 1
             cells["segments"][row][used[row]] = placement.segment[text] + 1
             used[row] += 1
     return cells
@@ -67,6 +69,16 @@ def test_pack_of_a_tiny_example_is_this():
     assert (placement.row.tolist(), placement.segment.tolist()) == ([1, 0, 0], [0, 1, 0])
     values_RSC = np.array([[[0.5], [1.5]], [[2.5], [np.nan]]])  # nobody reads what has no text
     assert unpack(values_RSC, placement).tolist() == [[2.5], [1.5], [0.5]]
+
+
+def test_a_token_with_the_id_of_padding_is_not_counted_where_positions_begin_behind_it():
+    ids, types = [[1, 7, 1, 1, 8], [1], [9, 1]], [[0] * 5, [0], [0, 0]]
+    roberta = Encodings(ids, types, first_position=2, pad_token_id=1)
+    positions = [[1, 2, 1, 1, 3], [1, 0, 0, 0, 0], [2, 1, 0, 0, 0]]
+    assert pad(roberta).position_ids.tolist() == positions
+    assert pack(roberta, row_length=8)[0].position_ids.tolist() == [[1, 2, 1, 1, 3, 2, 1, 1]]
+    bert = Encodings(ids, types, first_position=0, pad_token_id=1)
+    assert pad(bert).position_ids.tolist() == [[0, 1, 2, 3, 4], [0] * 5, [0, 1, 0, 0, 0]]
 
 
 @pytest.mark.parametrize("seed", range(5))

@@ -154,8 +154,13 @@ def _decoder_ids(tokens: Tokens, *, config: ModelConfig) -> Int[Array, " T"]:
     ids_T, segment_ids = tokens.input_ids, tokens.segment_ids
     is_last_T = jnp.append(segment_ids[1:] != segment_ids[:-1], True)
     if config.family == "mbart":
-        places_T = jnp.arange(ids_T.shape[0])
-        last_by_segment = jnp.zeros(ids_T.shape[0] + 1, places_T.dtype).at[segment_ids].max(places_T)
+        length = ids_T.shape[0]
+        places_T = jnp.arange(length)
+        first_by_segment = jnp.full(length + 1, length, places_T.dtype).at[segment_ids].min(places_T)
+        # PyTorch takes a text for as long as it has tokens that are not padding, which [UNK] may be.
+        is_counted_T = (ids_T != config.pad_token_id).astype(first_by_segment.dtype)
+        counts_by_segment = jnp.zeros_like(first_by_segment).at[segment_ids].add(is_counted_T)
+        last_by_segment = first_by_segment + jnp.maximum(counts_by_segment, 1) - 1
         start_T = ids_T[last_by_segment[segment_ids]]
     else:
         start_T = jnp.full_like(ids_T, _options(config).decoder_start_token_id)

@@ -249,7 +249,8 @@ def _encoder_inputs(config: ModelConfig, flax_config: Any, tokens: Tokens) -> di
 def _encoder_decoder_inputs(config: ModelConfig, flax_config: Any, tokens: Tokens) -> dict[str, Any]:
     """The decoder reads the same text one token later: `shift_tokens_right` of modeling_bart.py, modeling_mbart.py."""
     if config.family == "mbart":  # its decoder starts with the last token of the text, the language
-        last_B1 = jnp.sum(tokens.attention_mask, axis=-1, keepdims=True) - 1
+        is_counted_BL = (tokens.segment_ids > 0) & (tokens.input_ids != flax_config.pad_token_id)
+        last_B1 = jnp.maximum(jnp.sum(is_counted_BL, axis=-1, keepdims=True), 1) - 1
         start_B1 = jnp.take_along_axis(tokens.input_ids, last_B1, axis=-1)
     else:
         start_B1 = jnp.full_like(tokens.input_ids[:, :1], flax_config.decoder_start_token_id)

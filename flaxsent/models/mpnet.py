@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
-from flaxsent.base import AnyArray, FlaxsentError, Params, Tokens
+from flaxsent.base import FlaxsentError, Params, Tokens
 from flaxsent.models.family import Family, ModelConfig
 from flaxsent.models.layers import dense_head, dense_head_shapes, numbered
 from flaxsent.models.post_norm import Parts, embed, embedding_shapes, encode
@@ -50,7 +50,7 @@ def _shapes(config: ModelConfig) -> dict[str, Any]:
 
 
 def _encode(params: Params, x_TD: Float[Array, "T D"], tokens: Tokens, **arguments: Any) -> list[Float[Array, "_ D"]]:
-    bias_NTT = _bias(params["encoder"]["relative_attention_bias"], tokens.position_ids)
+    bias_NTT = _bias(params["encoder"]["relative_attention_bias"], tokens.input_ids.shape[0])
 
     def bias(*_: Any, at_Q: Int[Array, " Q"] | None, **__: Any) -> Float[Array, "N Q T"]:
         return bias_NTT if at_Q is None else bias_NTT[:, at_Q]
@@ -58,12 +58,14 @@ def _encode(params: Params, x_TD: Float[Array, "T D"], tokens: Tokens, **argumen
     return encode(params, x_TD, tokens, parts=_PARTS, bias=bias, **arguments)
 
 
-def _bias(params: Params, position_ids_T: Int[AnyArray, " T"]) -> Float[Array, "N T T"]:
+def _bias(params: Params, length: int) -> Float[Array, "N T T"]:
     """What is added to the score of each query and key: the first half of the buckets is for keys up to the query.
 
-    Between texts of a row the distance means nothing, and the mask hides it.
+    Distances are those of places in the row, which positions need not follow. Between texts they mean nothing, and the
+    mask hides it.
     """
-    distance_TT = position_ids_T[:, None] - position_ids_T[None, :]
+    places_T = jnp.arange(length)
+    distance_TT = places_T[:, None] - places_T[None, :]
     buckets_TT = jnp.take(jnp.asarray(_BUCKETS, distance_TT.dtype), jnp.abs(distance_TT), mode="clip")
     buckets_TT = jnp.where(distance_TT < 0, buckets_TT + _NUM_BUCKETS // 2, buckets_TT)
     bias_TTN = jnp.take(params["embedding"].astype(jnp.float32), buckets_TT, axis=0, mode="clip")

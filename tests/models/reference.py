@@ -83,3 +83,17 @@ def padded_and_packed_logits(classifier, encodings, *, row_length):
     )
     logits = np.asarray(jax.jit(jax.vmap(row))(rows))
     return logits[:count, 0], unpack(logits[count:], placement)
+
+
+def with_padding_inside(encodings, *, seed=0):
+    """A third of what stands between a text's first and its last token, and in every other text the first, too."""
+    rng = np.random.default_rng(seed)
+    changed = [np.array(ids) for ids in encodings.input_ids]
+    for index, ids in enumerate(changed):
+        inner = ids[1:-1]
+        is_separator = inner == ids[-1]
+        inner[(rng.random(len(inner)) < 0.34) & ~is_separator] = encodings.pad_token_id
+        if index % 2:
+            ids[0] = encodings.pad_token_id
+    assert sum((ids == encodings.pad_token_id).sum() for ids in changed) > 10
+    return encodings._replace(input_ids=[ids.tolist() for ids in changed])

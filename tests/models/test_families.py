@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 import json
+import shutil
 
 import jax
 import jax.numpy as jnp
@@ -15,6 +16,7 @@ from flaxsent.base import Encodings, FlaxsentError, Tokens
 from flaxsent.models import bart, deberta, modernbert
 from flaxsent.models.config import read_config
 from flaxsent.packing import pack, pad
+from flaxsent.parity.random_checkpoints import letter_tokenizer
 from tests.conftest import NATIVE, texts_of_lengths
 from tests.models.reference import (
     PAIRS,
@@ -26,6 +28,7 @@ from tests.models.reference import (
     pytorch_logits,
     pytorch_stages,
     stages_of_row,
+    with_padding_inside,
 )
 
 FULL, SLIDING = "full_attention", "sliding_attention"
@@ -539,6 +542,35 @@ def test_ids_that_the_tables_do_not_have_are_refused_and_give_no_number_under_ji
         classifier.forward(params, negative)
     assert np.isnan(jax.jit(classifier.forward)(params, negative)).all()
     assert np.isfinite(jax.jit(classifier.forward)(params, tokens_of(config))).all()
+
+
+@pytest.mark.torch
+@each_family
+def test_padding_ids_inside_a_text_are_counted_as_by_pytorch(tiny_folder, family):
+    """Where [UNK] has the id of padding: RoBERTa families do not count it in positions, mBART not in lengths."""
+    changes = BASE.get(family, {})
+    folder = tiny_folder(family, **changes)
+    classifier = flaxsent.load(folder, backend="native")
+    encodings = with_padding_inside(classifier.tokenizer.encode([*SINGLES, *PAIRS]))
+    theirs = pytorch_logits(folder, encodings)
+    for ours in padded_and_packed_logits(classifier, encodings, row_length=44):
+        np.testing.assert_allclose(ours, theirs, atol=TOLERANCE)
+
+
+@pytest.mark.torch
+@pytest.mark.parametrize("family", ["roberta", "xlm-roberta", "camembert", "mpnet"])
+def test_the_engine_numbers_unknown_pieces_as_pytorch_where_their_id_is_that_of_padding(tiny_folder, tmp_path, family):
+    folder = shutil.copytree(tiny_folder(family), tmp_path / "model")
+    (folder / "vocab.txt").unlink()
+    tokenizer = letter_tokenizer(61, pad_token_id=0)  # [UNK] is 1, as padding is in config.json
+    tokenizer.save(str(folder / "tokenizer.json"))
+    classifier = flaxsent.load(folder, backend="native")
+    texts = ["the 이 film 的 not", "的", ("so 的 good", "的"), "so good", "bad " * 60]
+    encodings = classifier.tokenizer.encode(texts)
+    assert [ids.count(1) for ids in encodings.input_ids] == [2, 1, 2, 0, 0]
+    with flaxsent.Engine(classifier, function=classifier.logits) as engine:
+        ours = engine(texts)
+    np.testing.assert_allclose(ours, pytorch_logits(folder, encodings), atol=TOLERANCE)
 
 
 @each_family

@@ -18,9 +18,9 @@ from flaxsent.checkpoint.weights import SAFETENSORS
 from flaxsent.files import MissingPackageError
 from flaxsent.models import flax_auto
 from flaxsent.models.config import read_config
-from flaxsent.packing import pack
+from flaxsent.packing import pack, pad
 from tests.conftest import texts_of_lengths
-from tests.models.reference import PAIRS, TOLERANCE, pytorch, pytorch_stages
+from tests.models.reference import PAIRS, TOLERANCE, pytorch, pytorch_logits, pytorch_stages, with_padding_inside
 
 FAMILIES = sorted(flax_auto.FAMILIES)
 SINGLES = texts_of_lengths([0, 1, 7, 30])
@@ -165,6 +165,18 @@ def test_big_bird_refuses_the_lengths_at_which_pytorch_attends_in_random_blocks(
     tokens = classifier.tokenize(["good " * 40], length=37)
     with pytest.raises(FlaxsentError, match="random blocks beyond 36 tokens"):
         classifier.forward(classifier.params, tokens)
+
+
+@pytest.mark.torch
+@pytest.mark.flax_auto
+@quietly
+@pytest.mark.parametrize("family", ["roberta", "roberta-prelayernorm", "mbart", "bart", "big_bird"])
+def test_padding_ids_inside_a_text_are_counted_as_by_pytorch(tiny_folder, family):
+    folder = tiny_folder(family)
+    classifier = flaxsent.load(folder, backend="flax")
+    encodings = with_padding_inside(classifier.tokenizer.encode(SINGLES))
+    ours = classifier.forward(classifier.params, pad(encodings))
+    np.testing.assert_allclose(ours, pytorch_logits(folder, encodings), atol=TOLERANCE)
 
 
 @pytest.mark.flax_auto
