@@ -38,7 +38,8 @@ def load(
     Args:
         source: None is the embedded checkpoint. Of an exported folder, all that follows is settled already.
         backend: of `forward`: "flax" (transformers 4's FlaxAuto classes), "native" (flaxsent's own encoders), or None:
-            flax where it is installed and has the family, else native. `forward_packed` is native always.
+            flax where it is installed and computes this family, activation and dtype, else native. `forward_packed` is
+            native always.
         dtype: of the parameters and of the computation: float32 (the default), bfloat16 or float16.
         revision: branch, tag or commit on the Hub.
         labels: those of the classifier, in the order of the logits; the checkpoint's own by default.
@@ -179,7 +180,8 @@ def _choose_backend(backend: Backend | None, config: ModelConfig, dtype: jnp.dty
         raise FlaxsentError(f"backend={backend!r} is unknown; pass 'flax', 'native' or None.")
     is_native = models.is_native(config)
     if backend is None:
-        backend = "flax" if flax_auto.has(config) and (flax_auto.is_installed() or not is_native) else "native"
+        is_flax = flax_auto.is_installed() and flax_auto.has(config, dtype)
+        backend = "flax" if is_flax or not is_native else "native"
     if backend == "flax":
         flax_auto.check(config, dtype)
     elif not is_native:

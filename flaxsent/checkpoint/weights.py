@@ -24,7 +24,7 @@ from flaxsent.files import require
 logger = logging.getLogger(__name__)
 
 SAFETENSORS, SAFETENSORS_INDEX = "model.safetensors", "model.safetensors.index.json"
-MSGPACK, PICKLE = "flax_model.msgpack", "pytorch_model.bin"
+MSGPACK, PICKLE, PICKLE_INDEX = "flax_model.msgpack", "pytorch_model.bin", "pytorch_model.bin.index.json"
 WEIGHT_FILES = (SAFETENSORS, SAFETENSORS_INDEX, MSGPACK, PICKLE)
 """In the order in which they are preferred."""
 
@@ -90,6 +90,7 @@ def read_params(
         MissingPackageError: the format needs a package that is not installed.
     """
     file = _weight_file(folder)
+    _tell_newer(file)
     tensors = _READERS[file.name](file)
     fallback = dict(flatten(drawn or {}))
     leaves, missing, misshaped = {}, [], []
@@ -177,6 +178,22 @@ def _weight_file(folder: Path) -> Path:
     if file is None:
         raise FileNotFoundError(f"{folder} has no weights; expected one of {', '.join(WEIGHT_FILES)}.")
     return file
+
+
+def _tell_newer(file: Path) -> None:
+    """Logs that a file of weights beside the one that is read is newer: the latter may be left from before a training.
+
+    It is a warning where PyTorch's transformers would read the other one. In the Hub's cache, which links to files, the
+    times are those of downloads.
+    """
+    others = [file.parent / name for name in (*WEIGHT_FILES, PICKLE_INDEX) if name != file.name]
+    there = [other for other in others if other.is_file() and not other.is_symlink()]
+    newest = max(there, key=lambda other: other.stat().st_mtime_ns, default=file)
+    if newest.stat().st_mtime_ns > file.stat().st_mtime_ns and not file.is_symlink():
+        level = logging.WARNING if file.name == MSGPACK else logging.INFO
+        logger.log(
+            level, "%s was read; %s beside it is newer, and was not: remove the one that is old", file, newest.name
+        )
 
 
 def _is_of_encoder(name: str, base: str, branches: Params) -> bool:

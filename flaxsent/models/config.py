@@ -5,6 +5,7 @@ Nothing of a remote config reaches transformers without passing through `read_co
 
 import dataclasses
 import json
+import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -29,16 +30,11 @@ FAMILIES: dict[str, Family] = {
 }
 """By `model_type` of config.json; a new family is a file that is named above."""
 
-# Keys by which a config can make transformers fetch or run code (auto_map: remote modules; the attention keys: kernels
-# from the Hub, CVE-2026-4372), with the values that are harmless.
-_CODE_KEYS = {
-    "auto_map": (None, {}),
-    "trust_remote_code": (None, False),
-    "_attn_implementation": (None, "eager", "sdpa"),
-    "_attn_implementation_internal": (None, "eager", "sdpa"),
-    "attn_implementation": (None, "eager", "sdpa"),
-    "custom_pipelines": (None, {}),
-}
+# Keys by which a config can make transformers fetch or run code: remote modules, with the values that are harmless; and
+# kernels from the Hub (CVE-2026-4372), whose names have a slash or a colon, unlike those of transformers' own ways to
+# attend ("flash_attention_2", "paged|sdpa").
+_CODE_KEYS = {"auto_map": (None, {}), "trust_remote_code": (None, False), "custom_pipelines": (None, {})}
+_ATTENTION_KEYS = ("_attn_implementation", "_attn_implementation_internal", "attn_implementation")
 # Keys that change the numbers, with the only values that are implemented.
 _NUMBER_KEYS = {
     "is_decoder": (None, False),
@@ -66,8 +62,8 @@ def read_config(text: str) -> ModelConfig:
             f"config.json has model_type={model_type!r}, which flaxsent does not know; it knows {', '.join(FAMILIES)}."
         )
     family = FAMILIES[model_type]
-    for key, allowed in _CODE_KEYS.items():
-        if raw.get(key) not in allowed:
+    for key in (*_CODE_KEYS, *_ATTENTION_KEYS):
+        if not _is_plain(key, raw.get(key)):
             raise FlaxsentError(
                 f"config.json has {key}={raw[key]!r}, which asks for code from elsewhere; flaxsent runs none: "
                 "remove the key if the weights are those of a plain checkpoint."
@@ -132,6 +128,13 @@ def _parse(text: str) -> dict[str, Any]:
     if not isinstance(raw, dict):
         raise FlaxsentError(f"config.json holds a {type(raw).__name__}; expected an object with a model_type.")
     return raw
+
+
+def _is_plain(key: str, value: Any) -> bool:
+    """Whether a key asks for no code from elsewhere."""
+    if key in _CODE_KEYS:
+        return value in _CODE_KEYS[key]
+    return value is None or (isinstance(value, str) and re.fullmatch(r"[\w|]+", value) is not None)
 
 
 def _checked(field: str, key: str, value: Any, default: Any) -> Any:

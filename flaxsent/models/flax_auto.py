@@ -61,9 +61,22 @@ def is_installed() -> bool:
     return None not in found and importlib.metadata.version("transformers").startswith("4.")
 
 
-def has(config: ModelConfig) -> bool:
-    """Whether transformers 4 has a Flax class that computes what this config says."""
-    return config.family in FAMILIES and config.activation in _ACTIVATIONS
+def has(config: ModelConfig, dtype: jnp.dtype) -> bool:
+    """Whether transformers 4 has a Flax class that computes what this config says, in this dtype."""
+    return _lack(config, dtype) is None
+
+
+def _lack(config: ModelConfig, dtype: jnp.dtype) -> str | None:
+    """What the Flax classes do not compute of it, if anything."""
+    if config.family not in FAMILIES:
+        return f"transformers has no Flax class for {config.family}"
+    if config.activation not in _ACTIVATIONS:
+        return (
+            f"config.json names the activation {config.activation!r}; the Flax classes have {', '.join(_ACTIVATIONS)}"
+        )
+    if config.family == "distilbert" and dtype == jnp.float16:
+        return "Flax DistilBERT gives NaN in float16"
+    return None
 
 
 def check(config: ModelConfig, dtype: jnp.dtype) -> None:
@@ -73,15 +86,9 @@ def check(config: ModelConfig, dtype: jnp.dtype) -> None:
         MissingPackageError: Flax or transformers 4 is not installed; the message has the command.
         FlaxsentError: no class for the family, no such activation, or wrong numbers in this dtype.
     """
-    if config.family not in FAMILIES:
-        raise FlaxsentError(f"transformers has no Flax class for {config.family}; pass backend='native'.")
-    if config.activation not in _ACTIVATIONS:
-        raise FlaxsentError(
-            f"config.json names the activation {config.activation!r}; the Flax classes have {', '.join(_ACTIVATIONS)}: "
-            "pass backend='native'."
-        )
-    if config.family == "distilbert" and dtype == jnp.float16:
-        raise FlaxsentError("Flax DistilBERT gives NaN in float16; pass dtype=bfloat16, or backend='native'.")
+    if (lack := _lack(config, dtype)) is not None:
+        what_to_do = "pass backend='native'" if models.is_native(config) else "flaxsent cannot compute this model"
+        raise FlaxsentError(f"{lack}; {what_to_do}.")
     if not is_installed():
         raise MissingPackageError(
             f"backend='flax' for {config.family} needs Flax and transformers 4.57, which are not installed together: "

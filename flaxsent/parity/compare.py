@@ -11,6 +11,7 @@ from tempfile import TemporaryDirectory
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
@@ -92,7 +93,7 @@ def left_out() -> list[str]:
 def backends(config: ModelConfig) -> list[Backend]:
     """Those that compute a model and are installed."""
     has: dict[Backend, bool] = {
-        "flax": flax_auto.has(config) and flax_auto.is_installed(),
+        "flax": flax_auto.has(config, jnp.dtype("float32")) and flax_auto.is_installed(),
         "native": models.is_native(config),
     }
     return [backend for backend, is_there in has.items() if is_there]

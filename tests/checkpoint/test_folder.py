@@ -2,6 +2,7 @@
 
 import errno
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -141,6 +142,47 @@ def test_safetensors_are_preferred_to_the_other_formats(folder):
     for name in ("model.safetensors.index.json", "flax_model.msgpack", "pytorch_model.bin"):
         (folder / name).write_bytes(b"damaged")
     assert_equal(load(folder).params, expected)
+
+
+NAMES = ("model.safetensors", "model.safetensors.index.json", "flax_model.msgpack", "pytorch_model.bin")
+
+
+@pytest.mark.parametrize("other", [*NAMES[1:], "pytorch_model.bin.index.json"])
+@pytest.mark.parametrize("age", [-100, 100])
+def test_a_newer_file_that_is_not_read_is_told(folder, caplog, other, age):
+    (folder / other).write_bytes(b"damaged")
+    now = (folder / "model.safetensors").stat().st_mtime
+    os.utime(folder / other, (now + age, now + age))
+    with caplog.at_level("INFO", "flaxsent"):
+        load(folder)
+    told = (
+        f"{folder / 'model.safetensors'} was read; {other} beside it is newer, and was not: remove the one that is old"
+    )
+    expected = [("INFO", told)] if age > 0 else []  # transformers reads the same one
+    assert [(record.levelname, record.getMessage()) for record in caplog.records] == expected
+
+
+def test_stale_flax_weights_beside_those_that_pytorch_would_read_are_a_warning(folder, caplog):
+    serialization = pytest.importorskip("flax.serialization")
+    content = serialization.msgpack_serialize(jax.tree.map(np.asarray, load(folder).params))
+    (folder / "flax_model.msgpack").write_bytes(content)
+    (folder / "model.safetensors").rename(folder / "pytorch_model.bin")
+    os.utime(folder / "flax_model.msgpack", (0, 0))
+    load(folder)
+    (record,) = caplog.records
+    assert record.levelname == "WARNING"
+    assert record.getMessage().startswith(
+        f"{folder / 'flax_model.msgpack'} was read; pytorch_model.bin beside it is newer"
+    )
+
+
+def test_times_of_the_hubs_cache_say_nothing(folder, tmp_path, caplog):
+    cache = shutil.copytree(folder, tmp_path / "snapshot", copy_function=lambda source, to: Path(to).symlink_to(source))
+    (folder / "pytorch_model.bin").write_bytes(b"fetched later")
+    (Path(cache) / "pytorch_model.bin").symlink_to(folder / "pytorch_model.bin")
+    with caplog.at_level("INFO", "flaxsent"):
+        load(cache)
+    assert caplog.records == []
 
 
 # dtypes
@@ -569,6 +611,30 @@ def test_saved_config_keeps_the_keys_that_flaxsent_does_not_read():
     assert "_name_or_path" not in saved
     again = read_config(json.dumps(saved))
     assert (again.labels, again.problem_type) == (("LABEL_0", "LABEL_1"), SINGLE)
+
+
+@pytest.mark.parametrize(
+    ("family", "changes", "dtype"),
+    [
+        ("bert", {"hidden_act": "mish"}, "float32"),
+        ("distilbert", {"activation": "relu6"}, "bfloat16"),
+        ("distilbert", {}, "float16"),
+        ("mpnet", {}, "float32"),
+    ],
+)
+def test_what_only_flaxsents_own_encoder_computes_is_computed_by_it(tiny_folder, family, changes, dtype):
+    classifier = flaxsent.load(tiny_folder(family, **changes), dtype=dtype)
+    assert classifier.backend == "native"
+    assert np.isfinite(classifier.forward(classifier.params, classifier.tokenize(["the film"]))).all()
+
+
+def test_an_activation_that_neither_backend_computes_is_refused_without_a_way_out_that_is_none(tiny_folder):
+    folder = tiny_folder("roformer", hidden_act="mish")
+    for backend in (None, "flax"):
+        with pytest.raises(
+            flaxsent.FlaxsentError, match=r"the activation 'mish'; .*; flaxsent cannot compute this model"
+        ):
+            flaxsent.load(folder, backend=backend)
 
 
 @pytest.mark.parametrize("key", [key for key in BERT if key != "model_type"])

@@ -201,6 +201,8 @@ CODE_KEYS = [
     ("_attn_implementation", "evil/kernels"),
     ("_attn_implementation", {"": "evil/kernels"}),
     ("_attn_implementation_internal", "evil/kernels"),
+    ("_attn_implementation_internal", "paged|evil/kernels"),
+    ("attn_implementation", "evil:run"),
     ("attn_implementation", "evil/kernels:run"),
     ("custom_pipelines", {"text-classification": {"impl": "modeling_evil.EvilPipeline"}}),
 ]
@@ -211,6 +213,16 @@ CODE_KEYS = [
 def test_config_that_asks_for_code_is_refused(folder, capsys, key, value, backend):
     change_config(folder, **{key: value})
     assert_refused(folder, f"config.json has {key}=", capsys, backend=backend)
+
+
+@pytest.mark.parametrize("key", ["_attn_implementation", "_attn_implementation_internal", "attn_implementation"])
+def test_transformers_own_ways_to_attend_are_no_code_from_elsewhere(folder, key):
+    """They change no number but its last bits, and flaxsent attends in its own way."""
+    expected = read_config((folder / "config.json").read_text())
+    for value in ("eager", "sdpa", "flash_attention_2", "flash_attention_3", "flex_attention", "paged|eager", None):
+        change_config(folder, **{key: value})
+        read = read_config((folder / "config.json").read_text())
+        assert dataclasses.replace(read, json="") == dataclasses.replace(expected, json="")
 
 
 @pytest.mark.flax_auto

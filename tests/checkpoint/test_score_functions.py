@@ -1,5 +1,6 @@
 """Scores of every kind of head: those of transformers' `pipeline("text-classification")`, kept on every way."""
 
+import importlib.metadata
 import itertools
 import json
 
@@ -38,6 +39,10 @@ def config(number, problem_type, function):
     return read_config(json.dumps({key: value for key, value in raw.items() if value is not None}))
 
 
+def transformers_is_4():
+    return importlib.metadata.version("transformers").startswith("4.")
+
+
 def their_scores(folder, function):
     """By label, of the pipeline; `function` is passed, as it does not read it in the config (see below)."""
     from transformers import AutoModelForSequenceClassification, PreTrainedTokenizerFast, pipeline
@@ -58,18 +63,18 @@ def their_scores(folder, function):
 @pytest.mark.parametrize("number", [1, 2, 3])
 def test_scores_are_those_of_the_pipeline(tiny_folder, tmp_path, number, problem_type, function):
     said = {"problem_type": problem_type, "function_to_apply": function}
-    folder = tiny_folder(
-        "bert",
-        num_hidden_layers=1,
-        id2label=labels(number),
-        **{key: value for key, value in said.items() if value is not None},
-    )
+    said = {"num_hidden_layers": 1, "id2label": labels(number)} | {key: one for key, one in said.items() if one}
+    folder = tiny_folder("bert", **said)
     classifier = flaxsent.load(folder, backend="native")
-    expected = their_scores(folder, function)
+    if (number, problem_type) == (1, "single_label_classification") and not transformers_is_4():
+        del said["problem_type"]  # transformers 5 refuses these, which transformers 4 takes as if nothing were said
+        expected = their_scores(tiny_folder("bert", **said), function)
+    else:
+        expected = their_scores(folder, function)
     for ours, theirs in zip(flaxsent.classify(TEXTS, classifier, top_k=None), expected, strict=True):
         np.testing.assert_allclose([theirs[label] for label in ours.labels], ours.scores, atol=TOLERANCE)
     flaxsent.save(classifier, tmp_path / "saved")
-    if function is None:  # what is saved has the same scores there, too
+    if function is None and said.get("problem_type") == problem_type:  # what is saved has the same scores there, too
         assert their_scores(tmp_path / "saved", None) == expected
 
 
