@@ -112,7 +112,8 @@ def read_params(
     if faults or beyond:
         _check_prefix(file, missing, left_over, base)
         left_over = left_over if drawn is None else beyond
-        told = "; ".join(filter(None, (_some(faults), _some([f"+ {name}" for name in left_over]))))
+        unexpected = [f"+ {name}" for name in left_over]
+        told = "; ".join(_some(names, between="; ") for names in (faults, unexpected) if names)
         raise FlaxsentError(f"{file} does not fit its config.json (- missing, + unexpected): {told}")
     if left_over:
         of_no_interest = drawn is not None or all(map(_OF_NO_INTEREST.search, left_over))
@@ -141,9 +142,9 @@ def _check_prefix(file: Path, missing: Sequence[str], left_over: Sequence[str], 
                 )
 
 
-def _some(names: Sequence[str]) -> str:
+def _some(names: Sequence[str], *, between: str = ", ") -> str:
     more = [] if len(names) <= _MOST_NAMES else [f"and {len(names) - _MOST_NAMES} more"]
-    return "; ".join([*names[:_MOST_NAMES], *more])
+    return between.join([*names[:_MOST_NAMES], *more])
 
 
 def _grouped(names: Iterable[str]) -> str:
@@ -157,7 +158,7 @@ def _grouped(names: Iterable[str]) -> str:
         layer = re.match(r".*?\.\d+(?=\.)", name)
         groups.setdefault(layer[0] if layer else name.rpartition(".")[0], []).append(name)
     told = [f"{group}.* ({len(held)})" if len(held) > 1 else held[0] for group, held in groups.items()]
-    return _some(told).replace("; ", ", ")
+    return _some(told)
 
 
 def stored_dtype(folder: Path) -> jnp.dtype:
@@ -247,14 +248,28 @@ def _read_safetensors(file: Path) -> dict[str, np.ndarray]:
     for shard in files:
         try:
             tensors.update(safetensors.numpy.load_file(shard))
-        except safetensors.SafetensorError as err:
+        except (safetensors.SafetensorError, KeyError, TypeError, AttributeError) as err:
+            if odd := _unreadable(shard):
+                raise FlaxsentError(
+                    f"{shard} has tensors of a dtype that cannot be read: {_some(odd)}; expected floats of 16 bits or "
+                    "more: convert them first."
+                ) from err
             raise FlaxsentError(f"{shard} is not a whole safetensors file: {first_line(err)}; fetch it again.") from err
-        except (KeyError, TypeError, AttributeError) as err:  # a dtype that NumPy does not have
-            raise FlaxsentError(
-                f"{shard} has tensors of a dtype that cannot be read ({first_line(err)}); expected floats of 16 bits "
-                "or more: convert it first."
-            ) from err
     return tensors
+
+
+def _unreadable(file: Path) -> list[str]:
+    """The tensors of a safetensors file of a dtype that NumPy does not have; none if it is no such file."""
+    try:
+        with safetensors.safe_open(file, framework="np") as opened:
+            dtypes = {name: opened.get_slice(name).get_dtype() for name in opened.keys()}  # noqa: SIM118
+    except safetensors.SafetensorError:
+        return []
+    return [f"{name} is {dtype}" for name, dtype in sorted(dtypes.items()) if not _IN_NUMPY.fullmatch(dtype)]
+
+
+# safetensors' names of dtypes that NumPy has, or JAX adds to it.
+_IN_NUMPY = re.compile(r"F(16|32|64)|BF16|[IU](8|16|32|64)|BOOL|C64")
 
 
 def _read_msgpack(file: Path) -> dict[str, np.ndarray]:
@@ -267,6 +282,9 @@ def _read_msgpack(file: Path) -> dict[str, np.ndarray]:
         raise FlaxsentError(f"{file} holds a {type(tree).__name__}; expected a tree of parameters.")
     if not all(isinstance(name, str) for path, _ in flatten(tree) for name in path):
         raise FlaxsentError(f"{file} has names that are no text; expected a tree of parameters.")
+    _check_not_nested(file, tree, ["params"])
+    if odd := [".".join(path) for path, leaf in flatten(tree) if not isinstance(leaf, np.ndarray)]:
+        raise FlaxsentError(f"{file} has entries that are no arrays: {_some(odd)}; expected a tree of parameters.")
     return to_tensors(tree)
 
 
@@ -291,18 +309,37 @@ def _read_pickle(file: Path) -> dict[str, np.ndarray]:
         raise FlaxsentError(f"{file} was refused by torch.load(weights_only=True): {first_line(err)}") from err
     if not isinstance(state, Mapping):
         raise FlaxsentError(f"{file} holds a {type(state).__name__}; expected tensors by their names.")
-    if odd := [str(name) for name, value in state.items() if not isinstance(value, torch.Tensor)]:
+    _check_not_nested(file, state, ["state_dict", "model_state_dict", "model", "module", "net", "params"])
+    if odd := [f"{name} ({type(one).__name__})" for name, one in state.items() if not isinstance(one, torch.Tensor)]:
         raise FlaxsentError(
-            f"{file} has entries that are no tensors: {', '.join(odd[:10])}; expected tensors by their names: save "
+            f"{file} has entries that are no tensors: {_some(odd)}; expected tensors by their names: save "
             "model.state_dict()."
         )
-    return {str(name): _to_numpy(tensor) for name, tensor in state.items()}
+    return {str(name): _to_numpy(file, str(name), tensor) for name, tensor in state.items()}
 
 
-def _to_numpy(tensor: Any) -> np.ndarray:
-    """NumPy has no bfloat16 that torch knows; float32 holds it exactly, and float8 too."""
+def _check_not_nested(file: Path, held: Mapping[Any, Any], names: Iterable[str]) -> None:
+    """Raises FlaxsentError for the checkpoint of a training, which has the parameters among other things."""
+    for name in names:
+        if isinstance(held.get(name), Mapping):
+            others = [str(other) for other in held if other != name]
+            beside = f" beside {_some(others)}" if others else ""
+            raise FlaxsentError(
+                f"{file} has the parameters in an entry {name!r}{beside}; expected them alone: save what is in "
+                f"{name!r} as {file.name}."
+            )
+
+
+def _to_numpy(file: Path, name: str, tensor: Any) -> np.ndarray:
+    """NumPy has no bfloat16 that torch knows; float32 holds it exactly, and float8 too, which transformers casts."""
     is_narrow = tensor.is_floating_point() and tensor.element_size() < 4 and str(tensor.dtype) != "torch.float16"
-    return (tensor.float() if is_narrow else tensor).detach().numpy()
+    try:
+        return (tensor.float() if is_narrow else tensor).detach().numpy()
+    except Exception as err:  # quantised, sparse, two in a byte: torch raises many kinds
+        kind = f"{tensor.dtype}, {tensor.layout}".replace("torch.", "")
+        raise FlaxsentError(
+            f"{file} has a tensor that cannot be read, {name} ({kind}); expected plain arrays of floats."
+        ) from err
 
 
 _READERS = {

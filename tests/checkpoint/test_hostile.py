@@ -9,6 +9,7 @@ import struct
 import subprocess
 import sys
 
+import jax
 import numpy as np
 import pytest
 import safetensors.numpy
@@ -390,7 +391,76 @@ def test_a_pickle_needs_a_torch_in_which_weights_only_is_safe(folder, capsys, mo
 @pytest.mark.torch
 def test_entries_of_a_pickle_that_are_no_tensors_are_named(folder, capsys):
     make_pickle(folder, state_of(folder) | {"epoch": 3, "optimizer": {"lr": 0.1}, 7: None, "name": "tiny"})
-    assert_refused(folder, "has entries that are no tensors: epoch, optimizer, 7, name; expected tensors by", capsys)
+    told = (
+        "has entries that are no tensors: epoch (int), optimizer (dict), 7 (NoneType), name (str); expected tensors by"
+    )
+    assert_refused(folder, told, capsys)
+
+
+@pytest.mark.torch
+@pytest.mark.parametrize("entry", ["state_dict", "model_state_dict", "model"])
+@pytest.mark.parametrize("is_alone", [False, True])
+def test_parameters_in_an_entry_of_a_pickle_are_told_by_its_name(folder, capsys, entry, is_alone):
+    state = state_of(folder)
+    make_pickle(folder, {entry: state} | ({} if is_alone else {"epoch": 3, "optimizer": {"lr": 0.1}}))
+    beside = "" if is_alone else " beside epoch, optimizer"
+    told = (
+        f"has the parameters in an entry '{entry}'{beside}; expected them alone: save what is in '{entry}' as pytorch_"
+    )
+    assert_refused(folder, told, capsys)
+
+
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [
+        (
+            lambda tree: {"params": tree, "step": np.array(3)},
+            "has the parameters in an entry 'params' beside step; expected them alone: save what is",
+        ),
+        (
+            lambda tree: tree | {"step": 3, "name": "tiny"},
+            "has entries that are no arrays: name, step; expected a tree",
+        ),
+        (
+            lambda tree: tree | {"classifier": jax.tree.map(lambda leaf: leaf.astype(np.int8), tree["classifier"])},
+            "has weights of dtype int8; expected floats",
+        ),
+    ],
+    ids=["nested", "no arrays", "integers"],
+)
+def test_what_is_odd_in_a_msgpack_is_told_by_its_name(folder, capsys, change, told):
+    serialization = pytest.importorskip("flax.serialization")
+    tree = jax.tree.map(np.asarray, flaxsent.load(folder, backend="native").params)
+    (folder / "model.safetensors").unlink()
+    (folder / "flax_model.msgpack").write_bytes(serialization.msgpack_serialize(change(tree)))
+    assert_refused(folder, told, capsys)
+
+
+@pytest.mark.torch
+@pytest.mark.parametrize("kind", ["sparse", "integers"])
+def test_a_tensor_of_a_pickle_that_is_no_array_of_floats_is_told(folder, capsys, kind):
+    import torch
+
+    state = state_of(folder)
+    weight = state["classifier.weight"]
+    state["classifier.weight"] = {
+        "sparse": weight.to_sparse,
+        "integers": lambda: weight.to(torch.int8),
+    }[kind]()
+    make_pickle(folder, state)
+    told = (
+        "has weights of dtype int8" if kind == "integers" else "has a tensor that cannot be read, classifier.weight ("
+    )
+    assert_refused(folder, told, capsys)
+
+
+@pytest.mark.parametrize(("dtype", "bits"), [("F8_E4M3", 8), ("F8_E5M2", 8), ("F8_E8M0", 8), ("F6_E2M3", 6), ("F4", 4)])
+def test_dtypes_that_numpy_does_not_have_are_told_with_their_tensor(folder, capsys, dtype, bits):
+    header = json.dumps({"classifier.bias": {"dtype": dtype, "shape": [4], "data_offsets": [0, bits // 2]}}).encode()
+    content = struct.pack("<Q", len(header)) + header + bytes(bits // 2)
+    (folder / "model.safetensors").write_bytes(content)
+    told = f"has tensors of a dtype that cannot be read: classifier.bias is {dtype}; expected floats of 16 bits or more"
+    assert_refused(folder, told, capsys)
 
 
 @pytest.mark.torch
