@@ -7,7 +7,7 @@ import re
 import threading
 from pathlib import Path
 
-from flaxsent.checkpoint.weights import SAFETENSORS_INDEX, WEIGHT_FILES, first_line, shard_files
+from flaxsent.checkpoint.weights import PICKLE_INDEX, SAFETENSORS_INDEX, WEIGHT_FILES, first_line, shard_files
 from flaxsent.files import quietly
 from flaxsent.tokenization import TOKENIZER_FILES
 
@@ -121,8 +121,8 @@ def _fetch(hub_id: str, revision: str | None, *, is_silent: bool) -> Path:
     weights = next(filter(get, WEIGHT_FILES), None)
     if weights is None and is_silent:
         raise errors.LocalEntryNotFoundError("no weights")
-    if weights == SAFETENSORS_INDEX:
-        for shard in shard_files(config_file.parent / SAFETENSORS_INDEX):
+    if weights in (SAFETENSORS_INDEX, PICKLE_INDEX):
+        for shard in shard_files(config_file.parent / weights):
             get(shard)
     tokenizer_json, settings, *vocabularies = TOKENIZER_FILES
     get(settings)

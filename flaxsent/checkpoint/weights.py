@@ -25,10 +25,10 @@ logger = logging.getLogger(__name__)
 
 SAFETENSORS, SAFETENSORS_INDEX = "model.safetensors", "model.safetensors.index.json"
 MSGPACK, PICKLE, PICKLE_INDEX = "flax_model.msgpack", "pytorch_model.bin", "pytorch_model.bin.index.json"
-WEIGHT_FILES = (SAFETENSORS, SAFETENSORS_INDEX, MSGPACK, PICKLE)
+WEIGHT_FILES = (SAFETENSORS, SAFETENSORS_INDEX, MSGPACK, PICKLE, PICKLE_INDEX)
 """In the order in which they are preferred."""
 
-SHARD = re.compile(r"(model|pytorch_model)-\d{5}-of-\d{5}\.(safetensors|bin)|pytorch_model\.bin\.index\.json")
+SHARD = re.compile(r"(model|pytorch_model)-\d{5}-of-\d{5}\.(safetensors|bin)")
 """The names of other files of weights, when there are several."""
 
 # Flax leaf name -> PyTorch's; kernels are transposed besides. Names not listed are the same in both.
@@ -57,20 +57,19 @@ def first_line(err: BaseException) -> str:
 
 
 def shard_files(index: Path) -> list[str]:
-    """The files named by a `model.safetensors.index.json`, checked to lie beside it.
+    """The files named by the index of a checkpoint in several files, checked to be of its kind and to lie beside it.
 
     Raises:
         FlaxsentError: not an index, or a name leads out of the folder.
     """
+    ending = ".bin" if index.name == PICKLE_INDEX else ".safetensors"
     try:
         names = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as err:
         raise FlaxsentError(f"{index} is not an index of shards: {first_line(err)}; fetch it again.") from err
     for name in names:
-        if not isinstance(name, str) or not re.fullmatch(r"[\w.-]+\.safetensors", name):
-            raise FlaxsentError(
-                f"{index} names the shard {name!r}; expected the name of a .safetensors file beside it."
-            )
+        if not isinstance(name, str) or not re.fullmatch(rf"[\w.-]+{re.escape(ending)}", name):
+            raise FlaxsentError(f"{index} names the shard {name!r}; expected the name of a {ending} file beside it.")
     return names
 
 
@@ -187,7 +186,7 @@ def _tell_newer(file: Path) -> None:
     It is a warning where PyTorch's transformers would read the other one. In the Hub's cache, which links to files, the
     times are those of downloads.
     """
-    others = [file.parent / name for name in (*WEIGHT_FILES, PICKLE_INDEX) if name != file.name]
+    others = [file.parent / name for name in WEIGHT_FILES if name != file.name]
     there = [other for other in others if other.is_file() and not other.is_symlink()]
     newest = max(there, key=lambda other: other.stat().st_mtime_ns, default=file)
     if newest.stat().st_mtime_ns > file.stat().st_mtime_ns and not file.is_symlink():
@@ -243,9 +242,8 @@ def _pytorch_names(path: tuple[str, ...], base: str = "") -> list[str]:
 
 
 def _read_safetensors(file: Path) -> dict[str, np.ndarray]:
-    files = [file] if file.name == SAFETENSORS else [file.parent / name for name in shard_files(file)]
     tensors: dict[str, np.ndarray] = {}
-    for shard in files:
+    for shard in [file] if file.name == SAFETENSORS else _shards(file):
         try:
             tensors.update(safetensors.numpy.load_file(shard))
         except (safetensors.SafetensorError, KeyError, TypeError, AttributeError) as err:
@@ -256,6 +254,19 @@ def _read_safetensors(file: Path) -> dict[str, np.ndarray]:
                 ) from err
             raise FlaxsentError(f"{shard} is not a whole safetensors file: {first_line(err)}; fetch it again.") from err
     return tensors
+
+
+def _shards(index: Path) -> list[Path]:
+    """The files of an index.
+
+    Raises:
+        FileNotFoundError: one is missing.
+        FlaxsentError: as `shard_files`.
+    """
+    shards = [index.parent / name for name in shard_files(index)]
+    if missing := [shard.name for shard in shards if not shard.is_file()]:
+        raise FileNotFoundError(f"{index} names files that are not there: {_some(missing)}; fetch them.")
+    return shards
 
 
 def _unreadable(file: Path) -> list[str]:
@@ -347,6 +358,7 @@ _READERS = {
     SAFETENSORS_INDEX: _read_safetensors,
     MSGPACK: _read_msgpack,
     PICKLE: _read_pickle,
+    PICKLE_INDEX: lambda index: {name: one for shard in _shards(index) for name, one in _read_pickle(shard).items()},
 }
 
 

@@ -20,17 +20,23 @@ OptionalKey = Key[Array, ""] | None
 ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
     "gelu": lambda x: jax.nn.gelu(x, approximate=False),
     "gelu_python": lambda x: jax.nn.gelu(x, approximate=False),
+    "gelu_10": lambda x: jnp.clip(jax.nn.gelu(x, approximate=False), -10, 10),
     "gelu_new": lambda x: jax.nn.gelu(x, approximate=True),
     "gelu_fast": lambda x: jax.nn.gelu(x, approximate=True),
     "gelu_pytorch_tanh": lambda x: jax.nn.gelu(x, approximate=True),
+    "gelu_python_tanh": lambda x: jax.nn.gelu(x, approximate=True),
+    "gelu_accurate": lambda x: jax.nn.gelu(x, approximate=True),
     "quick_gelu": lambda x: x * jax.nn.sigmoid(1.702 * x),
     "relu": jax.nn.relu,
+    "relu2": lambda x: jnp.square(jax.nn.relu(x)),
     "relu6": jax.nn.relu6,
+    "leaky_relu": jax.nn.leaky_relu,
     "silu": jax.nn.silu,
     "swish": jax.nn.silu,
     "mish": jax.nn.mish,
     "sigmoid": jax.nn.sigmoid,
     "tanh": jnp.tanh,
+    "laplace": lambda x: (1 + jax.lax.erf((x - 0.707107) / (0.282095 * 2**0.5))) / 2,
     "linear": lambda x: x,
 }
 

@@ -88,6 +88,31 @@ def test_shards_hold_what_one_file_held(folder):
     assert_equal(load(folder).params, expected)
 
 
+@pytest.mark.torch
+def test_shards_of_pickles_hold_what_one_file_held(folder):
+    import torch
+
+    expected = load(folder).params
+    tensors = {name: torch.tensor(tensor) for name, tensor in read(folder).items()}
+    names = sorted(tensors)
+    shards = {"pytorch_model-00001-of-00002.bin": names[::2], "pytorch_model-00002-of-00002.bin": names[1::2]}
+    for shard, held in shards.items():
+        torch.save({name: tensors[name] for name in held}, folder / shard)
+    index = folder / "pytorch_model.bin.index.json"
+    index.write_text(json.dumps({"weight_map": {name: shard for shard, held in shards.items() for name in held}}))
+    (folder / "model.safetensors").unlink()
+    assert_equal(load(folder).params, expected)
+    (folder / "pytorch_model-00002-of-00002.bin").unlink()
+    told = r"index\.json names files that are not there: pytorch_model-00002-of-00002\.bin; fetch them\.$"
+    with pytest.raises(FileNotFoundError, match=told):
+        load(folder)
+    index.write_text(json.dumps({"weight_map": {name: "../elsewhere.bin" for name in names}}))
+    with pytest.raises(
+        flaxsent.FlaxsentError, match=r"names the shard '\.\./elsewhere\.bin'; expected the name of a \.bin"
+    ):
+        load(folder)
+
+
 @pytest.mark.parametrize("is_encoder_alone", [False, True])
 def test_flax_msgpack_holds_the_same(folder, is_encoder_alone):
     serialization = pytest.importorskip("flax.serialization")

@@ -133,6 +133,7 @@ FIND = [
     ("find", "acme/vocabulary"),
     ("find", "acme/msgpack"),
     ("find", "acme/pickle"),
+    ("find", "acme/pickles"),
     ("find", "acme/moving"),
     ("find", "gpt0"),
 ]
@@ -182,6 +183,9 @@ def visit(tiny_folder, tmp_path_factory):
     hub.add("acme/vocabulary", {name: content for name, content in files.items() if name != "tokenizer.json"})
     hub.add("acme/msgpack", bare | {"flax_model.msgpack": b"+", "pytorch_model.bin": b"-"})
     hub.add("acme/pickle", bare | {"pytorch_model.bin": b"+", "tf_model.h5": b"-"})
+    pickles = {"weight_map": dict.fromkeys(tensors, "pytorch_model-00001-of-00001.bin")}
+    sharded = {"pytorch_model.bin.index.json": json.dumps(pickles).encode(), "pytorch_model-00001-of-00001.bin": b"+"}
+    hub.add("acme/pickles", bare | sharded)
     hub.add("acme/moving", files, {"config.json": b"{}"})
     hub.pushed["acme/moving"] = SECOND
     hub.add("gpt0", files)
@@ -229,6 +233,12 @@ def test_hub_id_gives_the_logits_of_the_folder(visit):
         "acme/vocabulary": ["config.json", "model.safetensors", "tokenizer_config.json", "vocab.txt"],
         "acme/msgpack": ["config.json", "flax_model.msgpack", "tokenizer.json"],
         "acme/pickle": ["config.json", "pytorch_model.bin", "tokenizer.json"],
+        "acme/pickles": [
+            "config.json",
+            "pytorch_model-00001-of-00001.bin",
+            "pytorch_model.bin.index.json",
+            "tokenizer.json",
+        ],
         "gpt0": ["config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json"],
     }.items(),
 )

@@ -545,6 +545,25 @@ def test_ids_that_the_tables_do_not_have_are_refused_and_give_no_number_under_ji
 
 
 @pytest.mark.torch
+@pytest.mark.parametrize("name", models.layers.ACTIVATIONS)
+def test_every_activation_is_that_of_pytorch(name):
+    import torch
+    from transformers.activations import ACT2FN
+
+    x = np.linspace(-15, 15, 1001, dtype=np.float32)
+    # float32 of values up to 225, in relu2
+    np.testing.assert_allclose(
+        models.layers.ACTIVATIONS[name](jnp.asarray(x)), ACT2FN[name](torch.tensor(x)).numpy(), rtol=1e-6, atol=1e-6
+    )
+
+
+def test_the_activations_are_all_those_without_parameters_that_transformers_has():
+    activations = pytest.importorskip("transformers.activations", reason="needs PyTorch", exc_type=ImportError)
+    in_version_5_alone, with_parameters = {"hardswish", "sqrtsoftplus"}, {"prelu", "xielu"}
+    assert {*activations.ACT2FN} - models.layers.ACTIVATIONS.keys() <= in_version_5_alone | with_parameters
+
+
+@pytest.mark.torch
 @each_family
 def test_padding_ids_inside_a_text_are_counted_as_by_pytorch(tiny_folder, family):
     """Where [UNK] has the id of padding: RoBERTa families do not count it in positions, mBART not in lengths."""
