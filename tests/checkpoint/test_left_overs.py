@@ -67,7 +67,13 @@ def their_logits(folder, encodings):
 
 
 @pytest.mark.torch
-@pytest.mark.parametrize("family", ["bert", "roberta", "mpnet", "bart", "albert", "deberta-v2", "modernbert"])
+@pytest.mark.parametrize(
+    "family",
+    [
+        *("bert", "roberta", "bart"),
+        *(pytest.param(family, marks=pytest.mark.slow) for family in ("mpnet", "albert", "deberta-v2", "modernbert")),
+    ],
+)
 def test_logits_are_pytorchs_whatever_else_the_file_holds(folder_with, family, caplog):
     base = flaxsent.models.FAMILIES[family].base
     beyond = {name: ZEROS(3) for name in (f"{base}.encoder.layer.7.output.dense.bias", f"{base}.layers.9.mlp.Wi.bias")}

@@ -564,7 +564,13 @@ def test_the_activations_are_all_those_without_parameters_that_transformers_has(
 
 
 @pytest.mark.torch
-@each_family
+@pytest.mark.parametrize(
+    "family",
+    [
+        family if family in ("bert", "roberta", "mpnet", "mbart") else pytest.param(family, marks=pytest.mark.slow)
+        for family in NATIVE
+    ],
+)
 def test_padding_ids_inside_a_text_are_counted_as_by_pytorch(tiny_folder, family):
     """Where [UNK] has the id of padding: RoBERTa families do not count it in positions, mBART not in lengths."""
     changes = BASE.get(family, {})
