@@ -6,8 +6,11 @@ The random models are those of `flaxsent parity`.
 import importlib.util
 import json
 import os
+import tempfile
 from pathlib import Path
 
+# No test reads or fills the cache of whoever runs it.
+os.environ["FLAXSENT_CACHE"] = tempfile.mkdtemp(prefix="flaxsent-tests-")
 # jaxlib 0.10 prints pages about the processor when it reads what it compiled before; the command line sets this, too.
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
@@ -31,7 +34,8 @@ with install_import_hook("flaxsent", "beartype.beartype"):
     import flaxsent.training.run
     from flaxsent.checkpoint import exported
     from flaxsent.models import flax_auto
-    from flaxsent.parity.random_checkpoints import random_checkpoint
+    from flaxsent.models.config import ModelConfig, read_config
+    from flaxsent.parity.random_checkpoints import CONFIGS, random_checkpoint
 
 NATIVE = [name for name, family in flaxsent.models.FAMILIES.items() if family.is_native]
 HAS_TORCH = importlib.util.find_spec("torch") is not None
@@ -101,6 +105,13 @@ def symbolic_sizes():
 def embedded():
     """The embedded checkpoint, natively."""
     return flaxsent.load(backend="native")
+
+
+def config_of(folder: Path, family: str, **changes) -> ModelConfig:
+    """What `load` reads of a folder that holds a tokenizer and no weights: a tiny config, with sizes for any text."""
+    named = json.loads((folder / "config.json").read_text()) if (folder / "config.json").is_file() else {}
+    sizes = {"vocab_size": 10**6, "max_position_embeddings": 600}
+    return read_config(json.dumps(CONFIGS[family] | sizes | named | changes | {"model_type": family}))
 
 
 def texts_of_lengths(lengths, seed: int = 0) -> list[str]:

@@ -16,14 +16,16 @@ import tokenizers
 import flaxsent
 from flaxsent.checkpoint.hub import EMBEDDED
 from flaxsent.models.config import read_config
-from flaxsent.tokenization import _encode_cut, _shares, read_tokenizer
-from tests.conftest import AWKWARD_TEXTS
+from flaxsent.checkpoint.tokenizer import read_tokenizer
+from flaxsent.tokenization import _encode_cut, _shares
+from tests.conftest import AWKWARD_TEXTS, config_of
 
 COURSE = ["I've been waiting for a HuggingFace course my whole life", "I hate this so much!"]
 COURSE_IDS = [
     [101, 1045, 1005, 2310, 2042, 3403, 2005, 1037, 17662, 12172, 2607, 2026, 2878, 2166, 102],
     [101, 1045, 5223, 2023, 2061, 2172, 999, 102, 0, 0, 0, 0, 0, 0, 0],
 ]
+BERT = read_config((EMBEDDED / "config.json").read_text())
 SPECIAL = ("[CLS]", "[SEP]", "[PAD]", "[MASK]", "[UNK]")
 
 
@@ -60,7 +62,7 @@ PAIRS = list(zip(TEXTS, TEXTS[7:] + TEXTS[:7], strict=True))
 
 @pytest.fixture(scope="module")
 def tokenizer():
-    return read_tokenizer(EMBEDDED, family="bert", max_positions=512, type_vocab_size=2)
+    return read_tokenizer(EMBEDDED, BERT)
 
 
 def test_the_sentences_of_the_course_give_its_ids(embedded):
@@ -105,12 +107,13 @@ def test_shares_of_a_pair_equal_the_library_for_all_lengths():
 
 def test_cutting_two_long_texts_leaves_few_pieces_behind(tokenizer):
     """The library keeps what it cuts off, for a pair in every combination: gigabytes, from texts of a book's length."""
-    cut = _encode_cut(tokenizer.backend, ("word " * 2000, "film " * 2000), 64)
+    cut = _encode_cut(tokenizer.backend, ("word " * 2000, "film " * 2000), 64, side="right")
     assert len(cut) == 64
     assert len(cut.overflowing) < 10
 
 
-def test_special_tokens_spelt_out_stay_text(tokenizer):
+def test_special_tokens_spelt_out_stay_text_where_that_is_asked_for():
+    tokenizer = read_tokenizer(EMBEDDED, BERT, special_tokens_in_text="literal")
     text = "a [SEP] b [CLS] [MASK] [PAD] [UNK]"
     special = {tokenizer.backend.token_to_id(token) for token in SPECIAL}
     assert len(special) == len(SPECIAL)
@@ -145,7 +148,7 @@ def test_roberta_loses_the_positions_before_its_first(tiny_folder):
     folder = tiny_folder("roberta")
     config = read_config((folder / "config.json").read_text())
     assert (config.num_positions, config.first_position) == (42, 2)
-    tokenizer = read_tokenizer(folder, family="roberta", max_positions=config.max_length, type_vocab_size=1)
+    tokenizer = read_tokenizer(folder, config)
     encodings = tokenizer.encode(["good " * 100, ("good", "bad")])
     assert [len(ids) for ids in encodings.input_ids] == [40, 5]
     assert encodings.token_type_ids == [[0] * 40, [0] * 5], "a model with one type has no second"
@@ -228,7 +231,7 @@ def vocabulary_folder(folder: Path, do_lower_case: bool) -> Path:
 
 def test_a_vocabulary_alone_is_converted_to_the_same_ids(tokenizer, tmp_path):
     folder = vocabulary_folder(tmp_path, do_lower_case=True)
-    converted = read_tokenizer(folder, family="distilbert", max_positions=512, type_vocab_size=2)
+    converted = read_tokenizer(folder, config_of(folder, "bert", max_position_embeddings=512))
     for texts in (TEXTS, PAIRS, ["[SEP] [MASK]"]):
         assert converted.encode(texts) == tokenizer.encode(texts)
     assert "vocab.txt" not in converted.files
@@ -239,7 +242,7 @@ def test_a_vocabulary_alone_is_converted_to_the_same_ids(tokenizer, tmp_path):
 
 def test_settings_of_a_vocabulary_are_kept(tmp_path):
     folder = vocabulary_folder(tmp_path, do_lower_case=False)
-    cased = read_tokenizer(folder, family="bert", max_positions=512, type_vocab_size=2)
+    cased = read_tokenizer(folder, BERT)
     assert cased.encode(["GOOD"]).input_ids != cased.encode(["good"]).input_ids
 
 

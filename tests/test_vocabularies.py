@@ -20,7 +20,9 @@ import pytest
 import tokenizers
 from tokenizers import decoders, models, normalizers, pre_tokenizers, processors, trainers
 
-from flaxsent.tokenization import Tokenizer, read_tokenizer
+from flaxsent.checkpoint.tokenizer import read_tokenizer
+from flaxsent.tokenization import Tokenizer
+from tests.conftest import config_of
 
 ROOT = Path(__file__).parent.parent
 LIMIT = 512
@@ -46,7 +48,7 @@ PLAIN_LINES = [line for line in LINES if re.fullmatch("[A-Za-z ,;:]+", line)]
 SPELT = re.compile(
     r"\[(pad|unk|cls|sep|mask|unused)|</?s>|<(pad|unk|mask)>|<\|padding|[a-z]{2}_[A-Z]{2}", re.IGNORECASE
 )
-"""What transformers takes for special tokens; in flaxsent they stay text, which has its own test."""
+"""What transformers takes for special tokens, and the libraries that train vocabularies do not."""
 
 ALPHABETS = [
     "abcdefghijklmnopqrstuvwxyz",
@@ -229,13 +231,15 @@ def train_unigram() -> tokenizers.Tokenizer:
     return tokenizer
 
 
-def unigram(folder: Path, *, tokenizer_class: str, normalizer=None) -> Vocabulary:
+def unigram(folder: Path, *, tokenizer_class: str | None, normalizer=None) -> Vocabulary:
     tokenizer = tokenizers.Tokenizer.from_str(train_unigram().to_str())
     if normalizer is not None:
         tokenizer.normalizer = normalizer
     tokenizer.save(str(folder / "tokenizer.json"))
     names = special_settings(BOS_NAMES)
-    write_settings(folder, "xlm-roberta", model_max_length=LIMIT, tokenizer_class=tokenizer_class, **names)
+    if tokenizer_class is not None:
+        names["tokenizer_class"] = tokenizer_class
+    write_settings(folder, "xlm-roberta", model_max_length=LIMIT, **names)
     return Vocabulary(folder, "xlm-roberta", 1, ids_of(tokenizer))
 
 
@@ -343,13 +347,10 @@ def make(tmp_path_factory):
     return make
 
 
-def read(vocabulary: Vocabulary, folder: Path | None = None) -> Tokenizer:
-    return read_tokenizer(
-        vocabulary.folder if folder is None else folder,
-        family=vocabulary.family,
-        max_positions=LIMIT,
-        type_vocab_size=vocabulary.num_types,
-    )
+def read(vocabulary: Vocabulary, folder: Path | None = None, **options) -> Tokenizer:
+    folder = vocabulary.folder if folder is None else folder
+    types = {"type_vocab_size": vocabulary.num_types}
+    return read_tokenizer(folder, config_of(vocabulary.folder, vocabulary.family, **types), **options)
 
 
 @pytest.mark.parametrize(
@@ -362,9 +363,10 @@ def test_ids_and_types_equal_transformers(make, kind, texts, max_length):
     vocabulary, reference = make(kind)
     columns = [list(part) for part in zip(*texts, strict=True)] if isinstance(texts[0], tuple) else [texts]
     cut = {} if max_length is None else {"truncation": True, "max_length": max_length}
-    theirs = reference(*columns, **cut, return_token_type_ids=True)
+    theirs = reference(*columns, **cut)
     ours = read(vocabulary).encode(texts, max_length=max_length)
-    types = theirs["token_type_ids"] if vocabulary.num_types > 1 else [[0] * len(ids) for ids in theirs["input_ids"]]
+    zeros = [[0] * len(ids) for ids in theirs["input_ids"]]
+    types = theirs.get("token_type_ids", zeros) if vocabulary.num_types > 1 else zeros
     for text, *ids_and_types in zip(
         texts, ours.input_ids, theirs["input_ids"], ours.token_type_ids, types, strict=True
     ):
@@ -401,12 +403,14 @@ def test_folders_that_were_saved_give_the_same_ids(make, kind, tmp_path):
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_special_tokens_spelt_out_stay_text(make, kind):
+def test_special_tokens_spelt_out_stay_text_where_that_is_asked_for(make, kind):
     vocabulary, reference = make(kind)
     special = {token.content for token in reference.added_tokens_decoder.values() if token.special}
     frame = reference.convert_ids_to_tokens(reference("")["input_ids"])
     text = " ".join(f"a {token} b{token}" for token in sorted(special))
-    pieces = reference.convert_ids_to_tokens(read(vocabulary).encode([text]).input_ids[0])
+    pieces = reference.convert_ids_to_tokens(
+        read(vocabulary, special_tokens_in_text="literal").encode([text]).input_ids[0]
+    )
     inner = [piece for piece in pieces if piece not in special]
     assert [piece for piece in pieces if piece in special] == frame
     assert re.sub("##|▁|Ġ", "", "".join(inner)).lower() == text.replace(" ", "").lower()
@@ -418,7 +422,7 @@ def test_a_tokenizer_class_that_only_the_config_names_is_used(tmp_path):
 
     wordpiece(tmp_path, family="albert", lowercase=True, file="vocab.txt")
     (tmp_path / "config.json").write_text(json.dumps({"model_type": "albert", "tokenizer_class": "BertTokenizer"}))
-    ours = read_tokenizer(tmp_path, family="albert", max_positions=LIMIT, type_vocab_size=2).encode(TEXTS)
+    ours = read_tokenizer(tmp_path, config_of(tmp_path, "albert")).encode(TEXTS)
     assert ours.input_ids == AutoTokenizer.from_pretrained(tmp_path)(TEXTS)["input_ids"]
 
 
@@ -428,7 +432,7 @@ def test_a_class_without_fast_tokenizer_is_refused(tmp_path):
     config = {"model_type": "bert", "tokenizer_class": "BertJapaneseTokenizer"}
     (tmp_path / "config.json").write_text(json.dumps(config))
     with pytest.raises(ValueError, match="could not be converted: BertJapaneseTokenizer"):
-        read_tokenizer(tmp_path, family="bert", max_positions=LIMIT, type_vocab_size=2)
+        read_tokenizer(tmp_path, config_of(tmp_path, "bert"))
 
 
 @pytest.mark.parametrize("family", ["roberta", "xlm-roberta", "albert", "deberta-v2"])
@@ -436,7 +440,7 @@ def test_the_vocabulary_of_another_family_is_refused(tmp_path, family):
     """transformers 5 says nothing there, and knows the special tokens only."""
     wordpiece(tmp_path, family=family, lowercase=True, file="vocab.txt")
     with pytest.raises(ValueError, match=r"could not be converted|, which \w+ is read from"):
-        read_tokenizer(tmp_path, family=family, max_positions=LIMIT, type_vocab_size=2)
+        read_tokenizer(tmp_path, config_of(tmp_path, family))
 
 
 @pytest.mark.parametrize("package", ["sentencepiece", "google.protobuf"])
@@ -444,4 +448,4 @@ def test_what_converts_sentencepiece_is_asked_for_by_name(tmp_path, monkeypatch,
     monkeypatch.setitem(sys.modules, package, None)
     (tmp_path / "spm.model").write_bytes(b"whatever")
     with pytest.raises(ImportError, match=r"spm\.model needs .*: pip install sentencepiece protobuf"):
-        read_tokenizer(tmp_path, family="deberta-v2", max_positions=LIMIT, type_vocab_size=0)
+        read_tokenizer(tmp_path, config_of(tmp_path, "deberta-v2"))

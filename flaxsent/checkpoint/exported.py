@@ -10,7 +10,7 @@ import os
 import re
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple, NoReturn
+from typing import Any, Literal, NamedTuple, NoReturn
 
 import jax
 import jax.export
@@ -35,13 +35,14 @@ from flaxsent.checkpoint.manifest import (
     read_manifest,
     short,
 )
+from flaxsent.checkpoint.tokenizer import read_tokenizer
 from flaxsent.checkpoint.weights import first_line, write_tensors
 from flaxsent.classifier import Classifier, tokenize
 from flaxsent.files import replacing
+from flaxsent.models import limits_positions
 from flaxsent.models.config import ModelConfig
 from flaxsent.packing import check_padded
 from flaxsent.postprocessing import postprocess
-from flaxsent.tokenization import read_tokenizer
 
 
 def export(
@@ -99,7 +100,8 @@ def _functions(classifier: Classifier, platforms: Sequence[str]) -> dict[str, ja
         return classifier.logits(params, Tokens(**tokens), packing.num_segments(tokens["input_ids"].shape[-1]))
 
     try:
-        functions = {FORWARD: lowered(forward, "B, L", f"L <= {classifier.config.max_length}")}
+        bounds = [f"L <= {classifier.config.max_length}"] if limits_positions(classifier.config) else []
+        functions = {FORWARD: lowered(forward, "B, L", *bounds)}
     except jax.errors.InconclusiveDimensionOperation as err:
         raise FlaxsentError(
             f"the {classifier.backend} backend's {classifier.config.family} depends on the length of rows, of which an "
@@ -113,7 +115,7 @@ def is_exported(folder: str | os.PathLike) -> bool:
     return (Path(folder) / MANIFEST).is_file()
 
 
-def read(folder: Path) -> Classifier:
+def read(folder: Path, *, special_tokens_in_text: Literal["special", "literal"] = "special") -> Classifier:
     """Opens a folder that `export` wrote, after checking all of it.
 
     Its functions compose under `jit`, and `forward` under `grad`; not under `vmap`, as their first axis is the batch.
@@ -135,14 +137,7 @@ def read(folder: Path) -> Classifier:
         if packed.params != forward.params:
             raise FlaxsentError(f"{folder} has two functions of different parameters; {ANEW}.")
         forward_packed = functools.partial(_call_packed, packed)
-    tokenizer = read_tokenizer(
-        folder,
-        family=config.family,
-        max_positions=config.max_length,
-        type_vocab_size=config.type_vocab_size,
-        first_position=config.first_position,
-        pad_token_id=config.pad_token_id,
-    )
+    tokenizer = read_tokenizer(folder, config, special_tokens_in_text=special_tokens_in_text)
     return Classifier(
         tokenize=functools.partial(tokenize, tokenizer=tokenizer),
         forward=functools.partial(_call, forward, config),
@@ -238,7 +233,7 @@ def _call(
     check_padded(tokens)
     _check_key(key)
     num_texts, length = tokens.input_ids.shape
-    if length > config.max_length:
+    if length > config.max_length and limits_positions(config):
         raise FlaxsentError(f"these rows have {length} tokens; this classifier takes {config.max_length} at most.")
     if num_texts == 0:  # which jax.export takes for a mistake
         return jnp.zeros((0, config.num_labels), jnp.float32)

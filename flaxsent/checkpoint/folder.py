@@ -5,7 +5,7 @@ import functools
 import os
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
@@ -13,12 +13,12 @@ import jax.numpy as jnp
 from flaxsent import models
 from flaxsent.base import Backend, FlaxsentError, Params, ProblemType
 from flaxsent.checkpoint import exported, hub, weights
+from flaxsent.checkpoint.tokenizer import TOKENIZER_FILES, read_tokenizer
 from flaxsent.classifier import Classifier, embeddings, forward, forward_packed, hidden_states, tokenize
 from flaxsent.files import replacing
 from flaxsent.models import flax_auto
 from flaxsent.models.config import PROBLEM_TYPES, ModelConfig, as_trained, old_temperature, read_config, to_json
 from flaxsent.postprocessing import postprocess
-from flaxsent.tokenization import TOKENIZER_FILES, read_tokenizer
 
 
 def load(
@@ -32,11 +32,12 @@ def load(
     new_head: bool | None = None,
     seed: int = 0,
     matmul_precision: str | None = "highest",
+    special_tokens_in_text: Literal["special", "literal"] = "special",
 ) -> Classifier:
     """Loads a checkpoint: a folder, a Hub id (at `revision`), an exported folder, or the embedded sentiment model.
 
     Args:
-        source: None is the embedded checkpoint. Of an exported folder, all that follows is settled already.
+        source: None is the embedded checkpoint. Of an exported folder, all that follows but the last is settled already.
         backend: of `forward`: "flax" (transformers 4's FlaxAuto classes), "native" (flaxsent's own encoders), or None:
             flax where it is installed and computes this family, activation and dtype, else native. `forward_packed` is
             native always.
@@ -53,6 +54,8 @@ def load(
         seed: from which the new head is drawn.
         matmul_precision: `jax.default_matmul_precision` within the forward: "highest" makes float32 mean float32 on
             GPU and TPU too; None leaves it to JAX.
+        special_tokens_in_text: what a special token that a text spells ("[SEP]", "</s>", a marker such as "[E1]") is:
+            "special", that token, as transformers reads it; or "literal", its letters, for texts that you do not trust.
 
     Raises:
         FileNotFoundError, ConnectionError: no such checkpoint, or the Hub cannot be reached.
@@ -63,7 +66,7 @@ def load(
         settled = {"backend": backend, "dtype": dtype, "labels": labels, "problem_type": problem_type}
         if given := [name for name, value in settled.items() if value is not None]:
             raise FlaxsentError(f"{source} was exported, which settled {' and '.join(given)}; export the model anew.")
-        return exported.read(Path(source))
+        return exported.read(Path(source), special_tokens_in_text=special_tokens_in_text)
     dtype = float_dtype(jnp.float32 if dtype is None else dtype)
     folder = hub.find(source, revision=revision)
     own = config_of(folder)
@@ -77,17 +80,7 @@ def load(
     params = _read_params(folder, config, dtype, key=jax.random.key(seed) if draws_head else None, is_whole=is_whole)
     if not draws_head and (temperature := old_temperature(own)) != 1:
         params = models.divide_logits(params, temperature)
-    tokenizer = read_tokenizer(
-        folder,
-        family=config.family,
-        max_positions=config.max_length,
-        type_vocab_size=config.type_vocab_size,
-        first_position=config.first_position,
-        pad_token_id=config.pad_token_id,
-    )
-    highest = max(tokenizer.backend.get_vocab().values(), default=0)
-    if highest >= config.vocab_size:
-        raise FlaxsentError(f"{folder} has a tokenizer with ids up to {highest}, but {config.vocab_size} embeddings.")
+    tokenizer = read_tokenizer(folder, config, special_tokens_in_text=special_tokens_in_text)
     natively = functools.partial(functools.partial, config=config, matmul_precision=matmul_precision)
     by_flax = functools.partial(natively, dtype=dtype)
     packs = models.is_native(config)

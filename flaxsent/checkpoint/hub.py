@@ -7,9 +7,9 @@ import re
 import threading
 from pathlib import Path
 
+from flaxsent.checkpoint.tokenizer import TOKENIZER_FILES
 from flaxsent.checkpoint.weights import PICKLE_INDEX, SAFETENSORS_INDEX, WEIGHT_FILES, first_line, shard_files
 from flaxsent.files import quietly
-from flaxsent.tokenization import TOKENIZER_FILES
 
 EMBEDDED = Path(__file__).parents[1] / "default_model"
 

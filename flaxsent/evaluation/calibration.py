@@ -12,10 +12,10 @@ from flaxsent import models
 from flaxsent.base import FlaxsentError, ProblemType
 from flaxsent.checkpoint.exported import is_exported
 from flaxsent.checkpoint.folder import save
+from flaxsent.checkpoint.tokenizer import TOKENIZER_FILES
 from flaxsent.checkpoint.weights import SAFETENSORS, stored_dtype
 from flaxsent.classifier import Classifier
 from flaxsent.evaluation.report import Targets
-from flaxsent.tokenization import TOKENIZER_FILES
 
 
 def fit_temperature(logits_BC: Float[np.ndarray, "B C"], targets: Targets, problem_type: ProblemType) -> float:

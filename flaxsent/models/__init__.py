@@ -137,6 +137,11 @@ def divide_logits(params: Params, by: float) -> dict[str, Any]:
     )
 
 
+def limits_positions(config: ModelConfig) -> bool:
+    """Whether a text ends where the table of positions does; else it may be as long as the tokenizer lets it be."""
+    return FAMILIES[config.family].limits_positions(config)
+
+
 def check(config: ModelConfig, tokens: Tokens) -> None:
     """Refuses rows that no native forward computes, where they can be seen: on the host.
 
@@ -154,9 +159,9 @@ def check_ids(config: ModelConfig, tokens: Tokens) -> None:
     Raises:
         FlaxsentError: there is one.
     """
-    limits_positions, any_number = FAMILIES[config.family].limits_positions, np.iinfo(np.int32).max
+    any_number = np.iinfo(np.int32).max
     positions = _range(tokens.position_ids)
-    if limits_positions and positions[1] >= config.num_positions:
+    if limits_positions(config) and positions[1] >= config.num_positions:
         raise FlaxsentError(
             f"a text has {positions[1] + 1 - config.first_position} tokens; this checkpoint takes "
             f"{config.max_length}: tokenize with a length of at most that."

@@ -226,9 +226,29 @@ def _rows(position_ids_T: Int[AnyArray, " T"], *, config: ModelConfig) -> Int[Ar
     """
     options = _options(config)
     difference_TT = position_ids_T[:, None] - position_ids_T[None, :]
-    buckets = _buckets(config.num_positions, options.num_buckets, options.max_distance)
+    buckets = _buckets(_last_distance(options) + 1, options.num_buckets, options.max_distance)
     far_TT = jnp.take(jnp.asarray(buckets, difference_TT.dtype), jnp.abs(difference_TT), mode="clip")
     return jnp.clip(jnp.sign(difference_TT) * far_TT + options.reach, 0, 2 * options.reach - 1)
+
+
+def _last_distance(options: _Options) -> int:
+    """From there on all distances share a row of the learnt ones, however long the text is."""
+    middle = options.num_buckets // 2
+    if middle < 2:
+        return max(options.reach, middle + 1)
+    # Where the bucket's number, middle + (middle - 1) · log(distance / middle) / log(widest), passes 2 · middle + 1.
+    widest = max((options.max_distance - 1) / middle, 1.0)
+    return math.ceil(middle * min(widest ** ((middle + 1) / (middle - 1)), _MOST_DISTANCES)) + 1
+
+
+_MOST_DISTANCES = 1 << 16
+
+
+def _limits_positions(config: ModelConfig) -> bool:
+    """Whether texts end where max_position_embeddings do: distances without logarithms are clipped where they end."""
+    options = _options(config)
+    grows = options.num_buckets == 0 or options.max_distance - 1 > options.num_buckets // 2
+    return options.has_positions or not grows
 
 
 def _buckets(length: int, num_buckets: int, max_distance: int) -> Int[np.ndarray, " L"]:
@@ -296,6 +316,7 @@ FAMILIES = (
             "type_vocab_size": ("type_vocab_size", 0),
             "classifier_dropout": ("cls_dropout", "hidden_dropout"),
         },
+        limits_positions=_limits_positions,
         shapes=_shapes,
         embed=embed,
         encode=_encode,

@@ -155,8 +155,8 @@ class Family:
     """Keys of config.json that change the numbers of other families."""
     positions_follow_padding: bool = False
     """Whether the first position is `pad_token_id + 1` (transformers' create_position_ids_from_input_ids)."""
-    limits_positions: bool = True
-    """Whether there is a table of positions or distances; False where any number of them can be computed."""
+    limits_positions: Callable[[ModelConfig], bool] = lambda config: True
+    """Whether there is a table of positions; False where any number of them, or of distances, can be computed."""
     default_num_labels: int = 2
     shapes: Callable[[ModelConfig], dict[str, Any]]
     """The shape of every parameter."""

@@ -287,7 +287,7 @@ FAMILIES = (
             "classifier_dropout": ("classifier_dropout", 0.0),
         },
         ignored_keys=("position_embedding_type",),  # mmBERT's and Ettin's configs say "sans_pos" there
-        limits_positions=False,
+        limits_positions=lambda config: False,
         shapes=_shapes,
         embed=_embed,
         encode=_encode,

@@ -34,7 +34,8 @@ def random_checkpoint(folder: Path, family: str, *, seed: int = 0, **changes: An
     pieces = sorted(tokenizer.get_vocab().items(), key=lambda piece: piece[1])
     (folder / "vocab.txt").write_text("".join(f"{piece}\n" for piece, _ in pieces))
     # 1e30 is how transformers says that it knows of no limit.
-    settings = {"model_max_length": 10**30, "tokenizer_class": "PreTrainedTokenizerFast", "pad_token": "[PAD]"}
+    settings: dict[str, Any] = {"model_max_length": 10**30, "pad_token": "[PAD]"}
+    settings |= {"tokenizer_class": "PreTrainedTokenizerFast", "model_input_names": _INPUT_NAMES}
     (folder / "tokenizer_config.json").write_text(json.dumps(settings))
     tensors = weights.to_tensors(random_params(models.shapes(config), seed=seed)) | models.computed_tensors(config)
     safetensors.numpy.save_file(tensors, folder / weights.SAFETENSORS, metadata={"format": "pt"})
@@ -87,5 +88,8 @@ def letter_tokenizer(vocab_size: int, *, pad_token_id: int) -> tokenizers.Tokeni
     tokenizer.enable_padding(length=7, pad_id=pad_token_id)
     return tokenizer
 
+
+_INPUT_NAMES = ["input_ids", "token_type_ids", "attention_mask"]
+"""transformers 5 gives no token types where the generic class names none."""
 
 _WORDS = ("the", "film", "not", "bad", "good", "hate", "this", "so", "much")

@@ -1,0 +1,343 @@
+"""The tokenizer files of a folder → `Tokenizer`, whose ids are those of transformers' `AutoTokenizer`.
+
+Most folders hold a tokenizer.json that says all of it: `plain.py` tells them, and they are read without transformers.
+Of the others, whose settings have a class of transformers change what the file says, or that hold a vocabulary only,
+`AutoTokenizer` itself makes the tokenizer.json, once: it is kept in the cache, and `save` writes it.
+
+Where transformers 4 and 5 differ, the one that is installed is followed: the folder gives what it gives in PyTorch
+there. What was saved, exported or begun with one stays as it was made.
+"""
+
+import contextlib
+import functools
+import hashlib
+import importlib.metadata
+import json
+import logging
+import os
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any, Literal
+
+import tokenizers
+
+from flaxsent import models
+from flaxsent.base import FlaxsentError
+from flaxsent.checkpoint import plain
+from flaxsent.files import quietly, require, write
+from flaxsent.models.config import ModelConfig
+from flaxsent.tokenization import SPECIAL_TOKENS_IN_TEXT, Tokenizer
+
+logger = logging.getLogger(__name__)
+
+TOKENIZER_FILES = (
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "vocab.txt",
+    "vocab.json",
+    "merges.txt",
+    "spiece.model",
+    "spm.model",
+    "sentencepiece.bpe.model",
+)
+"""What a checkpoint may hold for its tokenizer: the whole, settings and names of tokens, vocabularies."""
+
+NAMES = TOKENIZER_FILES[:4]
+"""Those that are read beside the vocabularies, or instead of them."""
+
+
+def read_tokenizer(
+    folder: Path, config: ModelConfig, *, special_tokens_in_text: Literal["special", "literal"] = "special"
+) -> Tokenizer:
+    """Reads the tokenizer files of a checkpoint folder.
+
+    A text's limit is that of the position table, or `model_max_length` where that is smaller: 1e30 there is
+    transformers' way of saying that nobody knows. Where there is no table, it is `model_max_length` alone; and where
+    that is not known, max_position_embeddings is what texts are cut to unless more is asked for.
+
+    Raises:
+        FlaxsentError: there are none, or they cannot be read, or nothing but code of their own reads them.
+        MissingPackageError: what converts them is not installed.
+    """
+    if special_tokens_in_text not in SPECIAL_TOKENS_IN_TEXT:
+        raise FlaxsentError(
+            f"special_tokens_in_text={special_tokens_in_text!r}: expected one of {', '.join(SPECIAL_TOKENS_IN_TEXT)}."
+        )
+    files = {name: (folder / name).read_bytes() for name in TOKENIZER_FILES if (folder / name).is_file()}
+    settings = _object("tokenizer_config.json", files)
+    backend = _backend(folder, files["tokenizer.json"]) if "tokenizer.json" in files else None
+    name = _class_name(settings, config)
+    maps = {name: _object(name, files) for name in ("special_tokens_map.json", "added_tokens.json")}
+    if backend is None or not plain.is_plain(
+        backend, files["tokenizer.json"], settings, *maps.values(), name=name, family=config.family
+    ):
+        files = _resolved(folder, files, settings, config, name)
+        settings = _object("tokenizer_config.json", files)
+        backend = _backend(folder, files["tokenizer.json"])
+        name = settings["tokenizer_class"]
+    truncation = backend.truncation or {}
+    backend.no_truncation()
+    backend.no_padding()
+    if special_tokens_in_text == "literal":
+        backend.encode_special_tokens = True
+        _split_spelt(backend)
+    else:
+        backend.encode_special_tokens = settings.get("split_special_tokens") is True
+    max_length, longest = _limits(folder, backend, settings, config)
+    types = settings.get("model_input_names")
+    if not isinstance(types, list) and config.type_vocab_size > 1:
+        types = plain.input_names(name, config.family, major=_major())
+        if plain.names_differ(name, config.family):  # whatever reads what is saved must give the same types
+            files["tokenizer_config.json"] = json.dumps(settings | {"model_input_names": types}).encode()
+    side = settings.get("truncation_side") or truncation.get("direction")
+    has_more = max(backend.get_vocab().values(), default=0) >= config.vocab_size
+    return Tokenizer(
+        backend=backend,
+        max_length=max_length,
+        longest=longest,
+        cut_side="left" if side == "left" else "right",
+        num_embeddings=config.vocab_size if has_more else None,
+        has_token_types=config.type_vocab_size > 1 and "token_type_ids" in types,
+        first_position=config.first_position,
+        pad_token_id=config.pad_token_id,
+        special_tokens_in_text=special_tokens_in_text,
+        files={name: files[name] for name in _SAVED_FILES if name in files},
+    )
+
+
+_SAVED_FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json")
+"""All that a fast tokenizer is opened from; vocabularies besides would say the same twice."""
+
+
+def _object(name: str, files: Mapping[str, bytes]) -> dict[str, Any]:
+    if name not in files:
+        return {}
+    try:
+        settings = json.loads(files[name])
+    except (ValueError, RecursionError) as err:
+        raise FlaxsentError(f"{name} is not JSON: {err}; fetch it again.") from err
+    if not isinstance(settings, dict):
+        raise FlaxsentError(f"{name} holds a {type(settings).__name__}; expected an object.")
+    return settings
+
+
+def _backend(folder: Path, content: bytes) -> tokenizers.Tokenizer:
+    try:
+        return tokenizers.Tokenizer.from_buffer(content)
+    except Exception as err:  # the library raises plain Exception
+        raise FlaxsentError(f"{folder / 'tokenizer.json'} is not a tokenizer: {err}; fetch it again.") from err
+
+
+def _class_name(settings: Mapping[str, Any], config: ModelConfig) -> str | None:
+    """The class that the folder names, without "Fast": tokenizer_config.json's, else config.json's, else none."""
+    for name in (settings.get("tokenizer_class"), config.get("tokenizer_class")):
+        if isinstance(name, str):
+            return name.removesuffix("Fast") if name not in plain.GENERIC else name
+    return None
+
+
+def _limits(
+    folder: Path, backend: tokenizers.Tokenizer, settings: Mapping[str, Any], config: ModelConfig
+) -> tuple[int, int | None]:
+    """To how many tokens a text is cut, and the most that can be asked for."""
+    named = settings.get("model_max_length", settings.get("max_len"))
+    tokenizers_own = named if type(named) is int and named < _NOBODY_KNOWS else None
+    table = config.max_length if models.limits_positions(config) else None
+    known = [limit for limit in (tokenizers_own, table) if limit is not None]
+    longest = min(known) if known else None
+    max_length = config.max_length if longest is None else longest
+    if max_length <= (special := backend.num_special_tokens_to_add(True)):
+        raise FlaxsentError(
+            f"{folder} has model_max_length={named} and {config.max_length} positions; expected more than the "
+            f"{special} special tokens of a pair."
+        )
+    return max_length, longest
+
+
+_NOBODY_KNOWS = 10**20
+"""transformers' LARGE_INTEGER: a limit from there on is none."""
+
+
+def _split_spelt(backend: tokenizers.Tokenizer) -> None:
+    """Has a special token that a text spells cut after its first character, if the model would read it as one.
+
+    `encode_special_tokens` only stops the library from looking for them itself. Unigram's pieces have "<s>" among them,
+    as the likeliest of all; SentencePiece, which trained them, never reads a control symbol out of a text.
+    """
+    spelt = [
+        token.content
+        for index, token in backend.get_added_tokens_decoder().items()
+        if token.special and len(token.content) > 1 and _reads(backend, token.content, index)
+    ]
+    if not spelt:
+        return
+    pattern = "|".join(f"{re.escape(token[0])}(?={re.escape(token[1:])})" for token in spelt)
+    split = tokenizers.pre_tokenizers.Split(tokenizers.Regex(pattern), "merged_with_previous")
+    before = [] if backend.pre_tokenizer is None else [backend.pre_tokenizer]
+    backend.pre_tokenizer = tokenizers.pre_tokenizers.Sequence([*before, split])
+
+
+def _reads(backend: tokenizers.Tokenizer, token: str, index: int) -> bool:
+    try:
+        return index in backend.encode(token, add_special_tokens=False).ids
+    except Exception:  # plain, from the library: letters that the model does not have, and no token for unknown ones
+        return False
+
+
+# What AutoTokenizer makes of a folder that does not say all of it.
+
+
+def _resolved(
+    folder: Path, files: Mapping[str, bytes], settings: Mapping[str, Any], config: ModelConfig, name: str | None
+) -> dict[str, bytes]:
+    """tokenizer.json and tokenizer_config.json as `AutoTokenizer` makes them: from the cache, or now."""
+    vetted = _vetted(folder, files, settings, config)
+    digest = hashlib.sha256(f"{_RECIPE} {importlib.metadata.version('transformers')} {config.family} {name}".encode())
+    for file, content in sorted(vetted.items()):
+        digest.update(f"\n{file} {hashlib.sha256(content).hexdigest()}".encode())
+    cached = None if (place := cache()) is None else place / f"{digest.hexdigest()}.json"
+    if cached is not None and (found := _read_cached(cached)) is not None:
+        return found
+    made = _made(folder, vetted, settings, name)
+    if cached is not None:
+        with contextlib.suppress(OSError):  # the next load does without, as this one
+            cached.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+            entry = {name: content.decode() for name, content in made.items()}
+            write(cached, json.dumps(entry | {"sha256": _sum(made)}).encode())
+    return made
+
+
+_RECIPE = 1
+"""Another number where what is kept is made otherwise."""
+
+
+def cache() -> Path | None:
+    """Where resolved tokenizers are kept: beside what JAX compiled; nowhere if `FLAXSENT_CACHE` is empty."""
+    place = os.environ.get("FLAXSENT_CACHE")
+    if place is None:
+        place = os.path.join(os.environ.get("XDG_CACHE_HOME") or "~/.cache", "flaxsent")
+    return Path(place).expanduser() / "tokenizers" if place else None
+
+
+def _read_cached(file: Path) -> dict[str, bytes] | None:
+    """What was kept, if it is whole; whatever else lies there is made anew."""
+    try:
+        entry = json.loads(file.read_bytes())
+        made = {name: entry[name].encode() for name in ("tokenizer.json", "tokenizer_config.json")}
+        _backend(file, made["tokenizer.json"])
+        is_whole = entry["sha256"] == _sum(made) and _object("tokenizer_config.json", made)["tokenizer_class"]
+    except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError):
+        return None
+    return made if is_whole in plain.GENERIC else None
+
+
+def _sum(made: Mapping[str, bytes]) -> str:
+    return hashlib.sha256(b"\n".join(made.values())).hexdigest()
+
+
+def _vetted(
+    folder: Path, files: Mapping[str, bytes], settings: Mapping[str, Any], config: ModelConfig
+) -> dict[str, bytes]:
+    """The files that `AutoTokenizer` gets to see: nothing in them can name code, another repository or a file."""
+    if not files.keys() - set(NAMES[1:]):
+        raise FlaxsentError(
+            f"{folder} has no tokenizer; expected tokenizer.json, or one of {', '.join(TOKENIZER_FILES[len(NAMES) :])}."
+        )
+    kept = {name: value for name, value in settings.items() if not _NAMES_CODE_OR_FILE.fullmatch(name)}
+    # transformers 4 takes whatever stands here for an argument of the class.
+    tokens = _object("special_tokens_map.json", files)
+    tokens = {name: value for name, value in tokens.items() if re.fullmatch(r"[a-z]\w*_tokens?", name)}
+    raw: dict[str, Any] = {"model_type": config.family}
+    if isinstance(name := config.get("tokenizer_class"), str):
+        raw["tokenizer_class"] = name
+    vetted = dict(files) | {"tokenizer_config.json": _bytes(kept), "config.json": _bytes(raw)}
+    return vetted | ({"special_tokens_map.json": _bytes(tokens)} if "special_tokens_map.json" in files else {})
+
+
+def _bytes(value: Mapping[str, Any]) -> bytes:
+    return json.dumps(value).encode()
+
+
+# Settings that name code, another repository, or a file: transformers 4 reads a `vocab_file` from wherever it points.
+_NAMES_CODE_OR_FILE = re.compile(
+    r"_.*|auto_map|trust_remote_code|name_or_path|vocab|merges|.*_(files?|spm|object)|init_inputs|sp_model_kwargs|"
+    r"chat_template|response_.*"
+)
+
+
+def _made(folder: Path, vetted: Mapping[str, bytes], settings: Mapping[str, Any], name: str | None) -> dict[str, bytes]:
+    """The two files, by `AutoTokenizer` from a copy of the vetted ones."""
+    if "tokenizer.json" not in vetted and not vetted.keys() & {"vocab.txt", "vocab.json"}:
+        _check_sentencepiece(folder, vetted)
+    with quietly("transformers"):
+        import transformers
+    _check_code(folder, settings, name, transformers)
+    with TemporaryDirectory() as copy:
+        for file, content in vetted.items():
+            (Path(copy) / file).write_bytes(content)
+        try:
+            with quietly("transformers"):
+                tokenizer = transformers.AutoTokenizer.from_pretrained(
+                    copy, use_fast=True, local_files_only=True, trust_remote_code=False
+                )
+            class_name = type(tokenizer).__name__
+            backend = tokenizers.Tokenizer.from_str(tokenizer.backend_tokenizer.to_str())
+        except Exception as err:
+            raise FlaxsentError(f"the vocabulary in {folder} could not be converted: {err}".splitlines()[0]) from err
+    # Without them, transformers 5 gives a vocabulary of the special tokens only.
+    expected = [file for kind, file in tokenizer.vocab_files_names.items() if kind != "tokenizer_file"]
+    missing = [] if "tokenizer.json" in vetted else [file for file in expected if file not in vetted]
+    if missing:
+        raise FlaxsentError(f"{folder} has no {' and no '.join(missing)}, which {class_name} is read from; fetch it.")
+    backend.no_truncation()
+    backend.no_padding()
+    return {
+        "tokenizer.json": backend.to_str().encode(),
+        "tokenizer_config.json": _bytes(_generic_settings(tokenizer, backend)),
+    }
+
+
+def _generic_settings(tokenizer: Any, backend: tokenizers.Tokenizer) -> dict[str, Any]:
+    """Settings under which both transformers 4 and 5 read the tokenizer.json as it is."""
+    limit = tokenizer.model_max_length
+    kept = {
+        "tokenizer_class": "PreTrainedTokenizerFast",
+        "model_max_length": limit if type(limit) is int else 10**30,
+        "model_input_names": [*tokenizer.model_input_names],
+        "truncation_side": tokenizer.truncation_side,
+        "padding_side": tokenizer.padding_side,
+        "split_special_tokens": tokenizer.split_special_tokens,
+    }
+    if (prefix := plain.state(backend.pre_tokenizer).get("add_prefix_space")) is not None:
+        kept["add_prefix_space"] = prefix
+    tokens = {name: getattr(tokenizer, name, None) for name in plain.NAMED_TOKENS}
+    return kept | {name: str(token) for name, token in tokens.items() if token is not None}
+
+
+def _check_sentencepiece(folder: Path, vocabularies: Mapping[str, bytes]) -> None:
+    """Without them transformers fails on an attribute of None, or asks for tiktoken."""
+    for name in vocabularies:
+        if name.endswith(".model"):
+            for module in ("sentencepiece", "google.protobuf"):
+                require(module, needed_by=f"converting {folder / name}", install="sentencepiece protobuf")
+
+
+def _check_code(folder: Path, settings: Mapping[str, Any], name: str | None, transformers: Any) -> None:
+    """Refuses a tokenizer that only code of the checkpoint's own makes; transformers refuses it without trust, too."""
+    auto_map = settings.get("auto_map")
+    is_code = isinstance(auto_map, list) or (isinstance(auto_map, dict) and "AutoTokenizer" in auto_map)
+    if is_code and name is not None and not (hasattr(transformers, name) or hasattr(transformers, f"{name}Fast")):
+        raise FlaxsentError(
+            f"{folder} has a tokenizer of its own code ({name} by auto_map), of which flaxsent runs none; save it with "
+            "a tokenizer_class of transformers."
+        )
+
+
+@functools.cache
+def _major() -> int:
+    """Of the transformers that is installed; it is not imported."""
+    return int(importlib.metadata.version("transformers").partition(".")[0])

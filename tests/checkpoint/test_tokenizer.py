@@ -1,0 +1,357 @@
+"""The ids and token types of AutoTokenizer, whatever the settings of a folder say; of the transformers installed."""
+
+import json
+import shutil
+from collections.abc import Callable, Mapping
+from functools import partial
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pytest
+import tokenizers
+from tokenizers import AddedToken, normalizers
+
+from flaxsent.base import FlaxsentError
+from flaxsent.checkpoint import tokenizer as module
+from flaxsent.checkpoint.tokenizer import read_tokenizer
+from tests import test_vocabularies as vocabularies
+from tests.conftest import AWKWARD_TEXTS, config_of
+
+SPELT = [
+    "[CLS] a film [SEP] not bad[SEP] [MASK]  [PAD] [UNK]",
+    "<s>good</s></s>  so <mask> bad <pad> <unk> <mask>",
+    "[E1] film [/E1] and  [E1]film[/E1] [e1] <e1>",
+    "en_XX good de_DE </s> [sep] [Sep] [ SEP ]",
+]
+TEXTS = [
+    *(text for text in AWKWARD_TEXTS if len(text) < 600),
+    *SPELT,
+    *["Ünïcödé ÀÉÎ straße", "你好世界 film 中文", "ÉCOLE école", "it's  3,5% (no!)  ", "don't ... U.S.A."],
+    *vocabularies.TEXTS[:180],
+]
+PAIRS = [*zip(TEXTS, TEXTS[5:] + TEXTS[:5], strict=True)]
+
+
+class Folder(NamedTuple):
+    family: str
+    make: Callable[..., vocabularies.Vocabulary]
+    settings: Mapping[str, Any] | None = {}
+    """What tokenizer_config.json has instead, or besides; None: there is no such file."""
+    files: Mapping[str, Any] = {}
+    """Other files of JSON."""
+    is_plain: bool | None = None
+    """Whether the folder is read without transformers; None: either."""
+    change: Callable[[dict], None] | None = None
+    """Of tokenizer.json."""
+    num_types: int = 2
+
+
+def wordpiece(family: str = "bert", *, lowercase: bool = True, file: str = "tokenizer.json"):
+    return partial(vocabularies.wordpiece, family=family, lowercase=lowercase, file=file)
+
+
+def roberta(family: str = "roberta", file: str = "tokenizer.json"):
+    return partial(vocabularies.byte_level, family=family, file=file)
+
+
+def unigram(name: str | None = "XLMRobertaTokenizer", **more):
+    return partial(vocabularies.unigram, tokenizer_class=name, **more)
+
+
+def sentencepiece(kind: str):
+    return vocabularies.KINDS[kind]
+
+
+def token(content: str, **flags) -> dict[str, Any]:
+    base = {"lstrip": False, "rstrip": False, "single_word": False, "normalized": False, "special": True}
+    return {"content": content, **base, **flags}
+
+
+def decoder_of(raw: dict) -> dict[str, Any]:
+    return {str(one["id"]): {key: value for key, value in one.items() if key != "id"} for one in raw["added_tokens"]}
+
+
+def with_markers(raw: dict) -> None:
+    size = len(raw["model"]["vocab"])
+    raw["added_tokens"] += [{"id": size + place} | token(text) for place, text in enumerate(("[E1]", "[/E1]"))]
+
+
+def with_changed(path: str, value: Any) -> Callable[[dict], None]:
+    def change(raw: dict) -> None:
+        *way, last = path.split(".")
+        for name in way:
+            raw = raw[name]
+        raw[last] = value
+
+    return change
+
+
+def left_truncation(raw: dict) -> None:
+    raw["truncation"] = {"direction": "Left", "max_length": 9, "strategy": "LongestFirst", "stride": 0}
+
+
+BERT = "bert"
+FOLDERS: dict[str, Folder] = {
+    # BERT's kin: the normalizer.
+    "bert": Folder(BERT, wordpiece(), is_plain=True),
+    "bert, no settings": Folder(BERT, wordpiece(), None, is_plain=True),
+    "bert, cased file, no settings": Folder(BERT, wordpiece(lowercase=False), None, is_plain=False),
+    "bert, cased": Folder(BERT, wordpiece(lowercase=False), is_plain=True),
+    "bert, cased file, lowered": Folder(BERT, wordpiece(lowercase=False), {"do_lower_case": True}, is_plain=False),
+    "bert, lowered file, cased": Folder(BERT, wordpiece(), {"do_lower_case": False}, is_plain=False),
+    "bert, accents stripped": Folder(
+        BERT, wordpiece(lowercase=False), {"do_lower_case": False, "strip_accents": True}, is_plain=False
+    ),
+    "bert, accents kept": Folder(BERT, wordpiece(), {"strip_accents": False}, is_plain=False),
+    "bert, Chinese whole": Folder(BERT, wordpiece(), {"tokenize_chinese_chars": False}, is_plain=False),
+    "bert, Chinese whole in the file, too": Folder(
+        BERT,
+        wordpiece(),
+        {"tokenize_chinese_chars": False},
+        change=with_changed("normalizer.handle_chinese_chars", False),
+        is_plain=True,
+    ),
+    "bert vocab.txt, all of them": Folder(
+        BERT,
+        wordpiece(file="vocab.txt"),
+        {"do_lower_case": False, "strip_accents": True, "tokenize_chinese_chars": False},
+    ),
+    "bert, another normalizer": Folder(BERT, wordpiece(), change=with_changed("normalizer", {"type": "NFKC"})),
+    "bert, longest words": Folder(
+        BERT, wordpiece(), change=with_changed("model.max_input_chars_per_word", 5), is_plain=False
+    ),
+    "bert, other frame": Folder(BERT, wordpiece(), {"cls_token": "[SEP]", "sep_token": "[MASK]"}, is_plain=False),
+    "bert, other names": Folder(
+        BERT,
+        wordpiece(),
+        vocabularies.special_settings(vocabularies.CLS_NAMES),
+        is_plain=True,
+    ),
+    "bert, tokens that it lacks": Folder(BERT, wordpiece(), {"mask_token": "<mask>", "pad_token": "<pad>"}),
+    # Classes.
+    "electra": Folder("electra", wordpiece("electra"), is_plain=True),
+    "electra, its class": Folder(
+        "electra", wordpiece("electra", lowercase=False), {"tokenizer_class": "ElectraTokenizer"}, is_plain=True
+    ),
+    "electra, its class, contradicted": Folder(
+        "electra", wordpiece("electra"), {"tokenizer_class": "ElectraTokenizer", "do_lower_case": False}
+    ),
+    "electra of BERT": Folder("electra", wordpiece("electra"), {"tokenizer_class": "BertTokenizerFast"}, is_plain=True),
+    "bert of DistilBERT": Folder(BERT, wordpiece(), {"tokenizer_class": "DistilBertTokenizer"}, is_plain=True),
+    "distilbert": Folder("distilbert", wordpiece("distilbert"), is_plain=True, num_types=0),
+    "roformer of BERT": Folder("roformer", wordpiece("roformer"), {"tokenizer_class": "BertTokenizer"}, is_plain=True),
+    "bert of any": Folder(BERT, wordpiece(), {"tokenizer_class": "PreTrainedTokenizerFast"}, is_plain=True),
+    "bert of any, contradicted": Folder(
+        BERT,
+        wordpiece(),
+        {"tokenizer_class": "PreTrainedTokenizerFast", "do_lower_case": False, "cls_token": "[CLS]"},
+        is_plain=True,
+    ),
+    "bert of any, longest words": Folder(
+        BERT,
+        wordpiece(),
+        {"tokenizer_class": "PreTrainedTokenizerFast"},
+        change=with_changed("model.max_input_chars_per_word", 5),
+        is_plain=True,
+    ),
+    "bert of the config's class": Folder(
+        BERT, wordpiece(), {}, {"config.json": {"model_type": BERT, "tokenizer_class": "DistilBertTokenizer"}}
+    ),
+    "bert of RoBERTa's": Folder(BERT, roberta(), {"tokenizer_class": "RobertaTokenizer"}, is_plain=True),
+    "bert of none": Folder(BERT, wordpiece(), {"tokenizer_class": "NoSuchTokenizer"}),
+    "albert of BERT's": Folder("albert", wordpiece("albert"), {"tokenizer_class": "BertTokenizer"}, is_plain=True),
+    "xlm-roberta of BERT's": Folder("xlm-roberta", wordpiece("xlm-roberta"), {"tokenizer_class": "BertTokenizer"}),
+    "mpnet": Folder("mpnet", wordpiece("mpnet"), {"cls_token": "[CLS]", "sep_token": "[SEP]", "pad_token": "[PAD]"}),
+    # Tokens.
+    "bert, markers in the file": Folder(BERT, wordpiece(), change=with_markers, is_plain=True),
+    "bert, markers of the settings": Folder(BERT, wordpiece(), {"additional_special_tokens": ["[E1]", "[/E1]"]}),
+    "bert, extra tokens": Folder(BERT, wordpiece(), {"extra_special_tokens": {"marker_token": "[E1]"}}),
+    "bert, markers of the map": Folder(
+        BERT, wordpiece(), {}, {"special_tokens_map.json": {"additional_special_tokens": ["[E1]", "[/E1]"]}}
+    ),
+    "bert, added_tokens.json": Folder(
+        BERT, wordpiece(), {}, {"added_tokens.json": {"[E1]": 1250, "[/E1]": 1251, "film": 1252}}
+    ),
+    "bert, map": Folder(
+        BERT,
+        wordpiece(),
+        {},
+        {"special_tokens_map.json": {"mask_token": token("[MASK]"), "cls_token": "[CLS]"}},
+        is_plain=True,
+    ),
+    "bert, map of other flags": Folder(
+        BERT, wordpiece(), {}, {"special_tokens_map.json": {"mask_token": token("[MASK]", lstrip=True)}}
+    ),
+    "bert, decoder of some": Folder(BERT, wordpiece(), {"added_tokens_decoder": {"0": token("[PAD]")}}),
+    "bert, decoder of other flags": Folder(
+        BERT, wordpiece(), {"added_tokens_decoder": {"103": token("[MASK]", lstrip=True), "99": token("[unused98]")}}
+    ),
+    "bert, decoder of markers": Folder(
+        BERT,
+        wordpiece(),
+        {"added_tokens_decoder": {"1300": token("[E1]"), "1301": token("film", special=False, normalized=True)}},
+    ),
+    "bert, split": Folder(BERT, wordpiece(), {"split_special_tokens": True}, is_plain=True),
+    "bert vocab.txt, markers": Folder(
+        BERT,
+        wordpiece(file="vocab.txt"),
+        {"additional_special_tokens": ["[E1]"]},
+        {"added_tokens.json": {"[E1]": 1250}},
+    ),
+    # What is told of inputs.
+    "bert, no types": Folder(BERT, wordpiece(), {"model_input_names": ["input_ids", "attention_mask"]}, is_plain=True),
+    "bert, left": Folder(BERT, wordpiece(), {"truncation_side": "left", "padding_side": "left"}, is_plain=True),
+    "bert, left in the file": Folder(BERT, wordpiece(), change=left_truncation, is_plain=True),
+    "bert of any, left in the file": Folder(
+        BERT, wordpiece(), {"tokenizer_class": "PreTrainedTokenizerFast"}, change=left_truncation, is_plain=True
+    ),
+    "bert, longest words, left": Folder(
+        BERT, wordpiece(), {"truncation_side": "left"}, change=with_changed("model.max_input_chars_per_word", 5)
+    ),
+    "bert, local class and code": Folder(
+        BERT,
+        wordpiece(),
+        {"tokenizer_class": "BertTokenizer", "auto_map": {"AutoTokenizer": ["evil.Evil", None]}},
+        is_plain=True,
+    ),
+    # Byte-level.
+    "roberta": Folder("roberta", roberta(), is_plain=None, num_types=1),
+    "roberta, space": Folder("roberta", roberta(), {"add_prefix_space": True}, is_plain=False, num_types=1),
+    "roberta, space in the file": Folder(
+        "roberta", roberta(), change=with_changed("pre_tokenizer.add_prefix_space", True), is_plain=False, num_types=1
+    ),
+    "roberta, space in both": Folder(
+        "roberta",
+        roberta(),
+        {"add_prefix_space": True, "trim_offsets": False, "mask_token": "<mask>"},
+        change=with_changed("pre_tokenizer.add_prefix_space", True),
+        is_plain=True,
+        num_types=1,
+    ),
+    "roberta of any, space in the file": Folder(
+        "roberta",
+        roberta(),
+        {"tokenizer_class": "PreTrainedTokenizerFast"},
+        change=with_changed("pre_tokenizer.add_prefix_space", True),
+        is_plain=False,
+        num_types=1,
+    ),
+    "roberta merges.txt, space": Folder(
+        "roberta", roberta(file="merges.txt"), {"add_prefix_space": True, "mask_token": "<pad>"}, num_types=1
+    ),
+    "roberta, other frame": Folder("roberta", roberta(), {"sep_token": "<unk>", "bos_token": "<pad>"}, num_types=1),
+    "roberta, other mask": Folder(
+        "roberta", roberta(), {"mask_token": {"__type": "AddedToken", **token("<mask>")}}, num_types=1
+    ),
+    "roberta, normalized": Folder(
+        "roberta", roberta(), change=with_changed("normalizer", {"type": "NFKC"}), num_types=1, is_plain=False
+    ),
+    "bart": Folder("bart", roberta("bart"), num_types=0),
+    "bart, space": Folder("bart", roberta("bart"), {"tokenizer_class": "BartTokenizer", "add_prefix_space": True}),
+    "bart merges.txt": Folder("bart", roberta("bart", file="merges.txt"), num_types=0),
+    "modernbert": Folder("modernbert", vocabularies.modernbert, is_plain=True, num_types=0),
+    "modernbert of none": Folder("modernbert", vocabularies.modernbert, {"tokenizer_class": None}, num_types=0),
+    # Unigram.
+    "xlm-roberta": Folder("xlm-roberta", unigram(), is_plain=True, num_types=1),
+    "xlm-roberta of none": Folder("xlm-roberta", unigram(None), num_types=1),
+    "xlm-roberta, other ends": Folder("xlm-roberta", unigram(), {"bos_token": "<pad>"}, num_types=1),
+    "xlm-roberta, NFKC": Folder("xlm-roberta", unigram(normalizer=normalizers.NFKC()), is_plain=False, num_types=1),
+    "camembert tokenizer.json": Folder("camembert", unigram("CamembertTokenizer"), is_plain=False, num_types=1),
+    "mbart tokenizer.json": Folder(
+        "mbart", unigram("MBartTokenizer"), {"src_lang": "de_DE", "tgt_lang": "en_XX"}, is_plain=False, num_types=0
+    ),
+    "mbart": Folder("mbart", sentencepiece("mbart sentencepiece.bpe.model"), {"src_lang": "fr_XX"}, num_types=0),
+    "albert": Folder("albert", sentencepiece("albert spiece.model"), {"do_lower_case": False}),
+    "albert, accents": Folder("albert", sentencepiece("albert spiece.model"), {"keep_accents": True}),
+    "camembert": Folder("camembert", sentencepiece("camembert sentencepiece.bpe.model"), num_types=1),
+    "deberta": Folder("deberta-v2", sentencepiece("deberta-v2 spm.model"), num_types=0),
+    "deberta, lowered": Folder(
+        "deberta-v2",
+        sentencepiece("deberta-v2 spm.model"),
+        {"do_lower_case": True, "split_by_punct": True},
+        num_types=0,
+    ),
+}
+
+
+def write(case: Folder, folder: Path) -> Path:
+    case.make(folder)
+    (folder / "config.json").write_text(json.dumps({"model_type": case.family}))
+    settings = folder / "tokenizer_config.json"
+    changed = {} if case.settings is None else json.loads(settings.read_text()) | case.settings
+    settings.write_text(json.dumps({name: value for name, value in changed.items() if value is not None}))
+    if case.settings is None:
+        settings.unlink()
+    for name, content in case.files.items():
+        (folder / name).write_text(json.dumps(content))
+    if case.change is not None:
+        raw = json.loads((folder / "tokenizer.json").read_text())
+        case.change(raw)
+        (folder / "tokenizer.json").write_text(json.dumps(raw))
+    return folder
+
+
+def config(case: Folder, folder: Path):
+    return config_of(folder, case.family, **({"type_vocab_size": case.num_types} if case.num_types else {}))
+
+
+def reference(folder: Path):
+    from transformers import AutoTokenizer
+
+    return AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
+
+
+def assert_like(ours, theirs, *, has_types: bool, **cut) -> None:
+    """Id by id and type by type; of texts and of pairs."""
+    for texts, columns in ((TEXTS, [TEXTS]), (PAIRS, [[*part] for part in zip(*PAIRS, strict=True)])):
+        expected = theirs(*columns, **({"truncation": True, **cut} if cut else {}))
+        found = ours.encode(texts, **cut)
+        zeros = [[0] * len(ids) for ids in expected["input_ids"]]
+        types = expected.get("token_type_ids", zeros) if has_types else zeros
+        for place, text in enumerate(texts):
+            assert found.input_ids[place] == expected["input_ids"][place], text
+            assert found.token_type_ids[place] == types[place], text
+
+
+@pytest.fixture
+def resolutions(monkeypatch):
+    """How often transformers was asked; without a cache."""
+    monkeypatch.setenv("FLAXSENT_CACHE", "")
+    asked = []
+    made = module._made
+    monkeypatch.setattr(module, "_made", lambda *arguments: asked.append(1) or made(*arguments))
+    return asked
+
+
+@pytest.mark.parametrize("name", FOLDERS)
+def test_ids_and_types_are_those_of_auto_tokenizer(name, tmp_path, resolutions):
+    """And those of what `save` writes, which is plain, read by both."""
+    case = FOLDERS[name]
+    folder = write(case, tmp_path)
+    try:
+        theirs = reference(folder)
+        theirs(TEXTS[:30])
+    except Exception as err:
+        with pytest.raises(FlaxsentError):
+            read_tokenizer(folder, config(case, folder)).encode(TEXTS)
+        assert case.is_plain is not True, err
+        return
+    ours = read_tokenizer(folder, config(case, folder))
+    has_types = case.num_types > 1
+    assert_like(ours, theirs, has_types=has_types)
+    if case.is_plain is not None:
+        assert case.is_plain == (not resolutions)
+    saved = tmp_path / "saved"
+    saved.mkdir()
+    shutil.copy(folder / "config.json", saved)
+    for file, content in ours.files.items():
+        (saved / file).write_bytes(content)
+    del resolutions[:]
+    again = read_tokenizer(saved, config(case, saved))
+    assert not resolutions
+    assert again.encode(TEXTS + PAIRS) == ours.encode(TEXTS + PAIRS)
+    assert again.max_length == ours.max_length
+    assert_like(again, reference(saved), has_types=has_types)
+    for length in (24, 9):
+        assert_like(ours, reference(folder), has_types=has_types, max_length=length)
+        assert_like(again, reference(saved), has_types=has_types, max_length=length)
