@@ -7,22 +7,62 @@ tokenizers of transformers set that state on every call and raise "Already borro
 """
 
 import dataclasses
+import threading
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Literal
+from typing import Any, Literal, NamedTuple
 
 import tokenizers
 
 from flaxsent.base import Encodings, FlaxsentError, Text, Texts
+from flaxsent.files import quietly
 
 SPECIAL_TOKENS_IN_TEXT = ("special", "literal")
-"""What a special token that a text spells ("[SEP]", "</s>", "[E1]") is: that token, as for transformers, or its letters."""
+"""What the letters of a special token ("[SEP]", "</s>", "[E1]") are in a text: that token, or letters."""
+
+
+class Encoded(NamedTuple):
+    """What a `PythonTokenizer` makes of a text."""
+
+    ids: list[int]
+    type_ids: list[int]
+
+
+_cutting = threading.Lock()
+
+
+@dataclasses.dataclass(frozen=True)
+class PythonTokenizer:
+    """A tokenizer of transformers that is written in Python, such as BERTweet's: no tokenizer.json can hold it."""
+
+    tokenizer: Any
+
+    def encode_batch(self, batch: Sequence[Text]) -> list[Encoded]:
+        return [self._encode(text) for text in batch]
+
+    def encode_cut(self, text: Text, limit: int) -> Encoded:
+        with _cutting, quietly("transformers"):  # it warns of each pair that is cut
+            return self._encode(text, truncation="longest_first", max_length=limit)
+
+    def num_special_tokens_to_add(self, is_pair: bool) -> int:
+        return self.tokenizer.num_special_tokens_to_add(is_pair)
+
+    def get_vocab(self) -> dict[str, int]:
+        return self.tokenizer.get_vocab()
+
+    def id_to_token(self, index: int) -> str:
+        return self.tokenizer.convert_ids_to_tokens(index)
+
+    def _encode(self, text: Text, **cut: Any) -> Encoded:
+        parts = text if isinstance(text, tuple) else (text,)
+        found = self.tokenizer(*parts, return_token_type_ids=True, verbose=False, **cut)
+        return Encoded(found["input_ids"], found["token_type_ids"])
 
 
 @dataclasses.dataclass(frozen=True)
 class Tokenizer:
     """A vocabulary and its rules, with the limits of the checkpoint; safe to share between threads."""
 
-    backend: tokenizers.Tokenizer
+    backend: tokenizers.Tokenizer | PythonTokenizer
     max_length: int
     """Tokens to which a text is cut unless another number is asked for, special tokens included."""
     longest: int | None
@@ -53,10 +93,10 @@ class Tokenizer:
         """
         limit = self._limit(max_length)
         batch = [*checked(texts)]
-        encodings = self._encode_batch(batch)
+        encodings = [*self._encode_batch(batch)]
         too_long = [index for index, encoding in enumerate(encodings) if len(encoding.ids) > limit]
         for index in too_long:
-            encodings[index] = _encode_cut(self.backend, batch[index], limit, side=self.cut_side)
+            encodings[index] = self._encode_cut(batch[index], limit)
         for index, encoding in enumerate(encodings):
             if not encoding.ids:
                 raise FlaxsentError(
@@ -78,7 +118,12 @@ class Tokenizer:
             pad_token_id=self.pad_token_id,
         )
 
-    def _encode_batch(self, batch: list[Text]) -> list[tokenizers.Encoding]:
+    def _encode_cut(self, text: Text, limit: int) -> tokenizers.Encoding | Encoded:
+        if isinstance(self.backend, PythonTokenizer):
+            return self.backend.encode_cut(text, limit)
+        return _encode_cut(self.backend, text, limit, side=self.cut_side)
+
+    def _encode_batch(self, batch: list[Text]) -> Sequence[tokenizers.Encoding | Encoded]:
         try:
             return self.backend.encode_batch(batch)
         except Exception as err:  # plain, from the library

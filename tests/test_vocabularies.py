@@ -426,15 +426,6 @@ def test_a_tokenizer_class_that_only_the_config_names_is_used(tmp_path):
     assert ours.input_ids == AutoTokenizer.from_pretrained(tmp_path)(TEXTS)["input_ids"]
 
 
-def test_a_class_without_fast_tokenizer_is_refused(tmp_path):
-    """Read as BERT's, a vocabulary of words that MeCab cut gives ids, and all of them wrong."""
-    wordpiece(tmp_path, family="bert", lowercase=True, file="vocab.txt")
-    config = {"model_type": "bert", "tokenizer_class": "BertJapaneseTokenizer"}
-    (tmp_path / "config.json").write_text(json.dumps(config))
-    with pytest.raises(ValueError, match="could not be converted: BertJapaneseTokenizer"):
-        read_tokenizer(tmp_path, config_of(tmp_path, "bert"))
-
-
 @pytest.mark.parametrize("family", ["roberta", "xlm-roberta", "albert", "deberta-v2"])
 def test_the_vocabulary_of_another_family_is_refused(tmp_path, family):
     """transformers 5 says nothing there, and knows the special tokens only."""

@@ -28,6 +28,7 @@ from flaxsent.checkpoint.manifest import (
     MANIFEST,
     PARAMS,
     PLATFORMS,
+    TOKENIZER,
     Manifest,
     check_files,
     check_platform,
@@ -69,6 +70,10 @@ def export(
         raise FlaxsentError(f"platforms={platforms!r}: expected different ones of {', '.join(PLATFORMS)}.")
     if target.exists() and not (target.is_dir() and not any(target.iterdir())):
         raise FileExistsError(f"{target} is there already; choose another folder, or delete it.")
+    if TOKENIZER not in classifier.tokenizer.files:
+        raise FlaxsentError(
+            f"this checkpoint's tokenizer is code of transformers that no {TOKENIZER} can hold; it cannot be exported."
+        )
     functions = _functions(classifier, platforms)
     with replacing(target) as unfinished:
         for name, function in functions.items():

@@ -37,7 +37,7 @@ def load(
     """Loads a checkpoint: a folder, a Hub id (at `revision`), an exported folder, or the embedded sentiment model.
 
     Args:
-        source: None is the embedded checkpoint. Of an exported folder, all that follows but the last is settled already.
+        source: None is the embedded checkpoint. Of an exported folder, all but the last of what follows is settled.
         backend: of `forward`: "flax" (transformers 4's FlaxAuto classes), "native" (flaxsent's own encoders), or None:
             flax where it is installed and computes this family, activation and dtype, else native. `forward_packed` is
             native always.

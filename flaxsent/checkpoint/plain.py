@@ -220,7 +220,7 @@ def input_names(name: str | None, family: str, *, major: int) -> list[str]:
 
 
 def names_differ(name: str | None, family: str) -> bool:
-    """Whether these are others in transformers 4 than in 5: the generic class of 4 has token types, that of 5 has not."""
+    """Whether transformers 4 and 5 have other ones: the generic class of 4 has token types, that of 5 has not."""
     return (_DEFAULT_CLASSES.get(family) if name is None else name) in GENERIC
 
 

@@ -19,7 +19,7 @@ import re
 from collections.abc import Mapping
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import tokenizers
 
@@ -28,7 +28,7 @@ from flaxsent.base import FlaxsentError
 from flaxsent.checkpoint import plain
 from flaxsent.files import quietly, require, write
 from flaxsent.models.config import ModelConfig
-from flaxsent.tokenization import SPECIAL_TOKENS_IN_TEXT, Tokenizer
+from flaxsent.tokenization import SPECIAL_TOKENS_IN_TEXT, PythonTokenizer, Tokenizer
 
 logger = logging.getLogger(__name__)
 
@@ -43,6 +43,7 @@ TOKENIZER_FILES = (
     "spiece.model",
     "spm.model",
     "sentencepiece.bpe.model",
+    "bpe.codes",
 )
 """What a checkpoint may hold for its tokenizer: the whole, settings and names of tokens, vocabularies."""
 
@@ -75,26 +76,27 @@ def read_tokenizer(
     if backend is None or not plain.is_plain(
         backend, files["tokenizer.json"], settings, *maps.values(), name=name, family=config.family
     ):
-        files = _resolved(folder, files, settings, config, name)
-        settings = _object("tokenizer_config.json", files)
-        backend = _backend(folder, files["tokenizer.json"])
-        name = settings["tokenizer_class"]
-    truncation = backend.truncation or {}
-    backend.no_truncation()
-    backend.no_padding()
-    if special_tokens_in_text == "literal":
-        backend.encode_special_tokens = True
-        _split_spelt(backend)
+        files, settings, backend = _resolved(folder, files, settings, config, name)
+        name = plain.GENERIC[0]
+    is_literal = special_tokens_in_text == "literal"
+    side = settings.get("truncation_side")
+    if isinstance(backend, PythonTokenizer):
+        backend.tokenizer.split_special_tokens = is_literal or settings["split_special_tokens"]
     else:
-        backend.encode_special_tokens = settings.get("split_special_tokens") is True
+        side = side or (backend.truncation or {}).get("direction")
+        backend.no_truncation()
+        backend.no_padding()
+        backend.encode_special_tokens = is_literal or settings.get("split_special_tokens") is True
+        if is_literal:
+            _split_spelt(backend)
     max_length, longest = _limits(folder, backend, settings, config)
     types = settings.get("model_input_names")
     if not isinstance(types, list) and config.type_vocab_size > 1:
         types = plain.input_names(name, config.family, major=_major())
         if plain.names_differ(name, config.family):  # whatever reads what is saved must give the same types
             files["tokenizer_config.json"] = json.dumps(settings | {"model_input_names": types}).encode()
-    side = settings.get("truncation_side") or truncation.get("direction")
     has_more = max(backend.get_vocab().values(), default=0) >= config.vocab_size
+    saved = TOKENIZER_FILES if isinstance(backend, PythonTokenizer) else _SAVED_FILES
     return Tokenizer(
         backend=backend,
         max_length=max_length,
@@ -105,11 +107,11 @@ def read_tokenizer(
         first_position=config.first_position,
         pad_token_id=config.pad_token_id,
         special_tokens_in_text=special_tokens_in_text,
-        files={name: files[name] for name in _SAVED_FILES if name in files},
+        files={name: files[name] for name in saved if name in files},
     )
 
 
-_SAVED_FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json")
+_SAVED_FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json")
 """All that a fast tokenizer is opened from; vocabularies besides would say the same twice."""
 
 
@@ -141,7 +143,7 @@ def _class_name(settings: Mapping[str, Any], config: ModelConfig) -> str | None:
 
 
 def _limits(
-    folder: Path, backend: tokenizers.Tokenizer, settings: Mapping[str, Any], config: ModelConfig
+    folder: Path, backend: tokenizers.Tokenizer | PythonTokenizer, settings: Mapping[str, Any], config: ModelConfig
 ) -> tuple[int, int | None]:
     """To how many tokens a text is cut, and the most that can be asked for."""
     named = settings.get("model_max_length", settings.get("max_len"))
@@ -191,24 +193,37 @@ def _reads(backend: tokenizers.Tokenizer, token: str, index: int) -> bool:
 # What AutoTokenizer makes of a folder that does not say all of it.
 
 
+class _Resolved(NamedTuple):
+    files: dict[str, bytes]
+    """Those to save: tokenizer.json with its settings, or the folder's own where there can be no tokenizer.json."""
+    settings: dict[str, Any]
+    backend: tokenizers.Tokenizer | PythonTokenizer
+
+
 def _resolved(
     folder: Path, files: Mapping[str, bytes], settings: Mapping[str, Any], config: ModelConfig, name: str | None
-) -> dict[str, bytes]:
-    """tokenizer.json and tokenizer_config.json as `AutoTokenizer` makes them: from the cache, or now."""
+) -> _Resolved:
+    """What `AutoTokenizer` makes of a folder: from the cache, or now."""
     vetted = _vetted(folder, files, settings, config)
     digest = hashlib.sha256(f"{_RECIPE} {importlib.metadata.version('transformers')} {config.family} {name}".encode())
     for file, content in sorted(vetted.items()):
         digest.update(f"\n{file} {hashlib.sha256(content).hexdigest()}".encode())
     cached = None if (place := cache()) is None else place / f"{digest.hexdigest()}.json"
     if cached is not None and (found := _read_cached(cached)) is not None:
-        return found
-    made = _made(folder, vetted, settings, name)
+        return _Resolved(found, _object("tokenizer_config.json", found), _backend(folder, found["tokenizer.json"]))
+    tokenizer = _auto_tokenizer(folder, vetted, settings, name)
+    if (content := _content(tokenizer)) is None:
+        backend = tokenizer.backend_tokenizer if tokenizer.is_fast else PythonTokenizer(tokenizer)
+        return _Resolved(dict(files), _generic_settings(tokenizer, None), backend)
+    backend = _backend(folder, content)
+    generic = _generic_settings(tokenizer, backend.pre_tokenizer)
+    made = {"tokenizer.json": content, "tokenizer_config.json": _bytes(generic)}
     if cached is not None:
         with contextlib.suppress(OSError):  # the next load does without, as this one
             cached.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
             entry = {name: content.decode() for name, content in made.items()}
             write(cached, json.dumps(entry | {"sha256": _sum(made)}).encode())
-    return made
+    return _Resolved(made, generic, backend)
 
 
 _RECIPE = 1
@@ -269,10 +284,12 @@ _NAMES_CODE_OR_FILE = re.compile(
 )
 
 
-def _made(folder: Path, vetted: Mapping[str, bytes], settings: Mapping[str, Any], name: str | None) -> dict[str, bytes]:
-    """The two files, by `AutoTokenizer` from a copy of the vetted ones."""
+def _auto_tokenizer(folder: Path, vetted: Mapping[str, bytes], settings: Mapping[str, Any], name: str | None) -> Any:
+    """Of a copy of the vetted files."""
     if "tokenizer.json" not in vetted and not vetted.keys() & {"vocab.txt", "vocab.json"}:
         _check_sentencepiece(folder, vetted)
+    if name == "BertweetTokenizer" and settings.get("normalization"):  # it only warns, and gives other ids
+        require("emoji", needed_by=f"the tokenizer in {folder}", install="emoji")
     with quietly("transformers"):
         import transformers
     _check_code(folder, settings, name, transformers)
@@ -284,24 +301,32 @@ def _made(folder: Path, vetted: Mapping[str, bytes], settings: Mapping[str, Any]
                 tokenizer = transformers.AutoTokenizer.from_pretrained(
                     copy, use_fast=True, local_files_only=True, trust_remote_code=False
                 )
-            class_name = type(tokenizer).__name__
-            backend = tokenizers.Tokenizer.from_str(tokenizer.backend_tokenizer.to_str())
         except Exception as err:
             raise FlaxsentError(f"the vocabulary in {folder} could not be converted: {err}".splitlines()[0]) from err
-    # Without them, transformers 5 gives a vocabulary of the special tokens only.
+    # Without them, transformers 5 gives a fast one with a vocabulary of the special tokens only.
     expected = [file for kind, file in tokenizer.vocab_files_names.items() if kind != "tokenizer_file"]
-    missing = [] if "tokenizer.json" in vetted else [file for file in expected if file not in vetted]
-    if missing:
-        raise FlaxsentError(f"{folder} has no {' and no '.join(missing)}, which {class_name} is read from; fetch it.")
+    missing = [file for file in expected if file not in vetted]
+    if missing and tokenizer.is_fast and "tokenizer.json" not in vetted:
+        raise FlaxsentError(
+            f"{folder} has no {' and no '.join(missing)}, which {type(tokenizer).__name__} is read from; fetch it."
+        )
+    return tokenizer
+
+
+def _content(tokenizer: Any) -> bytes | None:
+    """The tokenizer.json of a tokenizer of transformers; None for one that is, in part or whole, Python's."""
+    if not tokenizer.is_fast:
+        return None
+    backend = tokenizer.backend_tokenizer
     backend.no_truncation()
     backend.no_padding()
-    return {
-        "tokenizer.json": backend.to_str().encode(),
-        "tokenizer_config.json": _bytes(_generic_settings(tokenizer, backend)),
-    }
+    try:
+        return backend.to_str().encode()
+    except Exception:  # plain, from the library: RoFormer's words are cut by jieba
+        return None
 
 
-def _generic_settings(tokenizer: Any, backend: tokenizers.Tokenizer) -> dict[str, Any]:
+def _generic_settings(tokenizer: Any, pre_tokenizer: Any) -> dict[str, Any]:
     """Settings under which both transformers 4 and 5 read the tokenizer.json as it is."""
     limit = tokenizer.model_max_length
     kept = {
@@ -312,7 +337,7 @@ def _generic_settings(tokenizer: Any, backend: tokenizers.Tokenizer) -> dict[str
         "padding_side": tokenizer.padding_side,
         "split_special_tokens": tokenizer.split_special_tokens,
     }
-    if (prefix := plain.state(backend.pre_tokenizer).get("add_prefix_space")) is not None:
+    if (prefix := plain.state(pre_tokenizer).get("add_prefix_space")) is not None:
         kept["add_prefix_space"] = prefix
     tokens = {name: getattr(tokenizer, name, None) for name in plain.NAMED_TOKENS}
     return kept | {name: str(token) for name, token in tokens.items() if token is not None}

@@ -12,7 +12,7 @@ import numpy as np
 from flaxsent.base import FlaxsentError, Prediction
 from flaxsent.checkpoint.folder import load
 from flaxsent.classifier import Classifier
-from flaxsent.cli.options import add_model, printable
+from flaxsent.cli.options import add_model, add_special_tokens_in_text, printable
 from flaxsent.data import records
 from flaxsent.data.records import STDIN
 from flaxsent.data.writers import ESCAPES
@@ -30,6 +30,7 @@ def add(commands: Any) -> None:
         "texts", nargs="*", metavar="TEXT", help="a text; - alone reads standard input, one text a line"
     )
     add_model(command)
+    add_special_tokens_in_text(command)
     command.add_argument("--top-k", type=int, metavar="K", help="labels for each text, best first (default 1)")
     command.add_argument("--format", choices=_FORMATS, help="default: table on a terminal, tsv elsewhere")
     _add_files(command)
@@ -109,7 +110,7 @@ def run(options: argparse.Namespace) -> None:
     top_k = 1 if options.top_k is None else options.top_k
     if top_k < 1:
         raise FlaxsentError(f"--top-k {top_k} is less than 1; expected a positive number.")
-    classifier = load(options.model)
+    classifier = load(options.model, special_tokens_in_text=options.special_tokens_in_text)
     num_labels = min(top_k, classifier.config.num_labels)
     form = options.format or ("table" if sys.stdout.isatty() else "tsv")
     if form == "tsv":
@@ -175,7 +176,7 @@ def _classify_files(options: argparse.Namespace) -> None:
         shard=None if options.shard is None else shards.parse(options.shard),
     )
     job = plan(options.input, options.output, job_options)
-    classifier = load(options.model)
+    classifier = load(options.model, special_tokens_in_text=options.special_tokens_in_text)
     try:
         with Progress(job) as progress, Engine(classifier, on_window=progress.add) as engine:
             outcome = run_job(job, engine, progress=progress)

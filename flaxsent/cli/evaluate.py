@@ -8,7 +8,7 @@ from typing import Any
 from tqdm import tqdm
 
 from flaxsent.checkpoint.folder import load
-from flaxsent.cli.options import add_model
+from flaxsent.cli.options import add_model, add_special_tokens_in_text
 from flaxsent.engine import Stats
 from flaxsent.evaluation import calibration, pictures, report, tables
 
@@ -16,6 +16,7 @@ from flaxsent.evaluation import calibration, pictures, report, tables
 def add(commands: Any) -> None:
     command = commands.add_parser("evaluate", description=_EVALUATE)
     add_model(command)
+    add_special_tokens_in_text(command)
     command.add_argument("--data", required=True, metavar="FILE", help="CSV, TSV, JSONL or Parquet")
     command.add_argument("--text-column", default="text", metavar="NAME", help="default text")
     command.add_argument("--second-column", metavar="NAME", help="column of the second texts, for pairs")
@@ -48,7 +49,7 @@ equal width."""
 def run(options: argparse.Namespace) -> None:
     if options.calibrate:
         calibration.check_folder(options.model)
-    classifier = load(options.model)
+    classifier = load(options.model, special_tokens_in_text=options.special_tokens_in_text)
     config = classifier.config
     if options.calibrate:
         calibration.check_has_probabilities(config.problem_type)

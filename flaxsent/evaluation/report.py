@@ -132,7 +132,7 @@ def lengths_of(classifier: Classifier, texts: Sequence[Text]) -> Lengths:
     lengths: list[int] = []
     for start in range(0, len(texts), _ENCODED_TOGETHER):
         chunk = [*texts[start : start + _ENCODED_TOGETHER]]
-        lengths += [len(encoding) for encoding in classifier.tokenizer.backend.encode_batch(chunk)]
+        lengths += [len(encoding.ids) for encoding in classifier.tokenizer.backend.encode_batch(chunk)]
     return Lengths(np.array(lengths, np.int64), classifier.tokenizer.max_length)
 
 

@@ -60,6 +60,7 @@ def gather_facts(job: Job, classifier: Classifier) -> Facts:
         "prefix": options.prefix,
         "bad rows": options.bad_rows and str(Path(options.bad_rows).resolve()),
         "model": fingerprint(classifier),
+        "special tokens in text": classifier.tokenizer.special_tokens_in_text,
         **{f"version of {name}": version for name, version in versions.items()},
     }
     return json.loads(json.dumps(found))

@@ -5,7 +5,7 @@ actor does with a batch.
 """
 
 import os
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 from jaxtyping import Float
@@ -33,6 +33,7 @@ def classify(
     second_column: str | None = None,
     all_scores: bool = False,
     prefix: str = "",
+    special_tokens_in_text: Literal["special", "literal"] = "special",
     num_actors: int | None = None,
     batch_size: int | None = None,
 ) -> "Dataset":
@@ -48,6 +49,7 @@ def classify(
         second_column: the column of the second texts, for pairs.
         all_scores: adds a column with the score of each label.
         prefix: put before the names of the added columns.
+        special_tokens_in_text: as in `load`.
         num_actors: by default one for each GPU or TPU of the cluster, or one for each node if it has none.
         batch_size: rows that an actor takes at once; the more, the better they fill the rows of tokens.
 
@@ -73,7 +75,7 @@ def classify(
     devices, per_actor = _devices()
     return dataset.map_batches(
         _Scorer,
-        fn_constructor_args=(model, columns, all_scores, prefix),
+        fn_constructor_args=(model, columns, all_scores, prefix, special_tokens_in_text),
         batch_size=batch_size or _BATCH_SIZE,
         batch_format="pyarrow",
         compute=ray.data.ActorPoolStrategy(size=num_actors or devices),
@@ -86,9 +88,16 @@ def classify(
 class _Scorer:
     """What an actor holds: one engine, warm before the first batch comes."""
 
-    def __init__(self, model: str | os.PathLike | None, columns: list[str], all_scores: bool, prefix: str) -> None:
+    def __init__(
+        self,
+        model: str | os.PathLike | None,
+        columns: list[str],
+        all_scores: bool,
+        prefix: str,
+        special_tokens_in_text: Literal["special", "literal"],
+    ) -> None:
         self._columns, self._all_scores, self._prefix = columns, all_scores, prefix
-        self._engine = Engine(load(model))
+        self._engine = Engine(load(model, special_tokens_in_text=special_tokens_in_text))
         self._engine.warmup()
 
     def __call__(self, batch: "pa.Table") -> "pa.Table":

@@ -149,6 +149,9 @@ class RunOptions:
         metavar="ID_OR_FOLDER",
     )
     unlabelled: str | None = option("texts without labels, to learn the teacher's scores of", None, metavar="FILE")
+    special_tokens_in_text: Literal["special", "literal"] = option(
+        "what [SEP], </s> or a marker is that a text spells: that token, as for transformers, or its letters", "special"
+    )
     backend: Literal["native", "flax"] | None = option(
         "refuse a checkpoint that this backend cannot compute; packed rows are computed natively in any case", None
     )

@@ -66,7 +66,7 @@ def run(
     work = plan(options)
     data = _read(options)
     classifier, has_new_head = _load(options, data, seed=train_options.seed)
-    teacher = None if options.teacher is None else _load_teacher(options.teacher, classifier.config)
+    teacher = None if options.teacher is None else _load_teacher(options, classifier.config)
     facts = _facts(options, train_options, data, classifier, teacher)
     begun = work.begun
     if _is_complete(work, begun, facts, options):
@@ -183,6 +183,7 @@ def _load(options: RunOptions, data: Data, *, seed: int) -> tuple[Classifier, bo
             problem_type=data.task.problem_type,
             new_head=is_new,
             seed=seed,
+            special_tokens_in_text=options.special_tokens_in_text,
         )
 
     own = _own_config(options.model)
@@ -196,12 +197,12 @@ def _load(options: RunOptions, data: Data, *, seed: int) -> tuple[Classifier, bo
     return with_head(True), True
 
 
-def _load_teacher(model: str, config: ModelConfig) -> Classifier:
-    teacher = load(model)
+def _load_teacher(options: RunOptions, config: ModelConfig) -> Classifier:
+    teacher = load(options.teacher, special_tokens_in_text=options.special_tokens_in_text)
     own = teacher.config
     if {*own.labels} != {*config.labels} or own.problem_type != config.problem_type:
         raise FlaxsentError(
-            f"the teacher {model} has the labels {', '.join(own.labels)} ({own.problem_type}); expected "
+            f"the teacher {options.teacher} has the labels {', '.join(own.labels)} ({own.problem_type}); expected "
             f"{', '.join(config.labels)} ({config.problem_type})."
         )
     return teacher
@@ -235,6 +236,7 @@ def _facts(
     facts = {
         "options": dataclasses.asdict(train_options),
         "save_dtype": options.save_dtype,
+        "special_tokens_in_text": options.special_tokens_in_text,
         "model": _identity(options.model, classifier),
         "teacher": None if teacher is None else _identity(options.teacher, teacher),
         "train": {"name": options.train, "digest": _digest(*data.train)},

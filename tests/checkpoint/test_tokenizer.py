@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 import pytest
 import tokenizers
-from tokenizers import AddedToken, normalizers
+from tokenizers import normalizers
 
 from flaxsent.base import FlaxsentError
 from flaxsent.checkpoint import tokenizer as module
@@ -60,6 +60,20 @@ def unigram(name: str | None = "XLMRobertaTokenizer", **more):
 
 def sentencepiece(kind: str):
     return vocabularies.KINDS[kind]
+
+
+def bertweet(folder: Path):
+    """fastBPE's files: pieces inside a word end in @@."""
+    trained = tokenizers.Tokenizer(tokenizers.models.BPE(unk_token="<unk>", end_of_word_suffix="</w>"))
+    trained.pre_tokenizer = tokenizers.pre_tokenizers.WhitespaceSplit()
+    trainer = tokenizers.trainers.BpeTrainer(vocab_size=900, end_of_word_suffix="</w>", show_progress=False)
+    trained.train_from_iterator(vocabularies.TRAINING_LINES, trainer)
+    pieces = sorted(trained.get_vocab().items(), key=lambda piece: piece[1])
+    words = [piece.removesuffix("</w>") if piece.endswith("</w>") else f"{piece}@@" for piece, _ in pieces]
+    (folder / "vocab.txt").write_text("".join(f"{word} 1\n" for word in dict.fromkeys(words)), encoding="utf-8")
+    merges = json.loads(trained.to_str())["model"]["merges"]
+    (folder / "bpe.codes").write_text("".join(f"{' '.join(merge)} 1\n" for merge in merges), encoding="utf-8")
+    vocabularies.write_settings(folder, "roberta", tokenizer_class="BertweetTokenizer", model_max_length=512)
 
 
 def token(content: str, **flags) -> dict[str, Any]:
@@ -274,6 +288,21 @@ FOLDERS: dict[str, Folder] = {
 }
 
 
+FOLDERS |= {
+    # Python's, without a tokenizer.json.
+    "bertweet": Folder("roberta", bertweet, is_plain=False, num_types=1),
+    "bertweet, split": Folder("roberta", bertweet, {"split_special_tokens": True}, is_plain=False, num_types=1),
+    "bertweet, left": Folder("roberta", bertweet, {"truncation_side": "left"}, is_plain=False, num_types=1),
+    "bert, Japanese": Folder(
+        BERT,
+        wordpiece(file="vocab.txt"),
+        {},
+        {"config.json": {"model_type": BERT, "tokenizer_class": "BertJapaneseTokenizer"}},
+        is_plain=False,
+    ),
+}
+
+
 def write(case: Folder, folder: Path) -> Path:
     case.make(folder)
     (folder / "config.json").write_text(json.dumps({"model_type": case.family}))
@@ -293,6 +322,12 @@ def write(case: Folder, folder: Path) -> Path:
 
 def config(case: Folder, folder: Path):
     return config_of(folder, case.family, **({"type_vocab_size": case.num_types} if case.num_types else {}))
+
+
+def transformers_major() -> int:
+    import transformers
+
+    return int(transformers.__version__.partition(".")[0])
 
 
 def reference(folder: Path):
@@ -318,8 +353,8 @@ def resolutions(monkeypatch):
     """How often transformers was asked; without a cache."""
     monkeypatch.setenv("FLAXSENT_CACHE", "")
     asked = []
-    made = module._made
-    monkeypatch.setattr(module, "_made", lambda *arguments: asked.append(1) or made(*arguments))
+    made = module._auto_tokenizer
+    monkeypatch.setattr(module, "_auto_tokenizer", lambda *arguments: asked.append(1) or made(*arguments))
     return asked
 
 
@@ -328,14 +363,11 @@ def test_ids_and_types_are_those_of_auto_tokenizer(name, tmp_path, resolutions):
     """And those of what `save` writes, which is plain, read by both."""
     case = FOLDERS[name]
     folder = write(case, tmp_path)
-    try:
-        theirs = reference(folder)
-        theirs(TEXTS[:30])
-    except Exception as err:
-        with pytest.raises(FlaxsentError):
-            read_tokenizer(folder, config(case, folder)).encode(TEXTS)
-        assert case.is_plain is not True, err
+    if name == "bert of none" and transformers_major() == 4:
+        with pytest.raises(FlaxsentError, match="NoSuchTokenizer"):
+            read_tokenizer(folder, config(case, folder))
         return
+    theirs = reference(folder)
     ours = read_tokenizer(folder, config(case, folder))
     has_types = case.num_types > 1
     assert_like(ours, theirs, has_types=has_types)
@@ -348,7 +380,7 @@ def test_ids_and_types_are_those_of_auto_tokenizer(name, tmp_path, resolutions):
         (saved / file).write_bytes(content)
     del resolutions[:]
     again = read_tokenizer(saved, config(case, saved))
-    assert not resolutions
+    assert not resolutions or "tokenizer.json" not in ours.files
     assert again.encode(TEXTS + PAIRS) == ours.encode(TEXTS + PAIRS)
     assert again.max_length == ours.max_length
     assert_like(again, reference(saved), has_types=has_types)

@@ -26,7 +26,10 @@ from flaxsent.jobs.shards import Shard
 class Engine:
     '''Scores of nothing, but at once: a killed process with JAX in it takes seconds.'''
     classifier = SimpleNamespace(
-        config=SimpleNamespace(labels=("A", "B")), params={}, tokenizer=SimpleNamespace(files={}), backend="native"
+        config=SimpleNamespace(labels=("A", "B")),
+        params={},
+        tokenizer=SimpleNamespace(files={}, special_tokens_in_text="special"),
+        backend="native",
     )
     characters_per_window = 30
     def batches(self, lists):
