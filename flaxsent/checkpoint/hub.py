@@ -7,7 +7,7 @@ import re
 import threading
 from pathlib import Path
 
-from flaxsent.checkpoint.tokenizer import TOKENIZER_FILES
+from flaxsent.checkpoint.tokenizer import NAMES, TOKENIZER_FILES, needs_vocabulary
 from flaxsent.checkpoint.weights import PICKLE_INDEX, SAFETENSORS_INDEX, WEIGHT_FILES, first_line, shard_files
 from flaxsent.files import quietly
 
@@ -124,10 +124,9 @@ def _fetch(hub_id: str, revision: str | None, *, is_silent: bool) -> Path:
     if weights in (SAFETENSORS_INDEX, PICKLE_INDEX):
         for shard in shard_files(config_file.parent / weights):
             get(shard)
-    tokenizer_json, settings, *vocabularies = TOKENIZER_FILES
-    get(settings)
-    if not get(tokenizer_json):
-        for name in vocabularies:
+    there = [name for name in NAMES if get(name)]
+    if needs_vocabulary(config_file.parent, there):
+        for name in TOKENIZER_FILES[len(NAMES) :]:
             get(name)
     return config_file.parent
 

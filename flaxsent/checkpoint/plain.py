@@ -212,6 +212,11 @@ def is_plain(
     )
 
 
+def reads_file(name: str) -> bool:
+    """Whether a class is known to be read from a tokenizer.json alone."""
+    return name in GENERIC or name.removesuffix("Fast") in _CLASSES
+
+
 def input_names(name: str | None, family: str, *, major: int) -> list[str]:
     """The `model_input_names` of a plain class where the settings name none."""
     name = _DEFAULT_CLASSES.get(family) if name is None else name

@@ -16,7 +16,7 @@ import json
 import logging
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, Literal, NamedTuple
@@ -49,6 +49,17 @@ TOKENIZER_FILES = (
 
 NAMES = TOKENIZER_FILES[:4]
 """Those that are read beside the vocabularies, or instead of them."""
+
+
+def needs_vocabulary(folder: Path, names: Collection[str]) -> bool:
+    """Whether more than `NAMES`, of which these are there, may be read: a class in Python reads no tokenizer.json."""
+    if "tokenizer.json" not in names:
+        return True
+    for name in ("tokenizer_config.json", "config.json"):
+        with contextlib.suppress(OSError, ValueError, RecursionError, AttributeError):
+            if isinstance(found := json.loads((folder / name).read_bytes()).get("tokenizer_class"), str):
+                return not plain.reads_file(found)
+    return False
 
 
 def read_tokenizer(
