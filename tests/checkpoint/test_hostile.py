@@ -321,6 +321,35 @@ def test_tokenizer_settings_run_no_code_and_read_no_file_elsewhere(folder, tmp_p
     assert "_class" in "".join(settings) or error is None
 
 
+@pytest.mark.parametrize("key", ["vocab_file", "tokenizer_file", "merges_file", "init_inputs", "name_or_path"])
+def test_a_map_of_special_tokens_reads_no_file_elsewhere(folder, tmp_path, key):
+    """transformers 4 takes all that stands there for arguments of the class, after it has looked for the files."""
+    outside = tmp_path / "outside.txt"
+    outside.write_text("secret\n")
+    good = flaxsent.load(folder, backend="native").tokenizer
+    make_vocabulary_only(folder, tokenizer_class="BertTokenizer")
+    value = [str(outside)] if key == "init_inputs" else str(outside)
+    (folder / "special_tokens_map.json").write_text(json.dumps({key: value, "cls_token": "[CLS]"}))
+    tokenizer = flaxsent.load(folder, backend="native").tokenizer
+    assert b"secret" not in tokenizer.files["tokenizer.json"]
+    assert tokenizer.encode(["the film"]) == good.encode(["the film"])
+
+
+@pytest.mark.parametrize("auto_map", [["tokenization_evil.EvilTokenizer", None], EVIL_MAP])
+def test_a_tokenizer_of_its_own_code_is_refused(folder, capsys, auto_map):
+    """transformers 5 would read the tokenizer.json by its generic class instead."""
+    settings = {"tokenizer_class": "EvilTokenizer", "auto_map": auto_map}
+    (folder / "tokenizer_config.json").write_text(json.dumps(settings))
+    assert_refused(folder, "has a tokenizer of its own code (EvilTokenizer by auto_map)", capsys)
+
+
+@pytest.mark.parametrize("name", ["special_tokens_map.json", "added_tokens.json"])
+@pytest.mark.parametrize("content", [b"", b"[1]", b"\xff", b"[" * 200_000])
+def test_damaged_names_of_tokens_are_refused(folder, capsys, name, content):
+    (folder / name).write_bytes(content)
+    assert_refused(folder, name, capsys)
+
+
 def tokenizer_or_error(folder):
     try:
         return flaxsent.load(folder, backend="native").tokenizer, None

@@ -8,6 +8,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, NamedTuple
 
+import jaxtyping
 import pytest
 import tokenizers
 from tokenizers import normalizers
@@ -437,3 +438,144 @@ def test_ids_and_types_are_those_of_auto_tokenizer(name, tmp_path, resolutions):
     assert_like(again, from_saved, has_types=has_types)
     assert_like(ours, theirs, has_types=has_types, max_length=21)
     assert_like(again, from_saved, has_types=has_types, max_length=10)
+
+
+# The cache.
+
+
+@pytest.fixture
+def resolved(tmp_path, resolutions, monkeypatch):
+    """A folder that needs transformers, its config, and where what transformers made of it is kept."""
+    folder = tmp_path / "folder"
+    folder.mkdir()
+    write(FOLDERS["bert, cased file, lowered"], folder)
+    monkeypatch.setenv("FLAXSENT_CACHE", str(tmp_path / "cache"))
+    return folder, config_of(folder, "bert"), tmp_path / "cache" / "tokenizers"
+
+
+def test_transformers_is_asked_once(resolved, resolutions):
+    folder, of_model, cache = resolved
+    first = read_tokenizer(folder, of_model)
+    assert [len(resolutions), len([*cache.iterdir()])] == [1, 1]
+    again = read_tokenizer(folder, of_model)
+    assert len(resolutions) == 1
+    assert again.encode(TEXTS + PAIRS) == first.encode(TEXTS + PAIRS)
+    assert again.files == first.files
+
+
+@pytest.mark.parametrize("changed", ["settings", "vocabulary", "class", "transformers"])
+def test_what_is_kept_is_of_these_files_and_this_transformers(resolved, resolutions, monkeypatch, changed):
+    folder, of_model, _ = resolved
+    read_tokenizer(folder, of_model)
+    settings, file = json.loads((folder / "tokenizer_config.json").read_text()), folder / "tokenizer.json"
+    if changed == "settings":
+        (folder / "tokenizer_config.json").write_text(json.dumps(settings | {"strip_accents": False}))
+    elif changed == "vocabulary":
+        file.write_text(file.read_text().replace('"[unused98]"', '"[unused_98]"'))
+    elif changed == "class":
+        (folder / "tokenizer_config.json").write_text(json.dumps(settings | {"tokenizer_class": "ElectraTokenizer"}))
+    else:
+        version = module.importlib.metadata.version
+        monkeypatch.setattr(module.importlib.metadata, "version", lambda name: version(name) + ".1")
+    read_tokenizer(folder, of_model)
+    assert len(resolutions) == 2
+
+
+DAMAGED = {
+    "empty": b"",
+    "binary": b"\xff\x00",
+    "deep": b"[" * 200_000,
+    "list": b"[1]",
+    "object": b"{}",
+    "no tokenizer": b'{"tokenizer.json": "{}", "tokenizer_config.json": "{}", "sha256": ""}',
+    "numbers": b'{"tokenizer.json": 1, "tokenizer_config.json": 2, "sha256": 3}',
+}
+
+
+@pytest.mark.parametrize("name", [*DAMAGED, "torn", "changed"])
+def test_a_damaged_entry_is_made_anew(resolved, resolutions, name):
+    folder, of_model, cache = resolved
+    good = read_tokenizer(folder, of_model).files
+    (entry,) = cache.iterdir()
+    content = entry.read_bytes()
+    entry.write_bytes(DAMAGED.get(name, content[:999] if name == "torn" else content.replace(b"[unused98]", b"[unused89]")))
+    assert read_tokenizer(folder, of_model).files == good
+    assert len(resolutions) == 2
+    assert entry.read_bytes() == content
+
+
+def test_a_cache_that_cannot_be_written_is_done_without(resolved, resolutions):
+    folder, of_model, cache = resolved
+    cache.parent.write_text("a file where the folder would be")
+    for _ in range(2):
+        read_tokenizer(folder, of_model)
+    assert len(resolutions) == 2
+
+
+# Limits, tokens beyond the embeddings, special tokens in texts.
+
+
+@pytest.mark.parametrize(
+    ("settings", "limit"),
+    [
+        ({"max_len": 17}, 17),
+        ({"max_len": 17, "model_max_length": 19}, 19),
+        ({"max_len": 17, "model_max_length": None}, 600),
+        ({"model_max_length": 10**30}, 600),
+    ],
+    ids=str,
+)
+def test_the_limit_is_that_of_transformers_or_of_the_positions(tmp_path, settings, limit):
+    wordpiece()(tmp_path)
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps(settings))
+    ours = read_tokenizer(tmp_path, config_of(tmp_path, "bert"))
+    assert ours.max_length == ours.longest == limit
+    assert min(reference(tmp_path).model_max_length, 600) == limit
+
+
+@pytest.mark.parametrize("family", ["modernbert", "deberta-v2"])
+def test_a_family_without_a_table_of_positions_has_the_limit_of_its_tokenizer(tmp_path, family):
+    wordpiece()(tmp_path)
+    generic = {"tokenizer_class": "PreTrainedTokenizerFast"}
+    for named, limits in ((8192, (8192, 8192)), (16, (16, 16)), (10**30, (600, None)), (None, (600, None))):
+        (tmp_path / "tokenizer_config.json").write_text(json.dumps(generic | {"model_max_length": named}))
+        ours = read_tokenizer(tmp_path, config_of(tmp_path, family))
+        assert (ours.max_length, ours.longest) == limits
+    assert len(ours.encode(["good " * 900]).input_ids[0]) == 600
+    assert len(ours.encode(["good " * 900], max_length=800).input_ids[0]) == 800
+
+
+def test_a_token_without_embedding_is_told_when_it_comes_up(tmp_path):
+    folder = write(FOLDERS["bert, markers in the file"], tmp_path)
+    size = json.loads((folder / "tokenizer.json").read_text())["added_tokens"][-2]["id"]
+    ours = read_tokenizer(folder, config_of(folder, "bert", vocab_size=size))
+    assert ours.encode(["a film"]).num_truncated == 0
+    with pytest.raises(FlaxsentError, match=rf"text 1, 'so \[E1\] good', has the token '\[E1\]', whose id is {size}"):
+        ours.encode(["a film", "so [E1] good"])
+    literal = read_tokenizer(folder, config_of(folder, "bert", vocab_size=size), special_tokens_in_text="literal")
+    assert max(literal.encode(["so [E1] good"]).input_ids[0]) < size
+
+
+@pytest.mark.parametrize("name", ["bert, markers in the file", "roberta, space in both", "xlm-roberta", "bertweet"])
+def test_special_tokens_in_a_text_are_letters_where_that_is_asked_for(name, tmp_path):
+    case = FOLDERS[name]
+    folder = write(case, tmp_path)
+    ours, literal = (
+        read_tokenizer(folder, config(case, folder), special_tokens_in_text=choice) for choice in ("special", "literal")
+    )
+    theirs = reference(folder)
+    frame = theirs("")["input_ids"]
+    inner = "[E1]" if name.startswith("bert,") else "</s>"
+    marker = theirs.convert_tokens_to_ids(inner)
+    text = f"good{inner}bad"
+    assert ours.encode([text]).input_ids[0].count(marker) == frame.count(marker) + 1
+    assert literal.encode([text]).input_ids[0].count(marker) == frame.count(marker)
+    plain = ["a good film", ("so", "bad")]
+    assert literal.encode(plain) == ours.encode(plain)
+
+
+def test_another_word_for_special_tokens_is_refused(tmp_path, monkeypatch):
+    monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)  # or conftest's type checks would speak first
+    wordpiece()(tmp_path)
+    with pytest.raises(FlaxsentError, match=r"special_tokens_in_text='text': expected one of special, literal\."):
+        read_tokenizer(tmp_path, config_of(tmp_path, "bert"), special_tokens_in_text="text")

@@ -11,7 +11,9 @@ import flaxsent
 from flaxsent import models
 from flaxsent.models import deberta
 from flaxsent.models.config import read_config
-from tests.models.reference import pytorch
+from flaxsent.packing import pack, pad, unpack
+from tests.conftest import texts_of_lengths
+from tests.models.reference import TOLERANCE, pytorch, pytorch_logits
 
 
 @pytest.mark.torch
@@ -55,3 +57,29 @@ def test_default_dropout_of_the_head_is_that_of_the_encoder():
     rates = [{"hidden_dropout_prob": 0.25}, {"hidden_dropout_prob": 0.25, "cls_dropout": 0.0}, {"cls_dropout": None}]
     assert [read_config(json.dumps(base | rate)).classifier_dropout for rate in rates] == [0.25, 0.0, 0.1]
     assert read_config(json.dumps(base)).layer_norm_eps == 1e-7
+
+
+@pytest.mark.torch
+@pytest.mark.parametrize("num_buckets", [7, 4, 12, -1])
+def test_texts_longer_than_the_config_says_equal_pytorch(tiny_folder, num_buckets):
+    """max_position_embeddings is 40: from there on distances share buckets, and at last the last one."""
+    folder = tiny_folder("deberta-v2", num_hidden_layers=2, position_buckets=num_buckets)
+    classifier = flaxsent.load(folder)
+    encodings = classifier.tokenizer.encode(texts_of_lengths([38, 60, 150, 300]), max_length=400)
+    assert max(encodings.lengths) == 302
+    tokens = pad(encodings)
+    ours = classifier.forward(classifier.params, tokens)
+    np.testing.assert_allclose(ours, pytorch_logits(folder, encodings), atol=TOLERANCE, rtol=0)
+    packed, placement = pack(encodings, row_length=400)
+    np.testing.assert_allclose(
+        unpack(np.asarray(classifier.forward_packed(classifier.params, packed, 4)), placement), ours, atol=TOLERANCE
+    )
+
+
+def test_a_table_of_positions_or_buckets_that_do_not_grow_limit_deberta():
+    base = models.FAMILIES["deberta-v2"].tiny_config
+    limits = [
+        models.limits_positions(read_config(json.dumps(base | changes)))
+        for changes in ({}, {"position_buckets": -1}, {"position_biased_input": True}, {"position_buckets": 78})
+    ]
+    assert limits == [False, False, True, True]
