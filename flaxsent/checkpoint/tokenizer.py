@@ -122,7 +122,7 @@ def read_tokenizer(
     )
 
 
-_SAVED_FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json")
+_SAVED_FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json")
 """All that a fast tokenizer is opened from; vocabularies besides would say the same twice."""
 
 

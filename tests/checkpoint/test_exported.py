@@ -85,6 +85,15 @@ def test_probabilities_are_the_classifiers(tiny_folder, tmp_path, family, change
     )
 
 
+def test_special_tokens_in_a_text_are_letters_where_that_is_asked_for(bert):
+    _, folder = bert
+    special, literal = (
+        flaxsent.load(folder, special_tokens_in_text=choice).tokenize(["a [SEP] b"]).input_ids.tolist()
+        for choice in ("special", "literal")
+    )
+    assert special == flaxsent.load(folder).tokenize(["a [SEP] b"]).input_ids.tolist() != literal
+
+
 def test_what_is_carried_is_what_the_classifier_has(bert):
     classifier, folder = bert
     carried = flaxsent.load(folder)

@@ -9,10 +9,12 @@ from tempfile import TemporaryDirectory
 from typing import Any, NamedTuple
 
 import jaxtyping
+import numpy as np
 import pytest
 import tokenizers
 from tokenizers import normalizers
 
+import flaxsent
 from flaxsent.base import FlaxsentError
 from flaxsent.checkpoint import tokenizer as module
 from flaxsent.checkpoint.tokenizer import read_tokenizer
@@ -498,7 +500,9 @@ def test_a_damaged_entry_is_made_anew(resolved, resolutions, name):
     good = read_tokenizer(folder, of_model).files
     (entry,) = cache.iterdir()
     content = entry.read_bytes()
-    entry.write_bytes(DAMAGED.get(name, content[:999] if name == "torn" else content.replace(b"[unused98]", b"[unused89]")))
+    entry.write_bytes(
+        DAMAGED.get(name, content[:999] if name == "torn" else content.replace(b"[unused98]", b"[unused89]"))
+    )
     assert read_tokenizer(folder, of_model).files == good
     assert len(resolutions) == 2
     assert entry.read_bytes() == content
@@ -531,6 +535,34 @@ def test_the_limit_is_that_of_transformers_or_of_the_positions(tmp_path, setting
     ours = read_tokenizer(tmp_path, config_of(tmp_path, "bert"))
     assert ours.max_length == ours.longest == limit
     assert min(reference(tmp_path).model_max_length, 600) == limit
+
+
+def test_the_side_of_padding_has_no_influence_on_logits(tiny_folder, tmp_path):
+    folder = shutil.copytree(tiny_folder("bert"), tmp_path / "left")
+    settings = json.loads((folder / "tokenizer_config.json").read_text())
+    (folder / "tokenizer_config.json").write_text(json.dumps(settings | {"padding_side": "left"}))
+    right, left = (flaxsent.load(one, backend="native") for one in (tiny_folder("bert"), folder))
+    texts = ["a film", "not so good", "hate this film so much"]
+    np.testing.assert_array_equal(*(one.forward(one.params, one.tokenize(texts)) for one in (right, left)))
+    alone = np.concatenate([left.forward(left.params, left.tokenize([text])) for text in texts])
+    # Float32 in another order of summation, as rows are of another length.
+    np.testing.assert_allclose(left.forward(left.params, left.tokenize(texts)), alone, atol=2e-5)
+
+
+def test_a_saved_classifier_has_the_resolved_tokenizer(tiny_folder, tmp_path, resolutions):
+    """AutoTokenizer and flaxsent give the same ids of it, and flaxsent does not ask transformers again."""
+    folder = shutil.copytree(tiny_folder("bert"), tmp_path / "before")
+    (folder / "tokenizer_config.json").write_text(json.dumps({"strip_accents": False}))
+    classifier = flaxsent.load(folder, backend="native")
+    assert resolutions
+    flaxsent.save(classifier, tmp_path / "after")
+    del resolutions[:]
+    again = flaxsent.load(tmp_path / "after", backend="native")
+    assert not resolutions
+    texts = ["É a film", "[SEP] so", "the"]
+    assert again.tokenizer.encode(texts) == classifier.tokenizer.encode(texts)
+    for one in (folder, tmp_path / "after"):
+        assert reference(one)(texts)["input_ids"] == classifier.tokenizer.encode(texts).input_ids
 
 
 @pytest.mark.parametrize("family", ["modernbert", "deberta-v2"])

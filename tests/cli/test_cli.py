@@ -27,6 +27,18 @@ def test_classify_labels_the_sentences_of_the_course(capsys):
     assert [row.split("\t")[2] for row in rows] == COURSE
 
 
+def test_special_tokens_in_a_text_are_letters_where_that_is_asked_for(capsys):
+    text = "so good [SEP] so bad"
+
+    def scores(text, *options):
+        code, out, _ = run(capsys, "classify", "--format", "jsonl", *options, text)
+        assert code == 0
+        return json.loads(out)["scores"]
+
+    literal = scores(text, "--special-tokens-in-text", "literal")
+    assert literal == scores("so good [ sep ] so bad") != scores(text)
+
+
 def test_jsonl_holds_the_text_and_scores_that_sum_to_one(capsys):
     code, out, _ = run(capsys, "classify", "--format", "jsonl", "--top-k", "2", 'tab\t"quoted"\nline 😀')
     record = json.loads(out)

@@ -32,6 +32,10 @@ def test_the_command_writes_the_file_and_is_quiet(folder, capsys, tiny_folder):
     assert (code, out) == (2, "")
     assert "out.csv was made by another job: its all scores: false then, true now" in err
     assert err.count("\n") == 1
+    more = ("--resume", "--special-tokens-in-text", "literal")
+    code, out, err = command(capsys, *options, "--output", folder / "out.csv", *more)
+    assert (code, out) == (2, "")
+    assert 'made by another job: its special tokens in text: "special" then, "literal" now' in err
 
 
 def test_standard_input_is_read_as_lines(tmp_path, tiny_folder):
