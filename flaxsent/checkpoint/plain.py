@@ -241,15 +241,19 @@ def _are_named_in(
     for tokens in listed:
         if tokens and not (isinstance(tokens, list) and all(isinstance(token, str) for token in tokens)):
             return False
-    flags = [token for token in named.values() if isinstance(token, AddedToken)]
     if isinstance(decoder, dict):
         known = {_content(token) for token in decoder.values()}
         if any(_content(token) not in known for token in named.values() if token is not None):
             return False
-    every = [_content(token) for token in named.values() if token is not None]
-    every += [token for tokens in listed for token in tokens or []]
-    return all(token in there and there[token][1].special for token in every) and all(
-        _flags(there[token.content][1]) == _flags(token) for token in flags
+    every = [token for tokens in listed for token in tokens or []]
+    for token in named.values():
+        if token is None:
+            continue
+        if (content := _content(token)) is None:
+            return False
+        every.append(content)
+    return all(content in there and there[content][1].special for content in every) and all(
+        _flags(there[token.content][1]) == _flags(token) for token in named.values() if isinstance(token, AddedToken)
     )
 
 

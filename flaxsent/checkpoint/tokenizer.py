@@ -101,11 +101,11 @@ def read_tokenizer(
         if is_literal:
             _split_spelt(backend)
     max_length, longest = _limits(folder, backend, settings, config)
-    types = settings.get("model_input_names")
-    if not isinstance(types, list) and config.type_vocab_size > 1:
-        types = plain.input_names(name, config.family, major=_major())
-        if plain.names_differ(name, config.family):  # whatever reads what is saved must give the same types
-            files["tokenizer_config.json"] = json.dumps(settings | {"model_input_names": types}).encode()
+    inputs = settings.get("model_input_names")
+    if not isinstance(inputs, list):
+        inputs = plain.input_names(name, config.family, major=_major())
+        if plain.names_differ(name, config.family):  # whatever reads what is saved must give the same token types
+            files["tokenizer_config.json"] = _bytes(settings | {"model_input_names": inputs})
     has_more = max(backend.get_vocab().values(), default=0) >= config.vocab_size
     saved = TOKENIZER_FILES if isinstance(backend, PythonTokenizer) else _SAVED_FILES
     return Tokenizer(
@@ -114,7 +114,7 @@ def read_tokenizer(
         longest=longest,
         cut_side="left" if side == "left" else "right",
         num_embeddings=config.vocab_size if has_more else None,
-        has_token_types=config.type_vocab_size > 1 and "token_type_ids" in types,
+        has_token_types=config.type_vocab_size > 1 and "token_type_ids" in inputs,
         first_position=config.first_position,
         pad_token_id=config.pad_token_id,
         special_tokens_in_text=special_tokens_in_text,
