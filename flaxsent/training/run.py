@@ -66,7 +66,7 @@ def run(
     work = plan(options)
     data = _read(options)
     classifier, has_new_head = _load(options, data, seed=train_options.seed)
-    teacher = None if options.teacher is None else _load_teacher(options, classifier.config)
+    teacher = None if options.teacher is None else _load_teacher(options.teacher, classifier)
     facts = _facts(options, train_options, data, classifier, teacher)
     begun = work.begun
     if _is_complete(work, begun, facts, options):
@@ -197,12 +197,12 @@ def _load(options: RunOptions, data: Data, *, seed: int) -> tuple[Classifier, bo
     return with_head(True), True
 
 
-def _load_teacher(options: RunOptions, config: ModelConfig) -> Classifier:
-    teacher = load(options.teacher, special_tokens_in_text=options.special_tokens_in_text)
-    own = teacher.config
+def _load_teacher(model: str, student: Classifier) -> Classifier:
+    teacher = load(model, special_tokens_in_text=student.tokenizer.special_tokens_in_text)
+    own, config = teacher.config, student.config
     if {*own.labels} != {*config.labels} or own.problem_type != config.problem_type:
         raise FlaxsentError(
-            f"the teacher {options.teacher} has the labels {', '.join(own.labels)} ({own.problem_type}); expected "
+            f"the teacher {model} has the labels {', '.join(own.labels)} ({own.problem_type}); expected "
             f"{', '.join(config.labels)} ({config.problem_type})."
         )
     return teacher

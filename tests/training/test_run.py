@@ -438,7 +438,7 @@ def test_a_teachers_probabilities_come_in_the_order_of_the_students_labels(tmp_p
     options = RunOptions(train=files[0], output="x", model=str(tiny_folder("bert")), teacher=str(tmp_path / "teacher"))
     data = training._read(options)
     student, _ = training._load(options, data, seed=0)
-    scores_NC = training._scores(training._load_teacher(options.teacher, student.config), data, student.config)
+    scores_NC = training._scores(training._load_teacher(options.teacher, student), data, student.config)
     expected = flaxsent.classify(data.train.texts, teacher, top_k=2)
     for row, prediction in zip(scores_NC, expected, strict=True):
         by_label = dict(zip(*prediction, strict=True))
