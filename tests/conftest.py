@@ -10,7 +10,8 @@ import tempfile
 from pathlib import Path
 
 # No test reads or fills the cache of whoever runs it.
-os.environ["FLAXSENT_CACHE"] = tempfile.mkdtemp(prefix="flaxsent-tests-")
+_CACHE = tempfile.TemporaryDirectory(prefix="flaxsent-tests-")
+os.environ["FLAXSENT_CACHE"] = _CACHE.name
 # jaxlib 0.10 prints pages about the processor when it reads what it compiled before; the command line sets this, too.
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
