@@ -1,0 +1,1 @@
+"""Much-used classification checkpoints beside transformers: `flaxsent parity --zoo`."""
