@@ -38,9 +38,13 @@ with install_import_hook("flaxsent", "beartype.beartype"):
     from flaxsent.models.config import ModelConfig, read_config
     from flaxsent.parity.random_checkpoints import CONFIGS, random_checkpoint
 
+    if flax_auto.is_installed():
+        import flaxsent.flax
+
 NATIVE = [name for name, family in flaxsent.models.FAMILIES.items() if family.is_native]
 HAS_TORCH = importlib.util.find_spec("torch") is not None
-HAS_FLAX_AUTO = flax_auto.is_installed()
+HAS_FLAX = flax_auto.is_installed()
+HAS_FLAX_AUTO = flax_auto.has_theirs()
 
 AWKWARD_TEXTS = [
     "",

@@ -13,7 +13,7 @@ from unittest import mock
 
 import pytest
 
-from tests.conftest import HAS_FLAX_AUTO, HAS_TORCH
+from tests.conftest import HAS_FLAX, HAS_TORCH
 
 NOTEBOOKS = sorted((Path(__file__).parent.parent / "notebooks").glob("*.ipynb"))
 HANGUL = re.compile("[가-힣]")
@@ -23,7 +23,7 @@ ABSOLUTE_PATH = re.compile(r"(?<![\w.:/])/(?:[\w.-]+/)+[\w.-]+|\b[A-Z]:\\")
 MOST_BYTES = 400_000
 
 PRINTS_ANOTHER_LINE = {
-    ("01_behind_the_pipeline", "load"): not HAS_FLAX_AUTO,  # the name of the backend
+    ("01_behind_the_pipeline", "load"): not HAS_FLAX,  # the name of the backend
     ("02_train_your_own", "torch"): not HAS_TORCH,
 }
 """Cells whose output is that of a package, and whether it is missing here."""

@@ -21,6 +21,7 @@ ROOMS = (
     "postprocessing",
     "classifier",
     "checkpoint",
+    "flax",
     "engine",
     "data",
     "jobs",

@@ -38,9 +38,9 @@ def load(
 
     Args:
         source: None is the embedded checkpoint. Of an exported folder, all but the last of what follows is settled.
-        backend: of `forward`: "flax" (transformers 4's FlaxAuto classes), "native" (flaxsent's own encoders), or None:
-            flax where it is installed and computes this family, activation and dtype, else native. `forward_packed` is
-            native always.
+        backend: of `forward`: "flax" (a FlaxAutoModelForSequenceClassification: transformers 4's, or where that is not
+            installed or lacks the family flaxsent's own), "native" (the encoders without Flax), or None: flax where it
+            is installed, else native. `forward_packed` is native always.
         dtype: of the parameters and of the computation: float32 (the default), bfloat16 or float16.
         revision: branch, tag or commit on the Hub.
         labels: those of the classifier, in the order of the logits; the checkpoint's own by default.
@@ -121,10 +121,11 @@ OWN_FILES = ("config.json", *weights.WEIGHT_FILES, *TOKENIZER_FILES)
 """Names of files that `save` writes, or that would contradict what it writes; shards of weights are so, too."""
 
 
-def own_files(folder: Path) -> list[str]:
+def own_files(folder: Path, *, with_tokenizer: bool = True) -> list[str]:
     """The names in a folder, or none if there is none, that a checkpoint has."""
     names = [path.name for path in folder.iterdir()] if folder.is_dir() else []
-    return [name for name in names if name in OWN_FILES or weights.SHARD.fullmatch(name)]
+    owned = [name for name in OWN_FILES if with_tokenizer or name not in TOKENIZER_FILES]
+    return [name for name in names if name in owned or weights.SHARD.fullmatch(name)]
 
 
 def float_dtype(dtype: Any) -> jnp.dtype:
@@ -173,8 +174,7 @@ def _choose_backend(backend: Backend | None, config: ModelConfig, dtype: jnp.dty
         raise FlaxsentError(f"backend={backend!r} is unknown; pass 'flax', 'native' or None.")
     is_native = models.is_native(config)
     if backend is None:
-        is_flax = flax_auto.is_installed() and flax_auto.has(config, dtype)
-        backend = "flax" if is_flax or not is_native else "native"
+        backend = "flax" if flax_auto.has(config, dtype) or not is_native else "native"
     if backend == "flax":
         flax_auto.check(config, dtype)
     elif not is_native:

@@ -74,9 +74,15 @@ def shard_files(index: Path) -> list[str]:
 
 
 def read_params(
-    folder: Path, *, shapes: Params, base: str, dtype: jnp.dtype, drawn: Params | None = None, is_whole: bool = False
+    folder: Path,
+    *,
+    shapes: Params,
+    base: str,
+    dtype: jnp.dtype | None,
+    drawn: Params | None = None,
+    is_whole: bool = False,
 ) -> Params:
-    """Reads the weights of a checkpoint folder into a tree of the given shapes.
+    """Reads the weights of a checkpoint folder into a tree of the given shapes; `dtype` None keeps what is stored.
 
     `base` is the branch that holds the encoder; a checkpoint of the encoder alone lacks it. Where `drawn` parameters
     are given, a new head is put on the encoder: those of them that the file has not in this shape are taken. Tensors
@@ -124,6 +130,23 @@ def read_params(
             f"{file} has weights of dtype {', '.join(sorted(odd))}; expected floats: it may be quantised."
         )
     return _unflatten({path: jnp.asarray(leaf, dtype) for path, leaf in leaves.items()})
+
+
+def unfit(folder: Path, *, shapes: Params, base: str) -> tuple[set[tuple[str, ...]], set[tuple[str, ...]]]:
+    """The paths of parameters that the weights of a folder lack, and of those that they have in another shape.
+
+    Raises: as `read_params`.
+    """
+    file = _weight_file(folder)
+    tensors = _READERS[file.name](file)
+    missing, misshaped = set(), set()
+    for path, shape in flatten(shapes):
+        tensor = next((tensors[name] for name in _pytorch_names(path, base) if name in tensors), None)
+        if tensor is None:
+            missing.add(path)
+        elif tensor.shape != _pytorch_shape(path, shape):
+            misshaped.add(path)
+    return missing, misshaped
 
 
 def _check_prefix(file: Path, missing: Sequence[str], left_over: Sequence[str], base: str) -> None:

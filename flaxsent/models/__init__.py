@@ -35,11 +35,19 @@ def forward(
 
 
 def embed(
-    params: Params, tokens: Tokens, *, config: ModelConfig, key: OptionalKey = None
+    params: Params,
+    tokens: Tokens,
+    *,
+    config: ModelConfig,
+    key: OptionalKey = None,
+    **decoder: Int[AnyArray, " T"],
 ) -> PyTree[Float[Array, "T D"]]:
-    """What the first layer reads of one row `[T]`: an array, or for BART two, of encoder and decoder."""
+    """What the first layer reads of one row `[T]`: an array, or for BART two, of encoder and decoder.
+
+    Of BART alone, `decoder_ids` are what the decoder reads instead of the text one token later.
+    """
     family = FAMILIES[config.family]
-    return family.embed(params[family.base], _on_device(tokens), config=config, key=key)
+    return family.embed(params[family.base], _on_device(tokens), config=config, key=key, **decoder)
 
 
 def encode(
@@ -58,6 +66,21 @@ def encode(
     """
     family, arguments = FAMILIES[config.family], {"config": config, "num_segments": num_segments, "key": key}
     return family.encode(params[family.base], embedded, _on_device(tokens), **arguments)
+
+
+def encoder_states(
+    params: Params,
+    embedded: PyTree[Float[Array, "T D"]],
+    tokens: Tokens,
+    *,
+    config: ModelConfig,
+    key: OptionalKey = None,
+) -> list[Float[Array, "T D"]] | None:
+    """The embeddings and the output of every layer of BART's encoder; None for families that have no decoder."""
+    family = FAMILIES[config.family]
+    if family.encoder_states is None:
+        return None
+    return family.encoder_states(params[family.base], embedded, _on_device(tokens), config=config, key=key)
 
 
 def head(

@@ -10,6 +10,7 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Array, Float, Int, Shaped
 
 from flaxsent.base import AnyArray
@@ -23,6 +24,10 @@ _TILE = 16
 
 _FEW_BLOCKS = 5
 """Rows of so few blocks are computed whole, which is faster (on a CPU, up to 320 tokens for windows of 128)."""
+
+
+PROBS = "probs"
+"""The name of the probabilities in the jaxpr, by which `linen.py` finds them."""
 
 
 class _Queries(NamedTuple):
@@ -113,7 +118,8 @@ def _attend(
     if is_causal:
         mask_QT &= after_QT <= 0
     scores_NQT = jnp.where(mask_QT[None], scores_NQT, jnp.finfo(jnp.float32).min)
-    probs_NQT = dropout(jax.nn.softmax(scores_NQT, axis=-1), dropout_rate, key).astype(v_TNH.dtype)
+    probs_NQT = checkpoint_name(jax.nn.softmax(scores_NQT, axis=-1), PROBS)
+    probs_NQT = dropout(probs_NQT, dropout_rate, key).astype(v_TNH.dtype)
     y_QNH = jnp.einsum("NQT,TNH->QNH", probs_NQT, v_TNH, preferred_element_type=jnp.float32)
     return y_QNH.reshape(queries.q.shape).astype(queries.q.dtype)
 

@@ -133,7 +133,16 @@ class _Embedded(NamedTuple):
     decoder: Float[Array, "T D"]
 
 
-def _embed(params: Params, tokens: Tokens, *, config: ModelConfig, key: OptionalKey) -> _Embedded:
+def _embed(
+    params: Params,
+    tokens: Tokens,
+    *,
+    config: ModelConfig,
+    key: OptionalKey,
+    decoder_ids: Int[AnyArray, " T"] | None = None,
+) -> _Embedded:
+    """The decoder reads `decoder_ids` if they are given, instead of the text one token later."""
+
     def embed(stack: Params, ids_T: Int[AnyArray, " T"], stack_key: OptionalKey) -> Float[Array, "T D"]:
         x_TD = look_up(params["shared"], ids_T) * _options(config).embedding_scale
         x_TD = x_TD + look_up(stack["embed_positions"], tokens.position_ids + _FIRST_POSITION)
@@ -143,9 +152,9 @@ def _embed(params: Params, tokens: Tokens, *, config: ModelConfig, key: Optional
         return dropout(x_TD, config.hidden_dropout, stack_key)
 
     encoder_key, decoder_key = split_key(key, 2)
+    decoder_ids = _decoder_ids(tokens, config=config) if decoder_ids is None else decoder_ids
     return _Embedded(
-        embed(params["encoder"], tokens.input_ids, encoder_key),
-        embed(params["decoder"], _decoder_ids(tokens, config=config), decoder_key),
+        embed(params["encoder"], tokens.input_ids, encoder_key), embed(params["decoder"], decoder_ids, decoder_key)
     )
 
 
@@ -177,12 +186,27 @@ def _encode(
     key: OptionalKey,
 ) -> list[Float[Array, "_ D"]]:
     """The states of the decoder: transformers' `decoder_hidden_states`."""
-    encoder_key, decoder_key = split_key(key, 2)
-    options = _options(config)
+    options, (_, decoder_key) = _options(config), split_key(key, 2)
     at_S = None if num_segments is None else _last_eos(tokens, num_segments, eos_token_id=options.eos_token_id)
-    states = functools.partial(_states, segment_ids=tokens.segment_ids, config=config)
-    encoded_TD = states(params["encoder"], x.encoder, stack=options.encoder, at_Q=None, key=encoder_key)[-1]
-    return states(params["decoder"], x.decoder, stack=options.decoder, at_Q=at_S, key=decoder_key, encoded=encoded_TD)
+    encoded_TD = _encoder_states(params, x, tokens, config=config, key=key)[-1]
+    return _states(
+        params["decoder"],
+        x.decoder,
+        segment_ids=tokens.segment_ids,
+        config=config,
+        stack=options.decoder,
+        at_Q=at_S,
+        key=decoder_key,
+        encoded=encoded_TD,
+    )
+
+
+def _encoder_states(
+    params: Params, x: _Embedded, tokens: Tokens, *, config: ModelConfig, key: OptionalKey
+) -> list[Float[Array, "T D"]]:
+    encoder_key, _ = split_key(key, 2)
+    sizes = {"config": config, "stack": _options(config).encoder}
+    return _states(params["encoder"], x.encoder, segment_ids=tokens.segment_ids, at_Q=None, key=encoder_key, **sizes)
 
 
 def _last_eos(tokens: Tokens, num_segments: int, *, eos_token_id: int) -> Int[Array, " S"]:
@@ -298,6 +322,7 @@ _BART = Family(
     shapes=_shapes,
     embed=_embed,
     encode=_encode,
+    encoder_states=_encoder_states,
     head=functools.partial(dense_head, branch="classification_head"),
     last_layer=("classification_head", "out_proj"),
     tiny=_TINY,

@@ -99,13 +99,14 @@ def read_config(text: str) -> ModelConfig:
     )
 
 
-def to_json(config: ModelConfig, *, dtype: str) -> str:
+def to_json(config: ModelConfig, *, dtype: str, has_head: bool = True) -> str:
     """The config.json to save: what was read, with the labels, the class and the dtype that are saved.
 
     With it, transformers' pipeline gives the scores of `postprocess`, where it can be told to.
     """
     raw = json.loads(config.json)
-    raw["architectures"] = [f"{FAMILIES[config.family].class_name}ForSequenceClassification"]
+    kind = "ForSequenceClassification" if has_head else "Model"
+    raw["architectures"] = [f"{FAMILIES[config.family].class_name}{kind}"]
     raw["id2label"] = {str(index): label for index, label in enumerate(config.labels)}
     raw["label2id"] = {label: index for index, label in enumerate(config.labels)}
     raw["problem_type"] = config.problem_type

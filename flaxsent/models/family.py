@@ -165,6 +165,8 @@ class Family:
     encode: Callable[..., list[Float[Array, "_ D"]]] = is_not_native
     """`encode(params[base], embedded, tokens, *, config, num_segments, key)`: the first layer's input and the output of
     every layer, the last one's `[S D]`, what the head reads of each text; or `[T D]` if `num_segments` is None."""
+    encoder_states: Callable[..., list[Float[Array, "T D"]]] | None = None
+    """`encoder_states(params[base], embedded, tokens, *, config, key)`, where `encode` gives those of a decoder."""
     head: Callable[..., Float[Array, "S C"]] = is_not_native
     """`head(params, x_SD, *, config, key)`: logits in float32."""
     last_layer: tuple[str, ...] = ("classifier",)

@@ -1,17 +1,19 @@
-"""The flax backend: `FlaxAutoModelForSequenceClassification` of transformers 4 as pure functions.
+"""The flax backend: a `FlaxAutoModelForSequenceClassification` as pure functions.
 
-The Flax module is built from keys of config.json that are vetted here, never from the checkpoint's own file:
-transformers before 5.3 can be made to run code by a hostile config.json (CVE-2026-4372). transformers 5 has no Flax
-classes. Neither transformers nor Flax is imported before a function is called.
+It is transformers 4's where that is installed and has the family, else flaxsent's own (`linen.py`): transformers 5 has
+no Flax classes. Neither transformers nor Flax is imported before a function is called.
 
-Known faults of those classes (4.57), and what is done about them here:
+transformers' module and config are built from keys of config.json that are vetted here, never from the checkpoint's own
+file: transformers before 5.3 can be made to run code by a hostile config.json (CVE-2026-4372).
+
+Known faults of transformers' classes (4.57), and what is done about them here:
     BART, mBART     Under `jit` they add up the states of all EOS tokens. The last EOS is pooled here instead.
     ELECTRA         token_type_ids default to ones. They are always passed.
     BigBird         Block-sparse attention picks random blocks of its own. Attention is full, as PyTorch's is for short
                     texts, and longer texts are refused.
-    DistilBERT      It masks with 1e30, which float16 does not have. float16 is refused.
+    DistilBERT      It masks with 1e30, which float16 does not have. float16 is left to flaxsent's own.
     all             LayerNorm takes E[x²] − E[x]², which loses 1.5e-3 at a row mean of 30. Each row is centred first.
-    all             They have eight activations. Others are refused.
+    all             They have eight activations. Others are left to flaxsent's own.
     all             In half precision the softmax is computed in half precision too. That stays as it is.
 """
 
@@ -56,44 +58,46 @@ _ENCODER_DECODERS = ("bart", "mbart")
 
 
 def is_installed() -> bool:
+    """Whether Flax is there; does not import it."""
+    return importlib.util.find_spec("flax") is not None
+
+
+def has_theirs() -> bool:
     """Whether transformers 4 and Flax are there; imports neither."""
-    found = importlib.util.find_spec("flax"), importlib.util.find_spec("transformers")
-    return None not in found and importlib.metadata.version("transformers").startswith("4.")
+    has_transformers = importlib.util.find_spec("transformers") is not None
+    return is_installed() and has_transformers and importlib.metadata.version("transformers").startswith("4.")
 
 
 def has(config: ModelConfig, dtype: jnp.dtype) -> bool:
-    """Whether transformers 4 has a Flax class that computes what this config says, in this dtype."""
-    return _lack(config, dtype) is None
+    """Whether what is installed has a Flax class that computes what this config says in this dtype."""
+    return uses_theirs(config, dtype) or (is_installed() and models.is_native(config))
 
 
-def _lack(config: ModelConfig, dtype: jnp.dtype) -> str | None:
-    """What the Flax classes do not compute of it, if anything."""
-    if config.family not in FAMILIES:
-        return f"transformers has no Flax class for {config.family}"
-    if config.activation not in _ACTIVATIONS:
-        return (
-            f"config.json names the activation {config.activation!r}; the Flax classes have {', '.join(_ACTIVATIONS)}"
-        )
-    if config.family == "distilbert" and dtype == jnp.float16:
-        return "Flax DistilBERT gives NaN in float16"
-    return None
+def uses_theirs(config: ModelConfig, dtype: jnp.dtype) -> bool:
+    """Whether it is transformers' class that computes it."""
+    fits = config.family in FAMILIES and config.activation in _ACTIVATIONS
+    return fits and (config.family != "distilbert" or dtype != jnp.float16) and has_theirs()
 
 
 def check(config: ModelConfig, dtype: jnp.dtype) -> None:
-    """Refuses what the Flax classes do not compute, before they are imported.
+    """Refuses what no Flax class that is installed computes, before one is imported.
 
     Raises:
-        MissingPackageError: Flax or transformers 4 is not installed; the message has the command.
-        FlaxsentError: no class for the family, no such activation, or wrong numbers in this dtype.
+        MissingPackageError: Flax is not installed, or transformers 4 for a family that only its classes have; the
+            message has the command.
+        FlaxsentError: no class has such an activation.
     """
-    if (lack := _lack(config, dtype)) is not None:
-        what_to_do = "pass backend='native'" if models.is_native(config) else "flaxsent cannot compute this model"
-        raise FlaxsentError(f"{lack}; {what_to_do}.")
-    if not is_installed():
-        raise MissingPackageError(
-            f"backend='flax' for {config.family} needs Flax and transformers 4.57, which are not installed together: "
-            'pip install "flaxsent[flax-auto]"'
+    if has(config, dtype):
+        return
+    if not models.is_native(config) and config.activation not in _ACTIVATIONS:
+        raise FlaxsentError(
+            f"config.json names the activation {config.activation!r}; the Flax classes have {', '.join(_ACTIVATIONS)}; "
+            "flaxsent cannot compute this model."
         )
+    what, extra = ("Flax", "flax") if models.is_native(config) else ("Flax with transformers 4.57", "flax-auto")
+    raise MissingPackageError(
+        f"backend='flax' for {config.family} needs {what}, which is not installed: pip install \"flaxsent[{extra}]\""
+    )
 
 
 def forward(
@@ -105,7 +109,7 @@ def forward(
     dtype: Any,
     matmul_precision: str | None = "highest",
 ) -> Float[Array, "B C"]:
-    """Logits in float32 of padded rows, by `FlaxAutoModelForSequenceClassification`, which computes in `dtype`.
+    """Logits in float32 of padded rows, by a `FlaxAutoModelForSequenceClassification`, which computes in `dtype`.
 
     The class is imported at the first call. A `key` switches dropout on.
 
@@ -142,19 +146,21 @@ def embeddings(
 
 @functools.lru_cache
 def _module(config: ModelConfig, dtype: jnp.dtype) -> Any:
-    """The Flax module, without parameters; its `config` is transformers'.
-
-    Raises: as `check`.
-    """
-    check(config, dtype)
-    from transformers import CONFIG_MAPPING  # which sets up the loggers that `quietly` silences
-
+    """The Flax module of transformers, without parameters; its `config` is theirs, too."""
+    flax_config = their_config(config)  # which sets up the loggers that `quietly` silences
     with quietly("transformers"), _their_promotion():
         from transformers import FlaxAutoModelForSequenceClassification
 
-        flax_config = CONFIG_MAPPING[config.family](**_vetted(config, CONFIG_MAPPING[config.family]))
         # _do_init=False: it draws no parameters.
         return FlaxAutoModelForSequenceClassification.from_config(flax_config, dtype=dtype, _do_init=False).module
+
+
+def their_config(config: ModelConfig) -> Any:
+    """The config of the family in transformers, of vetted keys."""
+    from transformers import CONFIG_MAPPING
+
+    config_class = CONFIG_MAPPING[config.family]
+    return config_class(**_vetted(config, config_class))
 
 
 def _apply(
@@ -168,12 +174,16 @@ def _apply(
 ) -> Array:
     check_padded(tokens)
     models.check_ids(config, tokens)
+    check(config, jnp.dtype(dtype))
+    precision = contextlib.nullcontext() if matmul_precision is None else jax.default_matmul_precision(matmul_precision)
+    if not uses_theirs(config, jnp.dtype(dtype)):
+        with precision:
+            return _apply_own(method, params, tokens, key, config, dtype)
     module = _module(config, jnp.dtype(dtype))
     import flax.linen as nn
 
     _check_length(module.config, tokens.input_ids.shape[-1])
     inputs = _encoder_decoder_inputs if config.family in _ENCODER_DECODERS else _encoder_inputs
-    precision = contextlib.nullcontext() if matmul_precision is None else jax.default_matmul_precision(matmul_precision)
     with precision, _their_promotion(), nn.intercept_methods(_centre_layer_norms):
         return module.apply(
             {"params": params},
@@ -183,6 +193,26 @@ def _apply(
             rngs={} if key is None else {"dropout": key},
             method=method,
         )
+
+
+def _apply_own(
+    method: Callable[..., Any],
+    params: Params,
+    tokens: Tokens,
+    key: Key[Array, ""] | None,
+    config: ModelConfig,
+    dtype: Any,
+) -> Array:
+    from flaxsent.models import linen
+
+    has_head = method is not _last_hidden_state
+    found: Any = linen.Encoder(config=config, dtype=dtype, has_head=has_head).apply(
+        {"params": params if has_head else params[models.base(config)]},
+        *(tokens.input_ids, tokens.attention_mask, tokens.token_type_ids, tokens.position_ids),
+        deterministic=key is None,
+        rngs={} if key is None else {"dropout": key},
+    )
+    return found.logits if has_head else found.last_hidden_state
 
 
 def _last_hidden_state(module: Any, base: str, **inputs: Any) -> Float[Array, "B L D"]:
@@ -221,13 +251,26 @@ def _centre_layer_norms(module_call: Callable[..., Any], args: Any, kwargs: Any,
 
 
 def _vetted(config: ModelConfig, config_class: Any) -> dict[str, Any]:
-    """The keys of config.json that the family's config class names itself; none of them can name code."""
+    """The keys of config.json that the family's config class names, and `_COMMON`; none of them can name code."""
     raw = json.loads(config.json)
     named = inspect.signature(config_class.__init__).parameters.keys() - {"self", "kwargs"}
-    kept = {name: raw[name] for name in named if name in raw}
+    kept = {name: raw[name] for name in (*named, *_COMMON) if name in raw}
     if config.family == "big_bird":
         kept["attention_type"] = "original_full"
-    return kept | {"id2label": dict(enumerate(config.labels)), "problem_type": config.problem_type}
+    id2label = dict(enumerate(config.labels))
+    label2id = {label: index for index, label in id2label.items()}
+    return kept | {"id2label": id2label, "label2id": label2id, "problem_type": config.problem_type}
+
+
+_COMMON = (
+    "architectures",
+    "output_hidden_states",
+    "return_dict",
+    "bos_token_id",
+    "eos_token_id",
+    "decoder_start_token_id",
+)
+"""Keys of every family, which transformers 4's classes do not name."""
 
 
 def _check_length(flax_config: Any, length: int) -> None:

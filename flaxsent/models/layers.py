@@ -9,6 +9,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Array, Bool, Float, Int, Key, PyTree, Shaped
 
 from flaxsent.base import AnyArray, FlaxsentError, Params, Tokens
@@ -108,6 +109,9 @@ def is_of_text(tokens: Tokens, num_segments: int) -> Bool[Array, "S T"]:
 Layer = Callable[..., Float[Array, "_ D"]]
 """`layer(x_TD, *, at_Q, key)`: its output at the tokens `at_Q`, or at all."""
 
+STATE = "state"
+"""The name of a layer's output for `jax.checkpoint`: a gradient may keep these and compute the rest again."""
+
 
 def run(
     layers: Sequence[Layer], x_TD: Float[Array, "T D"], *, at_Q: Int[Array, " Q"] | None, key: OptionalKey
@@ -115,7 +119,8 @@ def run(
     """The input and the output of every layer; that of the last is computed at `at_Q` only."""
     states = [x_TD]
     for index, (layer, layer_key) in enumerate(zip(layers, split_key(key, len(layers)), strict=True), start=1):
-        states.append(layer(states[-1], at_Q=at_Q if index == len(layers) else None, key=layer_key))
+        x_QD = layer(states[-1], at_Q=at_Q if index == len(layers) else None, key=layer_key)
+        states.append(checkpoint_name(x_QD, STATE))
     return states
 
 

@@ -91,9 +91,9 @@ def left_out() -> list[str]:
 
 
 def backends(config: ModelConfig) -> list[Backend]:
-    """Those that compute a model and are installed."""
+    """Those that compute a model and are installed; flaxsent's own Flax class computes what the native one does."""
     has: dict[Backend, bool] = {
-        "flax": flax_auto.has(config, jnp.dtype("float32")) and flax_auto.is_installed(),
+        "flax": flax_auto.uses_theirs(config, jnp.dtype("float32")),
         "native": models.is_native(config),
     }
     return [backend for backend, is_there in has.items() if is_there]

@@ -152,13 +152,6 @@ def test_impossible_value_is_refused_by_the_name_of_its_key(folder, capsys, key,
     assert_refused(folder, part, capsys)
 
 
-@pytest.mark.flax_auto
-def test_activation_that_flax_does_not_know_is_refused(folder, capsys):
-    change_config(folder, hidden_act="mish")
-    with pytest.raises(ValueError, match="mish"):
-        flaxsent.load(folder, backend="flax")
-
-
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_sizes_far_beyond_the_weights_cost_neither_time_nor_memory(folder, backend):
     huge = {"hidden_size": 9_999_999, "num_attention_heads": 3, "intermediate_size": 10**7, "vocab_size": 10**7}

@@ -1,5 +1,6 @@
 """Every family of FlaxAuto against PyTorch, its known faults among them; and what is said where transformers is 5."""
 
+import json
 import os
 import shutil
 import subprocess
@@ -190,19 +191,32 @@ def test_rows_of_several_texts_and_ids_without_embeddings_are_refused(tiny_folde
         classifier.forward(classifier.params, tokens._replace(input_ids=np.full_like(tokens.input_ids, 61)))
 
 
-def test_what_the_flax_classes_do_not_have_is_refused_by_name(tiny_folder):
-    with pytest.raises(FlaxsentError, match="no Flax class for mpnet; pass backend='native'"):
-        flaxsent.load(tiny_folder("mpnet"), backend="flax")
+@pytest.mark.skipif(not flax_auto.is_installed(), reason="needs Flax")
+@pytest.mark.parametrize(
+    ("family", "changes", "dtype"),
+    [("mpnet", {}, "float32"), ("bert", {"hidden_act": "mish"}, "float32"), ("distilbert", {}, "float16")],
+)
+def test_what_transformers_classes_do_not_have_flaxsents_own_computes(tiny_folder, family, changes, dtype):
+    folder = tiny_folder(family, **changes)
+    flax, native = (flaxsent.load(folder, backend=backend, dtype=dtype) for backend in ("flax", "native"))
+    tokens = native.tokenize(SINGLES)
+    assert not flax_auto.uses_theirs(native.config, jnp.dtype(dtype))
+    ours, theirs = (jax.jit(each.forward)(native.params, tokens) for each in (flax, native))
+    # float16 has 11 bits, and XLA rounds where it does not fuse.
+    np.testing.assert_allclose(ours, theirs, atol=TOLERANCE if dtype == "float32" else 2e-2)
+
+
+def test_an_activation_that_no_class_has_is_refused_by_name(tmp_path):
+    config = models.FAMILIES["big_bird"].tiny_config | {"hidden_act": "mish"}
     with pytest.raises(FlaxsentError, match="'mish'; the Flax classes have gelu, relu"):
-        flaxsent.load(tiny_folder("bert", hidden_act="mish"), backend="flax")
-    with pytest.raises(FlaxsentError, match="NaN in float16; pass backend='native'"):
-        flaxsent.load(tiny_folder("distilbert"), backend="flax", dtype=jnp.float16)
+        flax_auto.check(read_config(json.dumps(config)), jnp.dtype("float32"))
 
 
-@pytest.mark.skipif(flax_auto.is_installed(), reason="transformers 4 with Flax is here")
-def test_where_transformers_is_5_the_command_that_installs_4_is_said(tiny_folder):
+@pytest.mark.skipif(flax_auto.has_theirs(), reason="transformers 4 with Flax is here")
+def test_where_transformers_is_5_the_command_that_installs_4_is_said(tmp_path):
+    config = models.FAMILIES["big_bird"].tiny_config
     with pytest.raises(MissingPackageError, match=r'pip install "flaxsent\[flax-auto\]"'):
-        flaxsent.load(tiny_folder("bert"), backend="flax")
+        flax_auto.check(read_config(json.dumps(config)), jnp.dtype("float32"))
 
 
 @pytest.mark.torch
