@@ -22,6 +22,7 @@ ROOMS = (
     "classifier",
     "checkpoint",
     "flax",
+    "transforms",
     "engine",
     "data",
     "jobs",

@@ -105,8 +105,13 @@ def save(classifier: Classifier, folder: str | os.PathLike, *, dtype: Any = None
     stay. `dtype` is that of the stored weights, that of the params by default.
 
     Raises:
+        FlaxsentError: the params are int8.
         OSError: the folder cannot be written; what was there still is.
     """
+    if models.is_int8(classifier.params):
+        raise FlaxsentError(
+            "a checkpoint folder holds floats, and these params are int8: export them, or save the floats."
+        )
     stored = jax.tree.leaves(classifier.params)[0].dtype if dtype is None else float_dtype(dtype)
     tensors = weights.to_tensors(jax.tree.map(lambda leaf: leaf.astype(stored), classifier.params))
     tensors |= models.computed_tensors(classifier.config)

@@ -98,8 +98,8 @@ def embeddings(params: Params, tokens: Tokens, *, config: ModelConfig, num_segme
 
 def hidden_states(params: Params, tokens: Tokens, *, config: ModelConfig) -> Float[Array, "T D"]:
     """AutoModel's `last_hidden_state` of one row, in the parameters' dtype; what stands on padding has no meaning."""
-    last_TD = encode(params, embed(params, tokens, config=config), tokens, config=config)[-1]
-    return last_TD.astype(jax.tree.leaves(params)[0].dtype)
+    embedded = embed(params, tokens, config=config)
+    return encode(params, embedded, tokens, config=config)[-1].astype(last_layer(params)["kernel"].dtype)
 
 
 def _on_device(tokens: Tokens) -> Tokens:
@@ -132,6 +132,11 @@ def base(config: ModelConfig) -> str:
 def computed_tensors(config: ModelConfig) -> dict[str, Float[np.ndarray, "..."]]:
     """Tensors that PyTorch's checkpoints hold and Flax computes, by their PyTorch names."""
     return FAMILIES[config.family].computed_tensors(config)
+
+
+def is_int8(params: Params) -> bool:
+    """Whether `transforms.quantize` made them."""
+    return any(leaf.dtype == jnp.int8 for leaf in jax.tree.leaves(params))
 
 
 def last_layer(params: Params) -> Params:

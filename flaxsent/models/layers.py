@@ -10,7 +10,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
-from jaxtyping import Array, Bool, Float, Int, Key, PyTree, Shaped
+from jaxtyping import Array, Bool, Float, Int, Int8, Key, PyTree, Shaped
 
 from flaxsent.base import AnyArray, FlaxsentError, Params, Tokens
 from flaxsent.models.family import ModelConfig
@@ -43,12 +43,33 @@ ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
 
 
 def dense(params: Params, x: Float[Array, "*rows inp"]) -> Float[Array, "*rows out"]:
-    """`x @ kernel + bias` in the dtype of the kernel, accumulated in float32; a layer may have no bias."""
+    """`x @ kernel + bias` in the dtype of the kernel, accumulated in float32; a layer may have no bias.
+
+    A kernel of int8 (`transforms.quantize`) has a scale for each output and computes in the dtype of `x`: with
+    `kernel_scale` the kernel is multiplied by it; with `product_scale` each row of `x` is made int8 too, by a scale of
+    its own, and the product, which is exact in int32, is multiplied by both.
+    """
     kernel = params["kernel"]
-    y = jnp.einsum("...d,df->...f", x.astype(kernel.dtype), kernel, preferred_element_type=jnp.float32)
+    dtype = x.dtype if kernel.dtype == jnp.int8 else kernel.dtype
+    if "product_scale" in params:
+        x_int8, scale_of_row = to_int8(x, axis=-1)
+        y = jnp.einsum("...d,df->...f", x_int8, kernel, preferred_element_type=jnp.int32).astype(jnp.float32)
+        y = y * scale_of_row * _along_last_axis(params["product_scale"], y.ndim)
+    else:
+        if "kernel_scale" in params:
+            kernel = (kernel.astype(jnp.float32) * params["kernel_scale"][None, :]).astype(dtype)
+        y = jnp.einsum("...d,df->...f", x.astype(dtype), kernel, preferred_element_type=jnp.float32)
     if "bias" in params:
         y = y + _along_last_axis(params["bias"], y.ndim)
-    return y.astype(kernel.dtype)
+    return y.astype(dtype)
+
+
+def to_int8(x: Float[Array, "*shape"], *, axis: int) -> tuple[Int8[Array, "*shape"], Float[Array, "*ones"]]:
+    """Integers from -127 to 127, and the float32 scales along `axis` that give `x` back: symmetric, to the nearest."""
+    x_f32 = x.astype(jnp.float32)
+    largest = jnp.max(jnp.abs(x_f32), axis=axis, keepdims=True)
+    scale = jnp.where(largest > 0, largest / 127, jnp.ones((), jnp.float32))
+    return jnp.round(x_f32 / scale).astype(jnp.int8), scale
 
 
 def layer_norm(params: Params, x: Float[Array, "*rows D"], *, eps: float) -> Float[Array, "*rows D"]:
@@ -76,8 +97,15 @@ def _along_last_axis(vector: Float[Array, " D"], ndim: int) -> Float[Array, "*on
 
 
 def look_up(params: Params, ids_T: Int[AnyArray, " T"]) -> Float[Array, "T D"]:
-    """NaN for an id that the table does not have, rather than a number that looks right."""
-    return params["embedding"].at[ids_T].get(mode="fill", fill_value=jnp.nan, wrap_negative_indices=False)
+    """NaN for an id that the table does not have, rather than a number that looks right.
+
+    A table of int8 (`transforms.quantize`) has a scale for each row, whose dtype is that of what is looked up.
+    """
+    at = {"mode": "fill", "wrap_negative_indices": False}
+    if "embedding_scale" not in params:
+        return params["embedding"].at[ids_T].get(fill_value=jnp.nan, **at)
+    scale_T = params["embedding_scale"].at[ids_T].get(fill_value=jnp.nan, **at)
+    return params["embedding"].at[ids_T].get(fill_value=0, **at).astype(scale_T.dtype) * scale_T[:, None]
 
 
 def dropout(x: Float[Array, "*shape"], rate: float, key: OptionalKey) -> Float[Array, "*shape"]:
