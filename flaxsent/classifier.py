@@ -140,21 +140,25 @@ class Classifier:
         """Whether a row may hold several texts."""
         return self.forward_packed is not None
 
-    def logits(self, params: Params, tokens: Tokens, num_segments: int) -> Float[Array, "R S C"]:
+    def logits(
+        self, params: Params, tokens: Tokens, num_segments: int, key: OptionalKey = None
+    ) -> Float[Array, "R S C"]:
         """Logits of the texts of rows `[R, T]`, packed where the family can be, else of one text in each.
 
         Raises:
             FlaxsentError: `num_segments` is more than 1 for a family that does not pack.
         """
         if self.forward_packed is not None:
-            return self.forward_packed(params, tokens, num_segments)
+            return self.forward_packed(params, tokens, num_segments, key)
         if num_segments > 1:
             raise FlaxsentError(f"{self.config.family} takes one text a row; pass num_segments=1, not {num_segments}.")
-        return self.forward(params, tokens)[:, None]
+        return self.forward(params, tokens, key)[:, None]
 
-    def scores(self, params: Params, tokens: Tokens, num_segments: int) -> Float[Array, "R S C"]:
+    def scores(
+        self, params: Params, tokens: Tokens, num_segments: int, key: OptionalKey = None
+    ) -> Float[Array, "R S C"]:
         """`postprocess` of `logits`: probabilities, or the values themselves for regression."""
-        return self.postprocess(self.logits(params, tokens, num_segments))
+        return self.postprocess(self.logits(params, tokens, num_segments, key))
 
     def predict(self, params: Params, tokens: Tokens) -> Float[Array, "B C"]:
         """`jit` of `postprocess` after `forward`: padded rows; compiled once a shape as long as this record lives."""

@@ -4,10 +4,11 @@ import argparse
 import json
 import shutil
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 import numpy as np
+from jaxtyping import Float
 
 from flaxsent.base import FlaxsentError, Prediction
 from flaxsent.checkpoint.folder import load
@@ -16,12 +17,13 @@ from flaxsent.cli.options import add_model, add_special_tokens_in_text, printabl
 from flaxsent.data import records
 from flaxsent.data.records import STDIN
 from flaxsent.data.writers import ESCAPES
-from flaxsent.engine import Engine, classify
+from flaxsent.engine import Engine, Function, Stats, classify
 from flaxsent.jobs import shards
 from flaxsent.jobs.plan import JobOptions, plan
 from flaxsent.jobs.progress import Progress
 from flaxsent.jobs.run import run as run_job
 from flaxsent.postprocessing import decode
+from flaxsent.transforms.ensemble import MEASURES, Uncertainty, columns, mean, members_of, uncertainty
 
 
 def add(commands: Any) -> None:
@@ -29,8 +31,17 @@ def add(commands: Any) -> None:
     command.add_argument(
         "texts", nargs="*", metavar="TEXT", help="a text; - alone reads standard input, one text a line"
     )
-    add_model(command)
+    add_model(command, action="append", also="; given several times, the mean of their scores counts")
     add_special_tokens_in_text(command)
+    command.add_argument(
+        "--uncertainty",
+        action="store_true",
+        help="add the predictive entropy (nats), the mutual information (BALD) and the disagreement of several models, "
+        "or of one model under draws of dropout; the score is their mean. Of multi-label, those of the best label",
+    )
+    command.add_argument(
+        "--samples", type=int, metavar="N", help=f"draws of dropout for --uncertainty by one model (default {_SAMPLES})"
+    )
     command.add_argument("--top-k", type=int, metavar="K", help="labels for each text, best first (default 1)")
     command.add_argument("--format", choices=_FORMATS, help="default: table on a terminal, tsv elsewhere")
     _add_files(command)
@@ -38,6 +49,8 @@ def add(commands: Any) -> None:
 
 
 _FORMATS = ("table", "jsonl", "tsv")
+
+_SAMPLES = 20
 
 
 _CHUNK = 1024
@@ -110,43 +123,70 @@ def run(options: argparse.Namespace) -> None:
     top_k = 1 if options.top_k is None else options.top_k
     if top_k < 1:
         raise FlaxsentError(f"--top-k {top_k} is less than 1; expected a positive number.")
-    classifier = load(options.model, special_tokens_in_text=options.special_tokens_in_text)
+    classifier, function = _open(options)
     num_labels = min(top_k, classifier.config.num_labels)
     form = options.format or ("table" if sys.stdout.isatty() else "tsv")
     if form == "tsv":
-        columns = [
+        names = [
             f"{name}{'' if rank == 1 else f'_{rank}'}"
             for rank in range(1, num_labels + 1)
             for name in ("label", "score")
         ]
-        print("\t".join([*columns, "text"]))
+        print("\t".join([*names, *(MEASURES if options.uncertainty else ()), "text"]))
     if options.texts == ["-"]:
-        return _classify_lines(classifier, form, num_labels)
-    _print(form, options.texts, classify(options.texts, classifier, top_k=num_labels))
+        with records.read(STDIN, text_columns=("text",)) as source:
+            return _classify_lines(classifier, function, _chunks(source.records), form, num_labels)
+    if function is not None:
+        return _classify_lines(classifier, function, [options.texts], form, num_labels, told="text")
+    _print(form, options.texts, classify(options.texts, classifier, top_k=num_labels), {})
 
 
-def _classify_lines(classifier: Classifier, form: str, num_labels: int) -> None:
-    num_truncated = []
-    with (
-        records.read(STDIN, text_columns=("text",)) as source,
-        Engine(classifier, on_window=lambda stats: num_truncated.append(stats.num_truncated)) as engine,
-    ):
+def _open(options: argparse.Namespace) -> tuple[Classifier, Function | None]:
+    """The classifier, and what the engine is to compute if that is not only its scores."""
+    models = options.model or [None]
+    if options.samples is not None and not (options.uncertainty and len(models) == 1):
+        raise FlaxsentError("--samples needs --uncertainty, and one model: several are the members themselves.")
+    classifiers = [load(model, special_tokens_in_text=options.special_tokens_in_text) for model in models]
+    if len(models) == 1 and not options.uncertainty:
+        return classifiers[0], None
+    classifier, members = members_of(classifiers, num_samples=_SAMPLES if options.samples is None else options.samples)
+    if options.uncertainty:
+        return classifier, uncertainty(members, problem_type=classifier.config.problem_type)
+    return classifier, mean(members)
+
+
+def _classify_lines(
+    classifier: Classifier,
+    function: Function | None,
+    chunks: Iterable[list[str]],
+    form: str,
+    num_labels: int,
+    *,
+    told: str = "standard input line",
+) -> None:
+    windows: list[Stats] = []
+    with Engine(classifier, function=function, on_window=windows.append) as engine:
         num_lines = 0
-        for lines in _chunks(source.records):
-            scores_BC = engine(lines)
+        for lines in chunks:
+            results = engine(lines)
+            is_measured = isinstance(results, Uncertainty)
+            scores_BC, measures = (results.scores, columns(results)) if is_measured else (results, {})
             if (is_odd_B := ~np.isfinite(scores_BC).all(axis=-1)).any():
                 raise FlaxsentError(
-                    f"standard input line {num_lines + int(is_odd_B.argmax()) + 1} has a score that is not a finite "
-                    "number; `flaxsent info` says whether the weights are."
+                    f"{told} {num_lines + int(is_odd_B.argmax()) + 1} has a score that is not a finite number; "
+                    "`flaxsent info` says whether the weights are."
                 )
-            _print(form, lines, decode(scores_BC, labels=classifier.config.labels, top_k=num_labels))
+            _print(form, lines, decode(scores_BC, labels=classifier.config.labels, top_k=num_labels), measures)
             num_lines += len(lines)
-    _tell_truncated(sum(num_truncated), classifier)
+    _tell_truncated(sum(stats.num_truncated for stats in windows), classifier)
 
 
-def _print(form: str, texts: list[str], predictions: list[Prediction]) -> None:
-    for text, prediction in zip(texts, predictions, strict=True):
-        print(_WRITERS[form](text, prediction))
+def _print(
+    form: str, texts: list[str], predictions: list[Prediction], measures: Mapping[str, Float[np.ndarray, " B"]]
+) -> None:
+    for index, (text, prediction) in enumerate(zip(texts, predictions, strict=True)):
+        measured = {name: float(values[index]) for name, values in measures.items()}
+        print(_WRITERS[form](text, prediction, measured))
     sys.stdout.flush()
 
 
@@ -169,6 +209,7 @@ def _classify_files(options: argparse.Namespace) -> None:
     job_options = JobOptions(
         text_columns=tuple(column for column in columns if column is not None),
         all_scores=options.all_scores,
+        uncertainty=_measured_by(options) if options.uncertainty else None,
         prefix=options.prefix or "",
         bad_rows=options.bad_rows,
         resume=options.resume,
@@ -176,9 +217,9 @@ def _classify_files(options: argparse.Namespace) -> None:
         shard=None if options.shard is None else shards.parse(options.shard),
     )
     job = plan(options.input, options.output, job_options)
-    classifier = load(options.model, special_tokens_in_text=options.special_tokens_in_text)
+    classifier, function = _open(options)
     try:
-        with Progress(job) as progress, Engine(classifier, on_window=progress.add) as engine:
+        with Progress(job) as progress, Engine(classifier, function=function, on_window=progress.add) as engine:
             outcome = run_job(job, engine, progress=progress)
     except KeyboardInterrupt:
         if job.folder.exists():
@@ -191,6 +232,12 @@ def _classify_files(options: argparse.Namespace) -> None:
         _tell(f"this share is done; the last process to finish completes {options.output}, or --resume does")
     elif outcome.num_bad_rows:
         _tell(f"{outcome.num_bad_rows:,} rows were set aside in {options.bad_rows}")
+
+
+def _measured_by(options: argparse.Namespace) -> str:
+    if options.model is not None and len(options.model) > 1:
+        return f"{len(options.model)} models"
+    return f"{_SAMPLES if options.samples is None else options.samples} draws of dropout"
 
 
 def _tell_truncated(num_truncated: int, classifier: Classifier) -> None:
@@ -218,25 +265,26 @@ def _chunks(lines: Iterable[records.Record]) -> Iterator[list[str]]:
         yield chunk
 
 
-def _table_row(text: str, prediction: Prediction) -> str:
+def _table_row(text: str, prediction: Prediction, measures: Mapping[str, float]) -> str:
     """Scores, then as much of the text as the terminal is wide; control characters would move the cursor."""
     cells = [f"{printable(label):<10} {score:.4f}" for label, score in zip(*prediction, strict=True)]
+    cells += [f"{name.replace('_', ' ')} {value:.4f}" for name, value in measures.items()]
     row = "  ".join([*cells, printable(text)])
     width = shutil.get_terminal_size().columns
     return row if len(row) <= width else row[: width - 1] + "…"
 
 
-def _tsv_row(text: str, prediction: Prediction) -> str:
+def _tsv_row(text: str, prediction: Prediction, measures: Mapping[str, float]) -> str:
     """Tabs and line ends of texts and labels are written as backslash escapes."""
     cells = [
         cell for label, score in zip(*prediction, strict=True) for cell in (label.translate(ESCAPES), f"{score:.6f}")
     ]
-    return "\t".join([*cells, text.translate(ESCAPES)])
+    return "\t".join([*cells, *(f"{value:.6f}" for value in measures.values()), text.translate(ESCAPES)])
 
 
-def _jsonl_row(text: str, prediction: Prediction) -> str:
+def _jsonl_row(text: str, prediction: Prediction, measures: Mapping[str, float]) -> str:
     scores = [{"label": label, "score": score} for label, score in zip(*prediction, strict=True)]
-    return json.dumps({"text": text, "scores": scores}, ensure_ascii=False)
+    return json.dumps({"text": text, "scores": scores, **measures}, ensure_ascii=False)
 
 
 _WRITERS = {"table": _table_row, "jsonl": _jsonl_row, "tsv": _tsv_row}

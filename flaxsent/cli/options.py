@@ -7,8 +7,9 @@ from flaxsent.tokenization import SPECIAL_TOKENS_IN_TEXT
 DTYPES = ("float32", "bfloat16", "float16")
 
 
-def add_model(command: argparse.ArgumentParser) -> None:
-    command.add_argument("--model", metavar="ID_OR_FOLDER", help="Hub id or folder; the embedded model by default")
+def add_model(command: argparse.ArgumentParser, *, action: str = "store", also: str = "") -> None:
+    told = f"Hub id or folder; the embedded model by default{also}"
+    command.add_argument("--model", action=action, metavar="ID_OR_FOLDER", help=told)
 
 
 def add_special_tokens_in_text(command: argparse.ArgumentParser) -> None:

@@ -7,6 +7,7 @@ import json
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, NamedTuple
 
+import jax
 import numpy as np
 from jaxtyping import Float
 
@@ -18,6 +19,7 @@ from flaxsent.jobs.manifest import digest_rows
 from flaxsent.jobs.parts import Parts
 from flaxsent.jobs.plan import CHUNK_BYTES, CHUNK_ROWS, Piece
 from flaxsent.jobs.progress import Progress
+from flaxsent.transforms.ensemble import Uncertainty, columns
 
 
 class Chunk(NamedTuple):
@@ -83,14 +85,18 @@ def _cut(rows: Iterable[Record], max_characters: int) -> Iterator[list[Record]]:
         yield chunk
 
 
-def write_chunk(parts: Parts, chunk: Chunk, scores_BC: Float[np.ndarray, "B C"], labels: Sequence[str]) -> None:
+Results = Float[np.ndarray, "B C"] | Uncertainty
+"""What the engine gives for the texts of a chunk: scores, and how certain they are where that is asked for."""
+
+
+def write_chunk(parts: Parts, chunk: Chunk, results: Results, labels: Sequence[str]) -> None:
     """Writes the part of a chunk.
 
     Raises:
         FlaxsentError: there is a bad row, or one whose score is not a finite number, and no file to set it aside in.
         OSError: it cannot be written.
     """
-    chunk, scores_BC = _without_bad_scores(chunk, scores_BC)
+    chunk, results = _without_bad_scores(chunk, results)
     job, file = parts.job, parts.job.files[chunk.piece.file]
     if chunk.bad_rows:
         if job.options.bad_rows is None:
@@ -102,31 +108,39 @@ def write_chunk(parts: Parts, chunk: Chunk, scores_BC: Float[np.ndarray, "B C"],
         files.write(parts.bad_rows(chunk.piece, chunk.number), _bad_lines(file.name, chunk.bad_rows))
     if chunk.digest is not None:
         files.write(parts.digest(chunk.piece, chunk.number), chunk.digest.encode())
-    columns = _columns(scores_BC, labels, parts.added)
+    columns = _columns(results, labels, parts.added)
     if job.row_column is not None:
         columns[job.row_column] = [row.number for row in chunk.rows]
     content = parts.writer(chunk.piece.file).encode(chunk.rows, columns)
     files.write(parts.part(chunk.piece, chunk.number), content)
 
 
-def _without_bad_scores(chunk: Chunk, scores_BC: Float[np.ndarray, "B C"]) -> tuple[Chunk, Float[np.ndarray, "G C"]]:
-    """A chunk with the rows whose scores are not finite numbers among its bad ones, and the scores of the others."""
+def _without_bad_scores(chunk: Chunk, results: Results) -> tuple[Chunk, Results]:
+    """A chunk with the rows whose scores are not finite numbers among its bad ones, and the results of the others."""
+    scores_BC = _scores(results)
     good = np.flatnonzero(np.isfinite(scores_BC).all(axis=-1)).tolist()
     if len(good) == len(chunk.rows):
-        return chunk, scores_BC
+        return chunk, results
     bad = [
         chunk.rows[index]._replace(error=f"has a score that is not a finite number: {scores_BC[index].tolist()}")
         for index in sorted({*range(len(chunk.rows))} - {*good})
     ]
     bad = sorted([*chunk.bad_rows, *bad], key=lambda row: row.number)
-    return chunk._replace(rows=[chunk.rows[index] for index in good], bad_rows=bad), scores_BC[good]
+    chunk = chunk._replace(rows=[chunk.rows[index] for index in good], bad_rows=bad)
+    return chunk, jax.tree.map(lambda leaf: leaf[good], results)
 
 
-def _columns(scores_BC: Float[np.ndarray, "B C"], labels: Sequence[str], added: Sequence[str]) -> dict[str, Any]:
-    """The columns that are added: the best label, its score, and the score of each label if they are asked for."""
+def _columns(results: Results, labels: Sequence[str], added: Sequence[str]) -> dict[str, Any]:
+    """The columns that are added: the best label and its score; if asked for, how certain it is, the score of each."""
+    scores_BC = _scores(results)
+    measures = columns(results).values() if isinstance(results, Uncertainty) else ()
     best_B = scores_BC.argmax(axis=-1)
-    values = [[labels[index] for index in best_B], scores_BC[np.arange(len(best_B)), best_B], *scores_BC.T]
+    values = [[labels[index] for index in best_B], scores_BC[np.arange(len(best_B)), best_B], *measures, *scores_BC.T]
     return dict(zip(added, values, strict=False))
+
+
+def _scores(results: Results) -> Float[np.ndarray, "B C"]:
+    return results.scores if isinstance(results, Uncertainty) else results
 
 
 def _bad_lines(name: str, rows: Sequence[Record]) -> bytes:

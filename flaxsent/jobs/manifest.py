@@ -57,6 +57,7 @@ def gather_facts(job: Job, classifier: Classifier) -> Facts:
         "outputs": [file.output.name for file in job.files],
         "text columns": options.text_columns,
         "all scores": options.all_scores,
+        "uncertainty": options.uncertainty,
         "prefix": options.prefix,
         "bad rows": options.bad_rows and str(Path(options.bad_rows).resolve()),
         "model": fingerprint(classifier),

@@ -11,6 +11,7 @@ from flaxsent.base import FlaxsentError
 from flaxsent.data import records, writers
 from flaxsent.data.records import STDIN, Group, Layout
 from flaxsent.jobs.shards import Shard
+from flaxsent.transforms.ensemble import MEASURES
 
 CHUNK_ROWS = 16384
 """Most records in a chunk."""
@@ -33,6 +34,8 @@ class JobOptions:
     """One, or two for pairs."""
     all_scores: bool = False
     """A column for each label, beside `label` and `score`."""
+    uncertainty: str | None = None
+    """What it is measured by, "20 draws of dropout": adds the columns of `transforms.ensemble.MEASURES`."""
     prefix: str = ""
     """Put before the names of the columns that are added."""
     bad_rows: str | None = None
@@ -120,7 +123,8 @@ class Job:
         Raises:
             FlaxsentError: two of them have the same name, or an input has one of them already.
         """
-        names = ("label", "score", *(labels if self.options.all_scores else ()))
+        measures = MEASURES if self.options.uncertainty is not None else ()
+        names = ("label", "score", *measures, *(labels if self.options.all_scores else ()))
         added = tuple(f"{self.options.prefix}{name}" for name in names)
         columns = added if self.row_column is None else (*added, self.row_column)
         if len(set(columns)) < len(columns):

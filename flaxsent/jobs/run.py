@@ -42,7 +42,7 @@ def run(job: Job, engine: Engine, *, progress: Progress | None = None) -> Outcom
 
     Args:
         job: what `plan` gave.
-        engine: what scores the texts.
+        engine: what scores the texts; its function gives scores, or `Uncertainty` where the options ask for it.
         progress: moves along.
 
     Raises:
@@ -111,11 +111,11 @@ def _score(parts: Parts, pieces: Sequence[Piece], engine: Engine, max_characters
                     return
 
     with contextlib.closing(engine.batches(texts())) as batches:
-        for scores_BC in batches:
+        for results in batches:
             chunk = waiting.popleft()
             if chunk.is_end:
                 files.write(parts.end(chunk.piece), b"%d" % chunk.number)
                 parts.join(chunk.piece.file)
             else:
-                chunks.write_chunk(parts, chunk, scores_BC, engine.classifier.config.labels)
+                chunks.write_chunk(parts, chunk, results, engine.classifier.config.labels)
                 progress.move(chunk.num_bytes)

@@ -5,4 +5,18 @@ pytree of arrays with one entry for each text, `[R, S, ...]`, or for each token,
 another, with `jit`, `vmap` and `grad`, and with `Engine(classifier, function=…)`.
 """
 
+from flaxsent.transforms.ensemble import Uncertainty as Uncertainty
+from flaxsent.transforms.ensemble import columns as columns
+from flaxsent.transforms.ensemble import disagreement as disagreement
+from flaxsent.transforms.ensemble import ensemble as ensemble
+from flaxsent.transforms.ensemble import entropy as entropy
+from flaxsent.transforms.ensemble import join as join
+from flaxsent.transforms.ensemble import mean as mean
+from flaxsent.transforms.ensemble import members_of as members_of
+from flaxsent.transforms.ensemble import monte_carlo_dropout as monte_carlo_dropout
+from flaxsent.transforms.ensemble import mutual_information as mutual_information
+from flaxsent.transforms.ensemble import soup as soup
+from flaxsent.transforms.ensemble import spread as spread
+from flaxsent.transforms.ensemble import stack as stack
+from flaxsent.transforms.ensemble import uncertainty as uncertainty
 from flaxsent.transforms.quantize import quantize as quantize

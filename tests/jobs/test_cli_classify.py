@@ -10,6 +10,7 @@ import pytest
 
 import flaxsent
 from flaxsent.cli import classify, main
+from flaxsent.parity.random_checkpoints import random_checkpoint
 from tests.jobs.conftest import COMMAND, names, read_csv
 
 
@@ -157,6 +158,87 @@ def test_lines_come_out_before_the_input_ends(tiny_folder):
         rest, _ = process.communicate()
     assert found == [f"line {number}" for number in range(1024)]
     assert rest.count("\n") == 6
+
+
+# Several models, and how certain they are.
+
+MEASURES = ["entropy", "mutual_information", "disagreement"]
+
+
+@pytest.fixture(scope="module")
+def two_models(tmp_path_factory):
+    folders = [tmp_path_factory.mktemp("member") for _ in range(2)]
+    for seed, model in enumerate(folders):
+        random_checkpoint(model, "bert", seed=seed, num_hidden_layers=1)
+    return [str(model) for model in folders]
+
+
+def test_several_models_are_an_ensemble(folder, capsys, two_models):
+    """In a file, printed, and without the measures: each is what the library gives."""
+    texts = ["so good", "bad", "not bad at all"]
+    scores_BNC = np.stack([flaxsent.Engine(flaxsent.load(model))(texts) for model in two_models], axis=1)
+    mean_BC = scores_BNC.mean(axis=1, dtype=np.float64)
+    entropy_B = -(mean_BC * np.log(mean_BC)).sum(axis=-1)
+    models = [part for model in two_models for part in ("--model", model)]
+    (folder / "three.txt").write_text("\n".join(texts))
+    paths = ["--input", folder / "three.txt", "--output", folder / "out.jsonl"]
+    assert command(capsys, *models, "--uncertainty", *paths) == (0, "", "")
+    rows = [json.loads(line) for line in (folder / "out.jsonl").read_text().splitlines()]
+    assert [[*row] for row in rows] == [["text", "label", "score", *MEASURES]] * 3
+    np.testing.assert_allclose([row["entropy"] for row in rows], entropy_B, atol=1e-5)
+    np.testing.assert_allclose([row["score"] for row in rows], mean_BC.max(axis=-1), atol=2e-6)
+    _, out, _ = command(capsys, *models, "--uncertainty", "--format", "jsonl", *texts)
+    for line, row in zip(map(json.loads, out.splitlines()), rows, strict=True):
+        np.testing.assert_allclose([line[name] for name in MEASURES], [row[name] for name in MEASURES], atol=1e-5)
+    _, out, _ = command(capsys, *models, "--format", "tsv", *texts)
+    found = [line.split("\t") for line in out.splitlines()]
+    assert found[0] == ["label", "score", "text"]
+    np.testing.assert_allclose([float(row[1]) for row in found[1:]], mean_BC.max(axis=-1), atol=2e-6)
+
+
+def test_one_model_is_measured_by_draws_of_dropout(folder, capsys, two_models):
+    arguments = ["--model", two_models[0], "--uncertainty", "--samples", 3, "--input", folder / "in.csv"]
+    arguments += ["--output", folder / "out.csv", "--all-scores", "--prefix", "my "]
+    assert command(capsys, *arguments)[0] == 0
+    rows, labels = read_csv(folder / "out.csv"), ["LABEL_0", "LABEL_1", "LABEL_2"]
+    assert [*rows[0]] == ["id", "text", *(f"my {name}" for name in ("label", "score", *MEASURES, *labels))]
+    assert max(float(row["my mutual_information"]) for row in rows) > 0.001
+    assert {round(float(row["my disagreement"]) * 3) for row in rows} <= {0, 1, 2}
+    for row in rows:
+        assert float(row["my score"]) == max(float(row[f"my {label}"]) for label in labels)
+        assert float(row["my mutual_information"]) <= float(row["my entropy"])
+    # The number of draws is part of what the job is.
+    arguments[4] = 4
+    code, _, err = command(capsys, *arguments, "--resume")
+    assert code == 2
+    assert 'another job: its uncertainty: "3 draws of dropout" then, "4 draws of dropout" now' in err
+
+
+def test_the_measures_are_printed(capsys, two_models):
+    arguments = ["--model", two_models[0], "--uncertainty", "--samples", 2, "so good"]
+    code, out, err = command(capsys, *arguments, "--format", "tsv")
+    assert (code, err) == (0, "")
+    header, row = (line.split("\t") for line in out.splitlines())
+    assert header == ["label", "score", *MEASURES, "text"]
+    assert (len(row), row[-1]) == (len(header), "so good")
+    code, out, _ = command(capsys, *arguments, "--format", "table")
+    assert "  mutual information 0." in out
+
+
+def test_mistakes_about_members_are_one_line(capsys, two_models, tiny_folder):
+    one, other = two_models
+    dry = tiny_folder("bert", hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0)
+    for arguments, told in {
+        ("--samples", 3): "--samples needs --uncertainty",
+        ("--uncertainty", "--model", one, "--model", other, "--samples", 3): "--samples needs --uncertainty, and one",
+        ("--uncertainty", "--model", one, "--samples", 1): "expected 2 or more draws of dropout",
+        ("--uncertainty", "--model", one, "--model", tiny_folder("distilbert")): "member 1 of the ensemble has another",
+        ("--uncertainty", "--model", dry): "has no dropout",
+        ("--uncertainty", "--model", tiny_folder("bert", problem_type="regression")): "values of regression have no",
+    }.items():
+        code, _, err = command(capsys, *arguments, "so good")
+        assert (code, err.count("\n")) == (2, 1), err
+        assert told in err
 
 
 # Disks.
