@@ -19,6 +19,7 @@ ROOMS = (
     "packing",
     "models",
     "postprocessing",
+    "losses",
     "classifier",
     "checkpoint",
     "flax",

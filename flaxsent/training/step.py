@@ -5,10 +5,11 @@ from typing import TYPE_CHECKING, NamedTuple, cast
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int, Key, Shaped
+from jaxtyping import Array, Float, Int, Key
 
 from flaxsent.base import Params, ProblemType, Tokens
 from flaxsent.files import require
+from flaxsent.losses import losses
 from flaxsent.training.batches import Batch
 
 if TYPE_CHECKING:
@@ -54,34 +55,17 @@ def loss(
 ) -> Float[Array, ""]:
     """Mean over the texts of a batch, with dropout drawn from `key`; None switches dropout off.
 
-    Cross entropy for one label of several, binary cross entropy for several, squared error for regression: the losses
-    of transformers' `*ForSequenceClassification.forward`. Where there are a teacher's scores, this is mixed with the
-    distance to them; a text without a label has that distance alone.
+    Where there are a teacher's scores, each text's loss is mixed with the distance to them; a text without a label has
+    that distance alone.
     """
     logits = forward(params, batch.tokens, key).astype(jnp.float32)
     weights = jnp.asarray(batch.weights)
-    each = _losses(logits, jnp.asarray(batch.labels), problem_type, label_smoothing)
+    each = losses(logits, jnp.asarray(batch.labels), problem_type=problem_type, label_smoothing=label_smoothing)
     if batch.teacher is not None:
         distances = _distances(logits, jnp.asarray(batch.teacher), problem_type, teacher_temperature)
         own = (1 - teacher_weight) * (1.0 if batch.is_labelled is None else jnp.asarray(batch.is_labelled))
         each = own * each + (1 - own) * distances
     return jnp.sum(each * weights) / jnp.maximum(jnp.sum(weights), 1)
-
-
-def _losses(
-    logits: Float[Array, "*texts C"],
-    labels: Shaped[Array, "*texts_or_C"],
-    problem_type: ProblemType,
-    label_smoothing: float = 0.0,
-) -> Float[Array, "*texts"]:
-    match problem_type:
-        case "single_label_classification":
-            targets = optax.smooth_labels(jax.nn.one_hot(labels, logits.shape[-1]), label_smoothing)
-            return optax.softmax_cross_entropy(logits, targets)
-        case "multi_label_classification":
-            return jnp.mean(optax.sigmoid_binary_cross_entropy(logits, labels), axis=-1)
-        case "regression":
-            return jnp.square(logits[..., 0] - labels)
 
 
 def _distances(
@@ -157,7 +141,7 @@ def score_sums(
     """What adds up over the batches of dev, for its loss and its score."""
     logits = forward(params, batch.tokens, None).astype(jnp.float32)
     labels, weights = jnp.asarray(batch.labels), jnp.asarray(batch.weights)
-    sums = {"texts": jnp.sum(weights), "loss": jnp.sum(_losses(logits, labels, problem_type) * weights)}
+    sums = {"texts": jnp.sum(weights), "loss": jnp.sum(losses(logits, labels, problem_type=problem_type) * weights)}
     if problem_type == "single_label_classification":
         sums["right"] = jnp.sum(weights, where=jnp.argmax(logits, axis=-1) == labels)
     elif problem_type == "multi_label_classification":

@@ -19,4 +19,11 @@ from flaxsent.transforms.ensemble import soup as soup
 from flaxsent.transforms.ensemble import spread as spread
 from flaxsent.transforms.ensemble import stack as stack
 from flaxsent.transforms.ensemble import uncertainty as uncertainty
+from flaxsent.transforms.per_example import el2n as el2n
+from flaxsent.transforms.per_example import errors as errors
+from flaxsent.transforms.per_example import gradients as gradients
+from flaxsent.transforms.per_example import grand as grand
+from flaxsent.transforms.per_example import influence as influence
+from flaxsent.transforms.per_example import last_inputs as last_inputs
+from flaxsent.transforms.per_example import tangent_kernel as tangent_kernel
 from flaxsent.transforms.quantize import quantize as quantize
