@@ -1,16 +1,24 @@
 """`flaxsent evaluate`: how good a model is on a labelled file."""
 
 import argparse
+import dataclasses
 import json
 import sys
 from typing import Any
 
+import numpy as np
+from jaxtyping import Float
 from tqdm import tqdm
 
+from flaxsent.base import FlaxsentError
 from flaxsent.checkpoint.folder import load
+from flaxsent.classifier import Classifier
 from flaxsent.cli.options import add_model, add_special_tokens_in_text
+from flaxsent.data.labels import read_annotations, resolve
 from flaxsent.engine import Stats
-from flaxsent.evaluation import calibration, pictures, report, tables
+from flaxsent.evaluation import calibration, pictures, report, suspects, tables
+from flaxsent.evaluation.scores import read_scores
+from flaxsent.postprocessing import probabilities
 
 
 def add(commands: Any) -> None:
@@ -36,6 +44,20 @@ def add(commands: Any) -> None:
         action="store_true",
         help="fit a temperature and divide the model's last layer by it, in its folder",
     )
+    command.add_argument(
+        "--suspects",
+        type=int,
+        metavar="N",
+        help="list the N records whose labels are most likely wrong, by confident learning (Northcutt et al. 2021); a "
+        "model that was trained on these labels finds few: give it others, or --scores out of fold",
+    )
+    command.add_argument(
+        "--scores",
+        metavar="FILE",
+        help="take the scores from this file, not from a model: the same texts in the same order, and a column of "
+        "scores for each label, as classify --all-scores writes them. The labels are those of --model, or without it "
+        "those of the label column",
+    )
     command.add_argument("--json", action="store_true", help="print every figure as one JSON object")
     command.set_defaults(run=run, keeps_compiled=True, uses_cores=True)
 
@@ -47,21 +69,62 @@ equal width."""
 
 
 def run(options: argparse.Namespace) -> None:
-    if options.calibrate:
-        calibration.check_folder(options.model)
+    _check(options)
+    columns = {"label_column": options.label_column, "label_separator": options.label_separator}
+    columns["text_columns"] = [name for name in (options.text_column, options.second_column) if name is not None]
     classifier = load(options.model, special_tokens_in_text=options.special_tokens_in_text)
     config = classifier.config
+    if options.scores is not None and options.model is None:  # of any model: the labels are those of the file
+        task = resolve(read_annotations(options.data, **columns))
+        config = dataclasses.replace(config, labels=task.labels, problem_type=task.problem_type)
     if options.calibrate:
         calibration.check_has_probabilities(config.problem_type)
+    if options.suspects is not None:
+        suspects.check(config.problem_type, options.suspects)
     if options.plot is not None:
         pictures.check_plot(options.plot, config)
-    data = report.read_data(
-        options.data,
-        config,
-        text_columns=[name for name in (options.text_column, options.second_column) if name is not None],
-        label_column=options.label_column,
-        label_separator=options.label_separator,
-    )
+    data = report.read_data(options.data, config, **columns)
+    if options.scores is not None:
+        logits = read_scores(options.scores, data, config, text_columns=columns["text_columns"])
+    else:
+        logits = _logits_of(classifier, data)
+    lengths = report.lengths_of(classifier, data.texts) if options.by_length else None
+    found = report.measure(logits, data.targets, config, lengths=lengths)
+    reports, facts, heading = {"reliability": found}, {}, ""
+    if options.calibrate:
+        temperature = calibration.fit_temperature(logits, data.targets, config.problem_type)
+        logits = logits / temperature
+        after = report.measure(logits, data.targets, config, lengths=lengths)
+        file = calibration.calibrate(classifier, options.model, temperature)
+        facts = {"temperature": temperature, "stored_in": str(file), "before": tables.to_json(found)}
+        heading = f"temperature {temperature:.4g}: {tables.changes(found, after)}; stored in {file}\n\n"
+        reports, found = {"before": found, "calibrated": after}, after
+    listed = ""
+    if options.suspects is not None:
+        scores_BC = np.asarray(probabilities(logits, problem_type=config.problem_type))
+        indices = suspects.find(scores_BC, data.targets)
+        named = suspects.name(data, scores_BC, config.labels, indices[: options.suspects])
+        listed = f"\n\n{tables.suspects_table(named, num_found=len(indices))}"
+        facts |= {"num_suspects": len(indices), "suspects": [one._asdict() for one in named]}
+    if options.json:
+        print(json.dumps(tables.to_json(found) | facts))
+    else:
+        print(f"{heading}{tables.table(found)}{listed}")
+    if options.plot is not None:
+        pictures.plot(reports, options.plot)
+
+
+def _check(options: argparse.Namespace) -> None:
+    """Refuses, before anything is read, what does not go together."""
+    if options.calibrate:
+        calibration.check_folder(options.model)
+    if options.scores is not None:
+        for name in ("calibrate", "by_length"):
+            if getattr(options, name):
+                raise FlaxsentError(f"--{name.replace('_', '-')} needs a model; it does not go with --scores.")
+
+
+def _logits_of(classifier: Classifier, data: report.Data) -> Float[np.ndarray, "B C"]:
     num_truncated = 0
     with tqdm(total=len(data.texts), disable=None, unit=" texts", file=sys.stderr) as bar:
 
@@ -74,19 +137,4 @@ def run(options: argparse.Namespace) -> None:
     if num_truncated:
         limit = classifier.tokenizer.max_length
         print(f"flaxsent: {num_truncated:,} texts were truncated to {limit} tokens", file=sys.stderr)
-    lengths = report.lengths_of(classifier, data.texts) if options.by_length else None
-    found = report.measure(logits, data.targets, config, lengths=lengths)
-    reports, facts, heading = {"reliability": found}, {}, ""
-    if options.calibrate:
-        temperature = calibration.fit_temperature(logits, data.targets, config.problem_type)
-        after = report.measure(logits / temperature, data.targets, config, lengths=lengths)
-        file = calibration.calibrate(classifier, options.model, temperature)
-        facts = {"temperature": temperature, "stored_in": str(file), "before": tables.to_json(found)}
-        heading = f"temperature {temperature:.4g}: {tables.changes(found, after)}; stored in {file}\n\n"
-        reports, found = {"before": found, "calibrated": after}, after
-    if options.json:
-        print(json.dumps(tables.to_json(found) | facts))
-    else:
-        print(f"{heading}{tables.table(found)}")
-    if options.plot is not None:
-        pictures.plot(reports, options.plot)
+    return logits

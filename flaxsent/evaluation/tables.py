@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from flaxsent.evaluation.report import Bucket, Report
+from flaxsent.evaluation.suspects import Suspect
 
 
 def table(report: Report) -> str:
@@ -30,6 +31,15 @@ def table(report: Report) -> str:
         rows = [[_span(one), *map(_number, (one.num_texts, *one.figures.values()))] for one in report.by_length]
         parts.append(_columns([["tokens", "texts", *map(_spoken, report.figures)], *rows]))
     return "\n\n".join("\n".join(lines) for lines in parts)
+
+
+def suspects_table(suspects: Sequence[Suspect], *, num_found: int) -> str:
+    """The records whose labels are most likely wrong."""
+    heading = f"{num_found:,} labels are suspect" + (f"; the first {len(suspects):,}:" if suspects else ".")
+    rows = [[_number(one.record), _cell(one.label), _cell(one.suggested), _number(one.margin)] for one in suspects]
+    lines = _columns([["row", "label", "suggested", "margin"], *rows]) if suspects else []
+    texts = ["text", *(one.text if isinstance(one.text, str) else " | ".join(one.text) for one in suspects)]
+    return "\n".join([heading, *(f"{line}  {_cell(text, 79)}" for line, text in zip(lines, texts, strict=False))])
 
 
 def changes(before: Report, after: Report) -> str:
@@ -58,10 +68,10 @@ def _number(value: int | float) -> str:
     return "–" if math.isnan(value) else f"{value:.4f}"
 
 
-def _cell(label: str) -> str:
-    """A label on one line and not too wide, whatever a config calls it; control characters would move the cursor."""
-    cell = "".join(char if char.isprintable() else " " for char in label)
-    return cell if len(cell) <= 24 else cell[:23] + "…"
+def _cell(text: str, width: int = 24) -> str:
+    """A label or a text on one line and not too wide, whatever it holds; control characters would move the cursor."""
+    cell = "".join(char if char.isprintable() else " " for char in text[: width + 1])
+    return cell if len(cell) <= width else cell[: width - 1] + "…"
 
 
 def _columns(rows: Sequence[Sequence[str]]) -> list[str]:
