@@ -74,7 +74,7 @@ def run(options: argparse.Namespace) -> None:
     columns["text_columns"] = [name for name in (options.text_column, options.second_column) if name is not None]
     classifier = load(options.model, special_tokens_in_text=options.special_tokens_in_text)
     config = classifier.config
-    if options.scores is not None and options.model is None:  # of any model: the labels are those of the file
+    if options.scores is not None and not options.model:  # of any model: the labels are those of the file
         task = resolve(read_annotations(options.data, **columns))
         config = dataclasses.replace(config, labels=task.labels, problem_type=task.problem_type)
     if options.calibrate:

@@ -140,7 +140,7 @@ def _columns(results: Results, labels: Sequence[str], added: Sequence[str]) -> d
 
 
 def _scores(results: Results) -> Float[np.ndarray, "B C"]:
-    return results.scores if isinstance(results, Uncertainty) else results
+    return np.asarray(results.scores) if isinstance(results, Uncertainty) else results
 
 
 def _bad_lines(name: str, rows: Sequence[Record]) -> bytes:

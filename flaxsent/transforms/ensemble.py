@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, PyTree
 
-from flaxsent.base import FlaxsentError, Params, ProblemType, Tokens
+from flaxsent.base import AnyArray, FlaxsentError, Params, ProblemType, Tokens
 from flaxsent.classifier import Classifier
 
 Function = Callable[[Params, Tokens, int], PyTree[Array]]
@@ -68,7 +68,7 @@ def join(classifiers: Sequence[Classifier]) -> Classifier:
     Only functions that take stacked params can use it: `ensemble(classifier.scores)`.
 
     Raises:
-        FlaxsentError: they have not the same labels, architecture and tokenizer, or one is an exported folder.
+        FlaxsentError: they have not the same labels, architecture and tokenizer.
     """
     first = classifiers[0]
     tokenizer, keys = first.tokenizer.backend.to_str(), _keys(first)
@@ -81,7 +81,7 @@ def join(classifiers: Sequence[Classifier]) -> Classifier:
         ):
             differ = ["tokenizer"]
         if differ:
-            told = "" if differ == ["tokenizer"] else f" ({others[differ[0]]!r}, and not {keys[differ[0]]!r})"
+            told = "" if differ == ["tokenizer"] else f" ({others[differ[0]]!r:.99}, and not {keys[differ[0]]!r:.99})"
             raise FlaxsentError(
                 f"member {index} of the ensemble has another {differ[0]} than the first{told}; expected checkpoints "
                 "with the same labels, architecture and tokenizer."
@@ -183,12 +183,12 @@ def mean(members: Function) -> Function:
 class Uncertainty(NamedTuple):
     """What the members say of each text, `[R, S, ...]`; entropies are in nats."""
 
-    scores: Float[Array, "*texts C"]
+    scores: Float[AnyArray, "*texts C"]
     """The mean of the members' probabilities."""
-    spread: Float[Array, "*texts C"]
-    entropy: Float[Array, "*texts_or_C"]
-    mutual_information: Float[Array, "*texts_or_C"]
-    disagreement: Float[Array, "*texts_or_C"]
+    spread: Float[AnyArray, "*texts C"]
+    entropy: Float[AnyArray, "*texts_or_C"]
+    mutual_information: Float[AnyArray, "*texts_or_C"]
+    disagreement: Float[AnyArray, "*texts_or_C"]
 
 
 def uncertainty(members: Function, *, problem_type: ProblemType) -> Function:

@@ -9,7 +9,6 @@ are functions for the engine; labels come in with the errors.
 """
 
 from collections.abc import Callable
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -63,7 +62,8 @@ def tangent_kernel(logits: Logits) -> Callable[[Params, Tokens, int], Float[Arra
                 each = jax.vmap(lambda is_of_C: pull(is_of_S[:, None] * is_of_C[None]))
                 (jacobian,) = each(jnp.eye(logits_SC.shape[1], dtype=logits_SC.dtype))
                 flat = [leaf.reshape(leaf.shape[0], -1).astype(jnp.float32) for leaf in jax.tree.leaves(jacobian)]
-                return sum(jnp.matmul(leaf, leaf.T, precision="highest") for leaf in flat)
+                products = [jnp.matmul(leaf, leaf.T, precision="highest") for leaf in flat]
+                return jnp.sum(jnp.stack(products), axis=0)
 
             return jax.lax.map(of_text, jnp.eye(num_segments, dtype=logits_SC.dtype))
 
@@ -136,5 +136,5 @@ def influence(
     >>> influence((x, e), (x, e)).tolist(), float(jnp.sum(jnp.outer(x, e) ** 2))
     ([[2.5]], 2.5)
     """
-    products: list[Any] = [jnp.matmul(one, other.T, precision="highest") for one, other in zip(train, dev, strict=True)]
-    return products[0] * products[1]
+    inputs, errors = (jnp.matmul(one, other.T, precision="highest") for one, other in zip(train, dev, strict=True))
+    return inputs * errors

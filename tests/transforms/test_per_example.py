@@ -1,5 +1,7 @@
 """Gradients of each text beside a loop over single texts and beside PyTorch; measures beside explicit gradients."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -11,7 +13,17 @@ from flaxsent.checkpoint.weights import to_tensors
 from flaxsent.engine import Engine
 from flaxsent.losses import losses
 from flaxsent.packing import pack
-from flaxsent.transforms import el2n, errors, gradients, grand, influence, last_inputs, tangent_kernel
+from flaxsent.transforms import (
+    el2n,
+    ensemble,
+    errors,
+    gradients,
+    grand,
+    influence,
+    join,
+    last_inputs,
+    tangent_kernel,
+)
 from tests.conftest import NATIVE
 
 # Gradients of size up to 1e3, by the same sums in another order: relative to the largest of an array.
@@ -182,3 +194,15 @@ def test_nothing_compiles_after_warmup(tiny_folder, transform):
         finally:
             jax.monitoring.clear_event_listeners()
         assert compilations == []
+
+
+def test_measures_of_an_ensemble_are_those_of_its_members(tiny_folder):
+    """Transforms compose: TracIn over checkpoints sums over the members, of which these are the inputs."""
+    _, one = load(tiny_folder, "single_label_classification", num_hidden_layers=1)
+    other = dataclasses.replace(one, params=jax.tree.map(lambda leaf: leaf * 1.25, one.params))
+    function = last_inputs(one.logits)
+    with Engine(join([one, other]), function=ensemble(function), row_lengths=[40], tokens_per_step=80) as engine:
+        together_BND = engine(TEXTS)
+    for index, member in enumerate((one, other)):
+        with Engine(member, function=function, row_lengths=[40], tokens_per_step=80) as engine:
+            np.testing.assert_allclose(together_BND[:, index], engine(TEXTS), rtol=0, atol=RELATIVE)
