@@ -155,8 +155,7 @@ def test_nothing_compiles_after_warmup(members, kind):
     classifier = join(members) if kind == "members" else members[0]
     scores, problem_type = classifier.scores, classifier.config.problem_type
     function = ensemble(scores) if kind == "members" else monte_carlo_dropout(scores, num_samples=3)
-    shapes = {**SHAPES, "row_lengths": [48, 64]}
-    with Engine(classifier, function=uncertainty(function, problem_type=problem_type), **shapes) as engine:
+    with Engine(classifier, function=uncertainty(function, problem_type=problem_type), **SHAPES) as engine:
         engine.warmup()
         compilations = []
         jax.monitoring.register_event_duration_secs_listener(

@@ -37,7 +37,6 @@ LABELS = {
     ),
     "regression": np.array([0.5, -3.0, 2.0, 0.0, 7.0, 1.5], np.float32),
 }
-each_problem_type = pytest.mark.parametrize("problem_type", LABELS)
 
 
 def load(tiny_folder, problem_type, family="bert", **changes):
@@ -90,45 +89,69 @@ def squared_length(tree):
     return sum(np.square(np.asarray(leaf, np.float64)).sum() for leaf in jax.tree.leaves(tree))
 
 
-@each_problem_type
-def test_gradients_of_packed_texts_equal_a_loop_over_single_ones_and_so_do_their_lengths(tiny_folder, problem_type):
+@pytest.fixture(scope="module")
+def one_label(tiny_folder):
+    """A folder, its classifier, and the gradients of the texts in packed rows."""
+    problem_type = "single_label_classification"
+    folder, classifier = load(tiny_folder, problem_type, num_hidden_layers=1)
+    labels = LABELS[problem_type]
+    return folder, classifier, gradients_of_each(classifier, labels, packed(classifier, labels))
+
+
+def of_text(tree, index):
+    return jax.tree.map(lambda leaf: leaf[index], tree)
+
+
+def test_gradients_of_packed_texts_equal_a_loop_over_single_ones(one_label):
+    _, classifier, ours = one_label
+    theirs = loop(classifier, LABELS["single_label_classification"])
+    assert max(np.abs(leaf).max() for leaf in jax.tree.leaves(theirs)) > 0.1
+    for index, expected in enumerate(theirs):
+        check_close(of_text(ours, index), dict(expected))
+
+
+@pytest.mark.parametrize(
+    "problem_type", ["multi_label_classification", pytest.param("regression", marks=pytest.mark.slow)]
+)
+def test_gradients_of_other_losses_equal_a_loop_too(tiny_folder, problem_type):
     _, classifier = load(tiny_folder, problem_type, num_hidden_layers=1)
     labels = LABELS[problem_type]
     ours = gradients_of_each(classifier, labels, packed(classifier, labels))
-    theirs = loop(classifier, labels)
-    assert max(np.abs(leaf).max() for leaf in jax.tree.leaves(theirs)) > 0.1
-    for index, expected in enumerate(theirs):
-        check_close(jax.tree.map(lambda leaf, index=index: leaf[index], ours), dict(expected))
-    # Without a label in the engine: packed, and padded.
-    layout = "packed" if problem_type == "single_label_classification" else "padded"
+    for index, expected in enumerate(loop(classifier, labels)):
+        check_close(of_text(ours, index), dict(expected))
+
+
+@pytest.mark.parametrize("layout", ["packed", pytest.param("padded", marks=pytest.mark.slow)])
+def test_the_lengths_of_gradients_come_from_the_engine_which_knows_no_label(one_label, layout):
+    _, classifier, explicit = one_label
+    problem_type = "single_label_classification"
 
     def function(*arguments):
         return tangent_kernel(classifier.logits)(*arguments), classifier.logits(*arguments)
 
     with Engine(classifier, function=function, layout=layout, row_lengths=[40], tokens_per_step=80) as engine:
         kernel_BCC, logits_BC = map(jnp.asarray, engine(TEXTS))
-    lengths_B = grand(kernel_BCC, errors(logits_BC, jnp.asarray(labels), problem_type=problem_type))
-    expected = [np.sqrt(squared_length(tree)) for tree in theirs]
-    np.testing.assert_allclose(lengths_B, expected, rtol=1e-4)  # the square of a float32 gradient, and its root
+    lengths_B = grand(kernel_BCC, errors(logits_BC, jnp.asarray(LABELS[problem_type]), problem_type=problem_type))
+    expected = [np.sqrt(squared_length(of_text(explicit, index))) for index in range(len(TEXTS))]
+    assert min(expected) > 0.01
+    np.testing.assert_allclose(lengths_B, expected, rtol=1e-4)  # the root of a sum of squares of float32 gradients
 
 
 @pytest.mark.torch
-def test_gradients_of_each_text_equal_pytorch(tiny_folder):
+def test_gradients_of_each_text_equal_pytorch(one_label):
     import torch
     from transformers import AutoModelForSequenceClassification
 
-    problem_type = "single_label_classification"
-    folder, classifier = load(tiny_folder, problem_type, num_hidden_layers=1)
-    labels = LABELS[problem_type]
-    ours = gradients_of_each(classifier, labels, packed(classifier, labels))
+    folder, classifier, ours = one_label
     model = AutoModelForSequenceClassification.from_pretrained(folder, attn_implementation="eager").eval()
     encodings = classifier.tokenizer.encode(TEXTS)
     for index, (ids, types) in enumerate(zip(encodings.input_ids, encodings.token_type_ids, strict=True)):
         model.zero_grad()
         inputs = {"input_ids": torch.tensor([ids]), "token_type_ids": torch.tensor([types])}
-        model(**inputs, labels=torch.tensor([int(labels[index])])).loss.backward()
+        label = int(LABELS["single_label_classification"][index])
+        model(**inputs, labels=torch.tensor([label])).loss.backward()
         theirs = {name: weight.grad.numpy() for name, weight in model.named_parameters()}
-        found = to_tensors(jax.tree.map(lambda leaf, index=index: leaf[index], ours))
+        found = to_tensors(of_text(ours, index))
         assert found.keys() == theirs.keys()
         for name, expected in theirs.items():
             atol = RELATIVE * max(np.abs(expected).max(), 1)
@@ -138,18 +161,14 @@ def test_gradients_of_each_text_equal_pytorch(tiny_folder):
 @pytest.mark.parametrize(
     ("family", "problem_type"),
     [
-        ("bert", "multi_label_classification"),
-        ("roberta", "single_label_classification"),  # whose last layer lies deeper
+        ("roberta", "multi_label_classification"),  # whose last layer lies deeper
         pytest.param("bert", "regression", marks=pytest.mark.slow),
-        *(
-            pytest.param(family, "single_label_classification", marks=pytest.mark.slow)
-            for family in NATIVE
-            if family != "roberta"
-        ),
+        *(pytest.param(family, "single_label_classification", marks=pytest.mark.slow) for family in NATIVE),
     ],
 )
 def test_influence_equals_the_product_of_explicit_gradients_of_the_last_layer(tiny_folder, family, problem_type):
-    _, classifier = load(tiny_folder, problem_type, family)
+    changes = {"num_hidden_layers": 1} if family == "roberta" else {}
+    _, classifier = load(tiny_folder, problem_type, family, **changes)
     labels = LABELS[problem_type]
     placed = packed(classifier, labels)
     found = gradients_of_each(classifier, labels, placed)
@@ -180,7 +199,8 @@ def test_el2n_is_the_distance_of_the_probabilities_from_the_label():
 @pytest.mark.parametrize("transform", [tangent_kernel, last_inputs])
 def test_nothing_compiles_after_warmup(tiny_folder, transform):
     _, classifier = load(tiny_folder, "single_label_classification", num_hidden_layers=1)
-    with Engine(classifier, function=transform(classifier.logits), row_lengths=[24, 40], tokens_per_step=80) as engine:
+    function, shapes = transform(classifier.logits), {"row_lengths": [40], "tokens_per_step": 80}
+    with Engine(classifier, function=function, layout="padded", **shapes) as engine:
         engine.warmup()
         compilations = []
         jax.monitoring.register_event_duration_secs_listener(
