@@ -37,7 +37,8 @@ def add(commands: Any) -> None:
         "--uncertainty",
         action="store_true",
         help="add the predictive entropy (nats), the mutual information (BALD) and the disagreement of several models, "
-        "or of one model under draws of dropout; the score is their mean. Of multi-label, those of the best label",
+        "or of one model under draws of dropout; the score is their mean. Where a text may have several labels, they "
+        "are those of the best one",
     )
     command.add_argument(
         "--samples", type=int, metavar="N", help=f"draws of dropout for --uncertainty by one model (default {_SAMPLES})"
@@ -151,7 +152,7 @@ def _open(options: argparse.Namespace) -> tuple[Classifier, Function | None]:
         return classifiers[0], None
     classifier, members = members_of(classifiers, num_samples=_SAMPLES if options.samples is None else options.samples)
     if options.uncertainty:
-        return classifier, uncertainty(members, problem_type=classifier.config.problem_type)
+        return classifier, uncertainty(members, score_function=classifier.config.score_function)
     return classifier, mean(members)
 
 

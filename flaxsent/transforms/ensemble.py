@@ -13,9 +13,10 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+import tokenizers
 from jaxtyping import Array, Float, PyTree
 
-from flaxsent.base import AnyArray, FlaxsentError, Params, ProblemType, Tokens
+from flaxsent.base import AnyArray, FlaxsentError, Params, ScoreFunction, Tokens
 from flaxsent.classifier import Classifier
 
 Function = Callable[[Params, Tokens, int], PyTree[Array]]
@@ -70,22 +71,17 @@ def join(classifiers: Sequence[Classifier]) -> Classifier:
     Raises:
         FlaxsentError: they have not the same labels, architecture and tokenizer.
     """
-    first = classifiers[0]
-    tokenizer, keys = first.tokenizer.backend.to_str(), _keys(first)
+    first, expected = classifiers[0], _facts(classifiers[0])
     for index, other in enumerate(classifiers[1:], start=1):
-        others = _keys(other)
-        differ = [name for name in keys if name in others and others[name] != keys[name]]
-        if not differ and (other.tokenizer.backend.to_str(), other.tokenizer.max_length) != (
-            tokenizer,
-            first.tokenizer.max_length,
-        ):
-            differ = ["tokenizer"]
-        if differ:
-            told = "" if differ == ["tokenizer"] else f" ({others[differ[0]]!r:.99}, and not {keys[differ[0]]!r:.99})"
-            raise FlaxsentError(
-                f"member {index} of the ensemble has another {differ[0]} than the first{told}; expected checkpoints "
-                "with the same labels, architecture and tokenizer."
-            )
+        found = _facts(other)
+        for name in expected:
+            if name in found and found[name] != expected[name]:
+                is_short = name != "tokenizer"
+                told = f" ({found[name]!r:.99}, and not {expected[name]!r:.99})" if is_short else ""
+                raise FlaxsentError(
+                    f"member {index} of the ensemble has another {name} than the first{told}; expected checkpoints "
+                    "with the same labels, architecture and tokenizer."
+                )
     return dataclasses.replace(first, params=stack([classifier.params for classifier in classifiers]))
 
 
@@ -95,13 +91,19 @@ _NOT_OF_THE_FORWARD = re.compile(
 """Keys of config.json that say where a checkpoint comes from, or how it was trained."""
 
 
-def _keys(classifier: Classifier) -> dict[str, Any]:
-    """What two configs must have in common: the labels, and the keys that change the numbers."""
-    config = classifier.config
-    read = {name: value for name, value in vars(config).items() if name != "json"}
-    keys = {**json.loads(config.json), **read, "labels": config.labels, "problem_type": config.problem_type}
-    always = ("labels", "problem_type")
-    return {name: value for name, value in keys.items() if name in always or not _NOT_OF_THE_FORWARD.search(name)}
+def _facts(classifier: Classifier) -> dict[str, Any]:
+    """What two classifiers must have in common: labels, tokenizer, and the keys of config.json that change numbers."""
+    config, tokenizer = classifier.config, classifier.tokenizer
+    keys = {**json.loads(config.json), **{name: value for name, value in vars(config).items() if name != "json"}}
+    backend = tokenizer.backend
+    rules = {name: value for name, value in vars(tokenizer).items() if name not in ("backend", "files")}
+    rules["vocabulary"] = backend.to_str() if isinstance(backend, tokenizers.Tokenizer) else tokenizer.files
+    return {
+        **{name: value for name, value in keys.items() if not _NOT_OF_THE_FORWARD.search(name)},
+        "labels": config.labels,
+        "score function": config.score_function,
+        "tokenizer": rules,
+    }
 
 
 def ensemble(function: Function) -> Function:
@@ -191,18 +193,20 @@ class Uncertainty(NamedTuple):
     disagreement: Float[AnyArray, "*texts_or_C"]
 
 
-def uncertainty(members: Function, *, problem_type: ProblemType) -> Function:
+def uncertainty(members: Function, *, score_function: ScoreFunction) -> Function:
     """Of a function that gives the members' probabilities, `[R, S, N, C]`: their `Uncertainty`, in one compiled call.
 
+    `score_function` is `config.score_function`: what made the probabilities says what they are of.
+
     Raises:
-        FlaxsentError: regression, whose values have no entropy.
+        FlaxsentError: it is "none", as of regression, whose values have no entropy.
     """
-    _check_probabilities(problem_type)
+    _check_probabilities(score_function)
 
     def measured(params: Params, tokens: Tokens, num_segments: int) -> Uncertainty:
         probs = members(params, tokens, num_segments)
         measures = (entropy, mutual_information, disagreement)
-        each = [measure(probs, problem_type=problem_type) for measure in measures]
+        each = [measure(probs, score_function=score_function) for measure in measures]
         return Uncertainty(jnp.mean(probs, axis=-2), spread(probs), *each)
 
     return measured
@@ -212,7 +216,7 @@ MEASURES = ("entropy", "mutual_information", "disagreement")
 
 
 def columns(found: Uncertainty) -> dict[str, Float[np.ndarray, " B"]]:
-    """The three measures of each of B texts, for a table: of multi-label, those of the label with the best score."""
+    """The three measures of each of B texts, for a table: by sigmoid, those of the label with the best score."""
     best_B1 = np.asarray(found.scores).argmax(axis=-1)[:, None]
     values = {name: np.asarray(getattr(found, name)) for name in MEASURES}
     return {
@@ -230,54 +234,56 @@ def spread(values: Float[Array, "*texts N C"]) -> Float[Array, "*texts C"]:
     return jnp.std(values, axis=-2)
 
 
-def entropy(probs: Float[Array, "*texts N C"], *, problem_type: ProblemType) -> Float[Array, "*texts_or_C"]:
-    """The predictive entropy, H[E p], in nats: of each text, or for multi-label of each of its labels.
+def entropy(probs: Float[Array, "*texts N C"], *, score_function: ScoreFunction) -> Float[Array, "*texts_or_C"]:
+    """The predictive entropy, H[E p], in nats: of each text, or by sigmoid of each of its labels.
 
     Raises: as `uncertainty`.
 
     >>> agreed = jnp.array([[0.5, 0.5], [0.5, 0.5]])
     >>> torn = jnp.array([[1.0, 0.0], [0.0, 1.0]])
     >>> for probs in (agreed, torn):
-    ...     print(*(f"{measure(probs, problem_type='single_label_classification'):.2f}"
+    ...     print(*(f"{measure(probs, score_function='softmax'):.2f}"
     ...             for measure in (entropy, mutual_information, disagreement)))
     0.69 0.00 0.00
     0.69 0.69 0.50
     """
-    return _entropy(jnp.mean(probs, axis=-2), problem_type)
+    return _entropy(jnp.mean(probs, axis=-2), score_function)
 
 
-def mutual_information(probs: Float[Array, "*texts N C"], *, problem_type: ProblemType) -> Float[Array, "*texts_or_C"]:
+def mutual_information(
+    probs: Float[Array, "*texts N C"], *, score_function: ScoreFunction
+) -> Float[Array, "*texts_or_C"]:
     """What the label would tell of the member, H[E p] − E H[p], in nats: BALD (Houlsby et al. 2011).
 
     It is the part of the entropy that more data would take away; the rest is in the texts.
 
     Raises: as `uncertainty`.
     """
-    own = _entropy(jnp.moveaxis(probs, -2, 0), problem_type)
-    return jnp.maximum(entropy(probs, problem_type=problem_type) - jnp.mean(own, axis=0), 0)  # rounding gives −1e-8
+    own = _entropy(jnp.moveaxis(probs, -2, 0), score_function)
+    return jnp.maximum(entropy(probs, score_function=score_function) - jnp.mean(own, axis=0), 0)  # rounding gives −1e-8
 
 
-def disagreement(probs: Float[Array, "*texts N C"], *, problem_type: ProblemType) -> Float[Array, "*texts_or_C"]:
+def disagreement(probs: Float[Array, "*texts N C"], *, score_function: ScoreFunction) -> Float[Array, "*texts_or_C"]:
     """The share of the members whose decision is not that of most of them: Freeman's variation ratio.
 
-    A member decides for its best label, or for multi-label for or against each label, by 0.5.
+    A member decides for its best label, or by sigmoid for or against each label, at 0.5.
 
     Raises: as `uncertainty`.
     """
-    _check_probabilities(problem_type)
-    if problem_type == "multi_label_classification":
+    _check_probabilities(score_function)
+    if score_function == "sigmoid":
         in_favour = jnp.mean(probs > 0.5, axis=-2, dtype=jnp.float32)
         return jnp.minimum(in_favour, 1 - in_favour)
     votes = jax.nn.one_hot(jnp.argmax(probs, axis=-1), probs.shape[-1])
     return 1 - jnp.max(jnp.mean(votes, axis=-2), axis=-1)
 
 
-def _entropy(probs: Float[Array, "*texts C"], problem_type: ProblemType) -> Float[Array, "*texts_or_C"]:
-    _check_probabilities(problem_type)
+def _entropy(probs: Float[Array, "*texts C"], score_function: ScoreFunction) -> Float[Array, "*texts_or_C"]:
+    _check_probabilities(score_function)
     own = jax.scipy.special.entr(probs)
-    return own + jax.scipy.special.entr(1 - probs) if problem_type == "multi_label_classification" else own.sum(axis=-1)
+    return own + jax.scipy.special.entr(1 - probs) if score_function == "sigmoid" else own.sum(axis=-1)
 
 
-def _check_probabilities(problem_type: ProblemType) -> None:
-    if problem_type == "regression":
-        raise FlaxsentError("the values of regression have no entropy and no decisions; their spread is their measure.")
+def _check_probabilities(score_function: ScoreFunction) -> None:
+    if score_function == "none":
+        raise FlaxsentError("scores that are no probabilities, as of regression, have no entropy; they have a spread.")

@@ -234,7 +234,11 @@ def test_mistakes_about_members_are_one_line(capsys, two_models, tiny_folder):
         ("--uncertainty", "--model", one, "--samples", 1): "expected 2 or more draws of dropout",
         ("--uncertainty", "--model", one, "--model", tiny_folder("distilbert")): "member 1 of the ensemble has another",
         ("--uncertainty", "--model", dry): "has no dropout",
-        ("--uncertainty", "--model", tiny_folder("bert", problem_type="regression")): "values of regression have no",
+        (
+            "--uncertainty",
+            "--model",
+            tiny_folder("bert", problem_type="regression"),
+        ): "no probabilities, as of regression",
     }.items():
         code, _, err = command(capsys, *arguments, "so good")
         assert (code, err.count("\n")) == (2, 1), err

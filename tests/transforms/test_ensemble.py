@@ -30,7 +30,7 @@ from tests.conftest import AWKWARD_TEXTS, texts_of_lengths
 TOLERANCE = 2e-6
 
 SHAPES = {"row_lengths": [64], "tokens_per_step": 256, "steps_per_window": 4}
-PROBLEM_TYPES = ["single_label_classification", "multi_label_classification"]
+SCORE_FUNCTIONS = {"softmax": "single_label_classification", "sigmoid": "multi_label_classification"}
 
 
 def drawn_again(classifier, seed):
@@ -60,9 +60,9 @@ def mixed_texts(number, seed=0):
     return [*AWKWARD_TEXTS, *texts_of_lengths(lengths.tolist(), seed), ("so", "good")]
 
 
-def measured(probs_BNC, problem_type):
+def measured(probs_BNC, score_function):
     """The measures of float64 probabilities, text by text."""
-    is_several = problem_type == "multi_label_classification"
+    is_several = score_function == "sigmoid"
     found = {"scores": [], "spread": [], "entropy": [], "mutual_information": [], "disagreement": []}
     for probs_NC in np.asarray(probs_BNC, np.float64):
         found["scores"].append(probs_NC.mean(axis=0))
@@ -82,9 +82,11 @@ def measured(probs_BNC, problem_type):
     return found
 
 
-@pytest.mark.parametrize("problem_type", PROBLEM_TYPES)
-def test_an_ensemble_in_the_engine_equals_a_loop_over_its_members(tiny_folder, problem_type):
-    members, texts = make_members(tiny_folder("bert", problem_type=problem_type)), mixed_texts(60)
+@pytest.mark.parametrize("score_function", SCORE_FUNCTIONS)
+def test_an_ensemble_in_the_engine_equals_a_loop_over_its_members(tiny_folder, score_function):
+    members = make_members(tiny_folder("bert", problem_type=SCORE_FUNCTIONS[score_function]))
+    assert members[0].config.score_function == score_function
+    texts = mixed_texts(60)
     loop = []
     for member in members:
         with Engine(member, **SHAPES) as engine:
@@ -92,14 +94,14 @@ def test_an_ensemble_in_the_engine_equals_a_loop_over_its_members(tiny_folder, p
     scores = ensemble(members[0].scores)
 
     def both(params, tokens, num_segments):
-        measures = uncertainty(scores, problem_type=problem_type)
+        measures = uncertainty(scores, score_function=score_function)
         return scores(params, tokens, num_segments), measures(params, tokens, num_segments)
 
     with Engine(join(members), function=both, **SHAPES) as engine:
         together, ours = engine(texts)
     assert together.shape == (len(texts), 3, members[0].config.num_labels)
     np.testing.assert_allclose(together, np.stack(loop, axis=1), rtol=0, atol=TOLERANCE)
-    expected = measured(np.stack(loop, axis=1), problem_type)
+    expected = measured(np.stack(loop, axis=1), score_function)
     assert np.max(expected["disagreement"]) > 0.3, "the members do not agree on all texts"
     assert np.max(expected["mutual_information"]) > 0.05
     for name, value in expected.items():
@@ -129,7 +131,7 @@ def test_dropout_in_the_engine_is_pure(members):
     for _ in range(2):
         function = uncertainty(
             monte_carlo_dropout(classifier.scores, num_samples=3, seed=5),
-            problem_type=classifier.config.problem_type,
+            score_function=classifier.config.score_function,
         )
         with Engine(classifier, function=function, **SHAPES) as engine:
             found.append(engine(texts))
@@ -153,9 +155,9 @@ def test_dropout_of_a_family_that_does_not_pack(members):
 @pytest.mark.parametrize("kind", ["members", "dropout"])
 def test_nothing_compiles_after_warmup(members, kind):
     classifier = join(members) if kind == "members" else members[0]
-    scores, problem_type = classifier.scores, classifier.config.problem_type
+    scores, score_function = classifier.scores, classifier.config.score_function
     function = ensemble(scores) if kind == "members" else monte_carlo_dropout(scores, num_samples=3)
-    with Engine(classifier, function=uncertainty(function, problem_type=problem_type), **SHAPES) as engine:
+    with Engine(classifier, function=uncertainty(function, score_function=score_function), **SHAPES) as engine:
         engine.warmup()
         compilations = []
         jax.monitoring.register_event_duration_secs_listener(
@@ -179,19 +181,19 @@ def test_the_values_of_regression_have_a_spread_and_nothing_else(tiny_folder):
     np.testing.assert_allclose(
         spread(jnp.asarray(values_BNC)), np.std(values_BNC.astype(np.float64), axis=1), atol=1e-6
     )
-    expected = "values of regression have no entropy and no decisions; their spread"
+    expected = "no probabilities, as of regression, have no entropy; they have a spread"
     with pytest.raises(flaxsent.FlaxsentError, match=expected):
-        uncertainty(ensemble(first.scores), problem_type="regression")
+        uncertainty(ensemble(first.scores), score_function="none")
     for measure in (entropy, mutual_information, disagreement):
         with pytest.raises(flaxsent.FlaxsentError, match=expected):
-            measure(jnp.asarray(values_BNC), problem_type="regression")
+            measure(jnp.asarray(values_BNC), score_function="none")
 
 
 def test_certain_probabilities_have_no_entropy_and_no_nan():
     probs = jnp.array([[0.0, 1.0], [0.0, 1.0]])
-    for problem_type in PROBLEM_TYPES:
+    for score_function in SCORE_FUNCTIONS:
         for measure in (entropy, mutual_information, disagreement):
-            assert np.asarray(measure(probs, problem_type=problem_type)).max() == 0
+            assert np.asarray(measure(probs, score_function=score_function)).max() == 0
 
 
 def test_the_soup_of_bread_is_bread_and_of_two_is_their_mean(members):
