@@ -85,7 +85,7 @@ def _cut(rows: Iterable[Record], max_characters: int) -> Iterator[list[Record]]:
         yield chunk
 
 
-Results = Float[np.ndarray, "B C"] | Uncertainty
+Results = Float[np.ndarray, "_ C"] | Uncertainty
 """What the engine gives for the texts of a chunk: scores, and how certain they are where that is asked for."""
 
 
@@ -139,7 +139,7 @@ def _columns(results: Results, labels: Sequence[str], added: Sequence[str]) -> d
     return dict(zip(added, values, strict=False))
 
 
-def _scores(results: Results) -> Float[np.ndarray, "B C"]:
+def _scores(results: Results) -> Float[np.ndarray, "_ C"]:
     return np.asarray(results.scores) if isinstance(results, Uncertainty) else results
 
 

@@ -214,6 +214,27 @@ def test_one_model_is_measured_by_draws_of_dropout(folder, capsys, two_models):
     assert 'another job: its uncertainty: "3 draws of dropout" then, "4 draws of dropout" now' in err
 
 
+def test_measures_of_rows_without_a_finite_score_are_set_aside_with_them(folder, capsys, two_models, monkeypatch):
+    batches = flaxsent.Engine.batches
+
+    def with_nan(engine, texts):
+        for results in batches(engine, texts):
+            if len(results.scores) > 1:
+                scores_BC = results.scores.copy()
+                scores_BC[1] = np.nan
+                results = results._replace(scores=scores_BC)
+            yield results
+
+    monkeypatch.setattr(flaxsent.Engine, "batches", with_nan)
+    (folder / "three.txt").write_text("so good\nbad\nnot bad at all")
+    paths = ["--input", folder / "three.txt", "--output", folder / "out.jsonl", "--bad-rows", folder / "bad.jsonl"]
+    models = [part for model in two_models for part in ("--model", model)]
+    assert command(capsys, *models, "--uncertainty", *paths)[0] == 0
+    rows = [json.loads(line) for line in (folder / "out.jsonl").read_text().splitlines()]
+    assert [row["text"] for row in rows] == ["so good", "not bad at all"]
+    assert json.loads((folder / "bad.jsonl").read_text())["row"] == 2
+
+
 def test_the_measures_are_printed(capsys, two_models):
     arguments = ["--model", two_models[0], "--uncertainty", "--samples", 2, "so good"]
     code, out, err = command(capsys, *arguments, "--format", "tsv")
