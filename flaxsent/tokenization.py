@@ -58,6 +58,16 @@ class PythonTokenizer:
         return Encoded(found["input_ids"], found["token_type_ids"])
 
 
+class Span(NamedTuple):
+    """A piece of a text."""
+
+    part: int
+    """1 in the second text of a pair."""
+    start: int
+    end: int
+    """In characters."""
+
+
 @dataclasses.dataclass(frozen=True)
 class Tokenizer:
     """A vocabulary and its rules, with the limits of the checkpoint; safe to share between threads."""
@@ -93,10 +103,7 @@ class Tokenizer:
         """
         limit = self._limit(max_length)
         batch = [*checked(texts)]
-        encodings = [*self._encode_batch(batch)]
-        too_long = [index for index, encoding in enumerate(encodings) if len(encoding.ids) > limit]
-        for index in too_long:
-            encodings[index] = self._encode_cut(batch[index], limit)
+        encodings, too_long = self._encode_to(batch, limit)
         for index, encoding in enumerate(encodings):
             if not encoding.ids:
                 raise FlaxsentError(
@@ -117,6 +124,32 @@ class Tokenizer:
             first_position=self.first_position,
             pad_token_id=self.pad_token_id,
         )
+
+    def spans(self, texts: Texts, *, max_length: int | None = None) -> list[list[Span | None]]:
+        """Where in its text each token of `encode` stands; None for special tokens that the tokenizer adds.
+
+        Raises: as `encode`, but for texts without tokens, and
+            FlaxsentError: a tokenizer that is written in Python, which does not know.
+        """
+        encodings, _ = self._encode_to([*checked(texts)], self._limit(max_length))
+        if isinstance(self.backend, PythonTokenizer):
+            raise FlaxsentError("this checkpoint's tokenizer, of Python, does not tell where in a text a token stands.")
+        return [
+            [
+                None if part is None else Span(part, *offsets)
+                for part, offsets in zip(encoding.sequence_ids, encoding.offsets, strict=True)
+            ]
+            for encoding in encodings
+            if isinstance(encoding, tokenizers.Encoding)
+        ]
+
+    def _encode_to(self, batch: list[Text], limit: int) -> tuple[list[tokenizers.Encoding | Encoded], list[int]]:
+        """Encodings of no more than `limit` tokens, and which texts were longer."""
+        encodings = [*self._encode_batch(batch)]
+        too_long = [index for index, encoding in enumerate(encodings) if len(encoding.ids) > limit]
+        for index in too_long:
+            encodings[index] = self._encode_cut(batch[index], limit)
+        return encodings, too_long
 
     def _encode_cut(self, text: Text, limit: int) -> tokenizers.Encoding | Encoded:
         if isinstance(self.backend, PythonTokenizer):

@@ -19,6 +19,10 @@ from flaxsent.transforms.ensemble import soup as soup
 from flaxsent.transforms.ensemble import spread as spread
 from flaxsent.transforms.ensemble import stack as stack
 from flaxsent.transforms.ensemble import uncertainty as uncertainty
+from flaxsent.transforms.explain import Attributions as Attributions
+from flaxsent.transforms.explain import gradient_x_input as gradient_x_input
+from flaxsent.transforms.explain import integrated_gradients as integrated_gradients
+from flaxsent.transforms.explain import occlusion as occlusion
 from flaxsent.transforms.per_example import el2n as el2n
 from flaxsent.transforms.per_example import errors as errors
 from flaxsent.transforms.per_example import gradients as gradients

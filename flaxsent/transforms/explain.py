@@ -1,0 +1,251 @@
+"""Which tokens decided: a score for each token of a text, by gradients or by hiding it.
+
+What is explained is a logit, as Captum does by default: a probability hardly moves where the model is sure. It is that
+of the label that is named, or of the best label of each text. The special tokens that the tokenizer adds belong to
+every baseline, so that they have no score; only "zeros" leaves nothing of a text.
+"""
+
+from collections.abc import Callable
+from typing import Literal, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Bool, Float, Int, PyTree
+
+from flaxsent import models
+from flaxsent.base import FlaxsentError, Params, Tokens
+from flaxsent.classifier import Classifier
+from flaxsent.models.config import ModelConfig
+
+
+class Attributions(NamedTuple):
+    """The scores of rows of tokens, and what they explain."""
+
+    scores: Float[Array, "R T"]
+    """What each token adds to the logit of the label; 0 on padding."""
+    label: Int[Array, "R S"]
+    """The label of each text whose logit is explained."""
+    logits: Float[Array, "R S C"]
+    gap: Float[Array, "R S"]
+    """The sum of a text's scores, less the difference between its logit and the baseline's: 0 where the scores are
+    complete."""
+
+
+Function = Callable[[Params, Tokens, int], Attributions]
+
+Baseline = Literal["pad", "mask", "zeros"]
+"""What a text is compared with: every token of it replaced by [PAD] or by [MASK], or embeddings of 0."""
+
+
+def integrated_gradients(
+    classifier: Classifier, *, label: str | None = None, steps: int = 50, baseline: Baseline = "pad"
+) -> Function:
+    """The mean gradient on the straight way from the baseline's embeddings to the text's, times that way.
+
+    Sundararajan et al. 2017, Axiomatic Attribution for Deep Networks. The embeddings are what the first layer reads.
+    The mean is by Gauss-Legendre quadrature, one forward and one backward a step; the gap tells what more steps would
+    change. All steps of a row are one compiled call.
+
+    Args:
+        classifier: its config and tokenizer are used, and not its params.
+        label: whose logit is explained; the best label of each text by default.
+        steps: points on the way.
+        baseline: where the way begins.
+
+    Raises:
+        FlaxsentError: no such label or baseline, fewer than 1 step, or a family that flaxsent does not compute itself.
+
+    >>> import flaxsent
+    >>> clf = flaxsent.load(backend="native")
+    >>> found = integrated_gradients(clf, label="POSITIVE")(clf.params, clf.tokenize(["so good"]), 1)
+    >>> [clf.tokenizer.backend.id_to_token(id) for id in clf.tokenize(["so good"]).input_ids[0]]
+    ['[CLS]', 'so', 'good', '[SEP]']
+    >>> found.scores.shape, bool(found.scores[0, 2] > found.scores[0, 1] > 0), bool(abs(found.gap[0, 0]) < 1e-3)
+    ((1, 4), True, True)
+    """
+    if type(steps) is not int or steps < 1:
+        raise FlaxsentError(f"steps={steps!r}: expected 1 or more points on the way from the baseline.")
+    nodes, weights = np.polynomial.legendre.leggauss(steps)
+    return _by_gradients(classifier, label, baseline, (nodes + 1) / 2, weights / 2)
+
+
+def gradient_x_input(classifier: Classifier, *, label: str | None = None) -> Function:
+    """The gradient at the text's embeddings, times the embeddings (Shrikumar et al. 2016): one backward.
+
+    They are complete only where the model is linear; the gap is to a baseline of zeros.
+
+    Raises: as `integrated_gradients`.
+
+    >>> import flaxsent
+    >>> clf = flaxsent.load(backend="native")
+    >>> found = gradient_x_input(clf)(clf.params, clf.tokenize(["so good"]), 1)
+    >>> found.scores.shape, clf.config.labels[found.label[0, 0]]
+    ((1, 4), 'POSITIVE')
+    """
+    return _by_gradients(classifier, label, "zeros", np.ones(1), np.ones(1))
+
+
+def occlusion(classifier: Classifier, *, label: str | None = None, baseline: Baseline = "mask") -> Function:
+    """How far the logit falls when a token is replaced by [MASK] (or [PAD]), each in turn (Zeiler & Fergus 2014).
+
+    The token is replaced and not left out: leaving it out of attention would be another text to BART's decoder, which
+    reads each token a second time, and to a convolution. One forward for each token of the longest text of the rows, as
+    the texts of a row do not see one another. The gap is to the text with all its tokens replaced. It takes only the
+    classifier's `logits`, so that any family and exported folder will do.
+
+    Raises:
+        FlaxsentError: no such label, no such baseline (embeddings of 0 are no tokens), or no [MASK] in the vocabulary.
+
+    >>> import flaxsent
+    >>> clf = flaxsent.load(backend="native")
+    >>> found = occlusion(clf, label="NEGATIVE")(clf.params, clf.tokenize(["not good"]), 1)
+    >>> bool(found.scores[0, 1] > 0)
+    True
+    """
+    if baseline == "zeros":
+        raise FlaxsentError("occlusion replaces tokens, and zeros are none; pass baseline='mask' or 'pad'.")
+    first_position, index = classifier.config.first_position, _index(classifier, label)
+    replace = _replacing(classifier, baseline)
+
+    def function(params: Params, tokens: Tokens, num_segments: int) -> Attributions:
+        tokens = jax.tree.map(jnp.asarray, tokens)
+        places_RT = jnp.where(tokens.segment_ids > 0, tokens.position_ids - first_position, -1)
+        replaced = replace(tokens)
+        logits_RSC = classifier.logits(params, tokens, num_segments)
+        label_RS = _labels(logits_RSC, index)
+
+        def fall(is_hidden_RT: Bool[Array, "R T"]) -> Float[Array, "R S"]:
+            hidden = tokens._replace(input_ids=jnp.where(is_hidden_RT, replaced.input_ids, tokens.input_ids))
+            return _of_label(logits_RSC - classifier.logits(params, hidden, num_segments), label_RS)
+
+        def hide(place: Int[Array, ""], scores_RT: Float[Array, "R T"]) -> Float[Array, "R T"]:
+            is_hidden_RT = places_RT == place
+            return jnp.where(is_hidden_RT, _to_tokens(fall(is_hidden_RT), tokens), scores_RT)
+
+        scores_RT = jax.lax.fori_loop(0, jnp.max(places_RT) + 1, hide, jnp.zeros(places_RT.shape, jnp.float32))
+        gap_RS = _sums(scores_RT, tokens, num_segments) - fall(places_RT >= 0)
+        return Attributions(scores_RT, label_RS, logits_RSC, gap_RS)
+
+    return function
+
+
+def _by_gradients(
+    classifier: Classifier,
+    label: str | None,
+    baseline: Baseline,
+    nodes: Float[np.ndarray, " N"],
+    weights: Float[np.ndarray, " N"],
+) -> Function:
+    """The weighted sum of the gradients at some points of the way from the baseline (0) to the text (1)."""
+    config, index = classifier.config, _index(classifier, label)
+    if classifier.backend == "exported" or not models.is_native(config):
+        what = "an exported folder" if classifier.backend == "exported" else config.family
+        raise FlaxsentError(
+            f"gradients at the embeddings need flaxsent's own encoder, which {what} has not; use occlusion."
+        )
+    replace = None if baseline == "zeros" else _replacing(classifier, baseline)
+    points = (jnp.asarray(nodes, jnp.float32), jnp.asarray(weights, jnp.float32))
+
+    def of_row(params: Params, tokens: Tokens, num_segments: int) -> Attributions:
+        def logits(embedded: PyTree[Float[Array, "T D"]]) -> Float[Array, "S C"]:
+            states = models.encode(params, embedded, tokens, config=config, num_segments=num_segments)
+            return models.head(params, states[-1], config=config)
+
+        text = models.embed(params, tokens, config=config)
+        start = (
+            jax.tree.map(jnp.zeros_like, text)
+            if replace is None
+            else models.embed(params, replace(tokens), config=config)
+        )
+        way = jax.tree.map(lambda end, begin: end.astype(jnp.float32) - begin.astype(jnp.float32), text, start)
+        logits_SC = logits(text)
+        label_S = _labels(logits_SC, index)
+        is_there_S = jnp.arange(1, num_segments + 1) <= jnp.max(tokens.segment_ids)
+
+        def explained(embedded: PyTree[Float[Array, "T D"]]) -> Float[Array, ""]:
+            # No text sees another, so that the gradient of the sum is each text's own. Where there is no text, the
+            # head reads the first token of the row.
+            return jnp.sum(jnp.where(is_there_S, _of_label(logits(embedded), label_S), 0))
+
+        def step(sums: PyTree, point: tuple[Float[Array, ""], Float[Array, ""]]) -> tuple[PyTree, None]:
+            node, weight = point
+            there = jax.tree.map(
+                lambda begin, one: (begin.astype(jnp.float32) + node * one).astype(begin.dtype), start, way
+            )
+            gradient = jax.grad(explained)(there)
+            return jax.tree.map(lambda one, other: one + weight * other.astype(jnp.float32), sums, gradient), None
+
+        gradient, _ = jax.lax.scan(step, jax.tree.map(jnp.zeros_like, way), points)
+        scores_T = _by_token(
+            jax.tree.map(lambda one, other: jnp.sum(one * other, axis=-1), way, gradient), tokens, config
+        )
+        rise_S = _of_label(logits_SC - logits(start), label_S)
+        return Attributions(scores_T, label_S, logits_SC, _sums(scores_T, tokens, num_segments) - rise_S)
+
+    def function(params: Params, tokens: Tokens, num_segments: int) -> Attributions:
+        models.check(config, tokens)
+        with jax.default_matmul_precision("highest"):
+            return jax.vmap(lambda tokens_T: of_row(params, tokens_T, num_segments))(jax.tree.map(jnp.asarray, tokens))
+
+    return function
+
+
+def _index(classifier: Classifier, label: str | None) -> int | None:
+    labels = classifier.config.labels
+    if label is not None and label not in labels:
+        raise FlaxsentError(f"there is no label {label!r}; this checkpoint has {', '.join(labels)}.")
+    return None if label is None else labels.index(label)
+
+
+def _replacing(classifier: Classifier, baseline: Baseline) -> Callable[[Tokens], Tokens]:
+    """All tokens of a text replaced by one, but for those that the tokenizer adds to any text."""
+    backend = classifier.tokenizer.backend
+    if baseline not in ("pad", "mask"):
+        raise FlaxsentError(f"baseline={baseline!r}: expected 'pad', 'mask' or 'zeros'.")
+    masks = [backend.token_to_id(token) for token in ("[MASK]", "<mask>")]
+    new = classifier.tokenizer.pad_token_id if baseline == "pad" else next((id for id in masks if id is not None), None)
+    if new is None:
+        raise FlaxsentError("this checkpoint's vocabulary has neither [MASK] nor <mask>; pass baseline='pad'.")
+    added = {*backend.encode("").ids, *backend.encode("", "").ids}
+
+    def replace(tokens: Tokens) -> Tokens:
+        ids = tokens.input_ids
+        is_added = jnp.zeros(ids.shape, bool)
+        for one in sorted(added):
+            is_added |= ids == one
+        return tokens._replace(input_ids=jnp.where(is_added, ids, jnp.full_like(ids, new)))
+
+    return replace
+
+
+def _labels(logits: Float[Array, "*texts C"], index: int | None) -> Int[Array, "*texts"]:
+    best = jnp.argmax(logits, axis=-1).astype(jnp.int32)
+    return best if index is None else jnp.full_like(best, index)
+
+
+def _of_label(logits: Float[Array, "*texts C"], label: Int[Array, "*texts"]) -> Float[Array, "*texts"]:
+    return jnp.take_along_axis(logits, label[..., None], axis=-1)[..., 0]
+
+
+def _to_tokens(values_RS: Float[Array, "R S"], tokens: Tokens) -> Float[Array, "R T"]:
+    """The value of its text at each token; what stands on padding has no meaning."""
+    return jnp.take_along_axis(values_RS, jnp.maximum(tokens.segment_ids - 1, 0), axis=-1)
+
+
+def _sums(scores: Float[Array, "*rows T"], tokens: Tokens, num_segments: int) -> Float[Array, "*rows S"]:
+    """What the tokens of each text add up to."""
+    texts = range(1, num_segments + 1)
+    return jnp.stack([jnp.sum(jnp.where(tokens.segment_ids == text, scores, 0), axis=-1) for text in texts], axis=-1)
+
+
+def _by_token(scores: PyTree[Float[Array, " T"]], tokens: Tokens, config: ModelConfig) -> Float[Array, " T"]:
+    """What is said of the places of the embeddings, by the tokens that stand there; 0 on padding.
+
+    BART's decoder reads each token one place later, and first of all the last one.
+    """
+    own_T, *later = jax.tree.leaves(scores)
+    segment_ids, places_T = tokens.segment_ids, jnp.arange(tokens.segment_ids.shape[0])
+    is_last_T = jnp.append(segment_ids[1:] != segment_ids[:-1], True)
+    next_T = jnp.where(is_last_T, places_T - (tokens.position_ids - config.first_position), places_T + 1)
+    return jnp.where(segment_ids > 0, sum([one_T[next_T] for one_T in later], start=own_T), 0)
