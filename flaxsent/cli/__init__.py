@@ -16,6 +16,7 @@ import flaxsent
 
 COMMANDS = {
     "classify": "label texts, or files of them",
+    "explain": "tell which words of a text decided",
     "info": "show what a checkpoint is and what it runs on",
     "train": "fine-tune an encoder or a classifier",
     "evaluate": "measure a model on a labelled file",
