@@ -29,6 +29,7 @@ with install_import_hook("flaxsent", "beartype.beartype"):
     import flaxsent
     import flaxsent.bench.scale
     import flaxsent.cli
+    import flaxsent.evaluation.explanations
     import flaxsent.evaluation.report
     import flaxsent.jobs.run
     import flaxsent.parity.compare

@@ -47,14 +47,6 @@ def explain(texts: Texts, engine: Engine) -> Iterator[Explanation]:
 
     Raises:
         FlaxsentError: a text that cannot be encoded, or whose scores are not finite.
-
-    >>> import flaxsent
-    >>> from flaxsent.transforms import occlusion
-    >>> clf = flaxsent.load(backend="native")
-    >>> with Engine(clf, function=occlusion(clf)) as engine:
-    ...     (found,) = explain(["so good!"], engine)
-    >>> found.label, [word.text for word in found.words], max(found.words, key=lambda word: word.score).text
-    ('POSITIVE', ['so', 'good', '!'], 'good')
     """
     classifier, waiting = engine.classifier, deque[Text]()
 
