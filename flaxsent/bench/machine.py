@@ -36,7 +36,18 @@ def describe() -> str:
 
 def versions() -> dict[str, str]:
     """Those of the packages that are installed, out of all that are compared."""
-    packages = ("flaxsent", "jax", "jaxlib", "flax", "transformers", "tokenizers", "torch", "onnxruntime", "openvino")
+    packages = (
+        "flaxsent",
+        "jax",
+        "jaxlib",
+        "flax",
+        "transformers",
+        "tokenizers",
+        "torch",
+        "captum",
+        "onnxruntime",
+        "openvino",
+    )
     found = {}
     for package in packages:
         with contextlib.suppress(importlib.metadata.PackageNotFoundError):

@@ -87,7 +87,7 @@ def _pipeline(source: Source, *, sort: bool) -> Predict:
         "text-classification",
         model=pytorch.model(source.folder, dtype="float32"),
         tokenizer=tokenizer,
-        device=torch.device(_pytorch_device(torch)),
+        device=torch.device(pytorch_device(torch)),
     )
 
     def predict(texts: Sequence[str], batch_size: int) -> Int[np.ndarray, " B"]:
@@ -103,7 +103,7 @@ def _pipeline(source: Source, *, sort: bool) -> Predict:
 
 def _pytorch(source: Source, *, dtype: str, compiled: bool = False) -> Predict:
     torch = _require("torch")
-    device = _pytorch_device(torch)
+    device = pytorch_device(torch)
     if device == "cpu" and dtype == "bfloat16" and not torch.ops.mkldnn._is_mkldnn_bf16_supported():
         raise RuntimeError("PyTorch is slower in bfloat16 than in float32 on this processor")
     if device == "cpu" and compiled and shutil.which(os.environ.get("CXX", "g++")) is None:
@@ -122,7 +122,7 @@ def _pytorch(source: Source, *, dtype: str, compiled: bool = False) -> Predict:
     return _length_sorted(source.classifier, logits)
 
 
-def _pytorch_device(torch: Any) -> str:
+def pytorch_device(torch: Any) -> str:
     """The kind of device that JAX is on."""
     if is_on_cpu():
         torch.set_num_threads(num_cores())

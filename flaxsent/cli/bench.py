@@ -35,6 +35,11 @@ def add(commands: Any) -> None:
         help="instead, measure the time to a new process's first answer, and the memory that a file of 100,000 texts "
         "takes",
     )
+    command.add_argument(
+        "--explain",
+        action="store_true",
+        help="instead, time integrated gradients beside Captum's, of 32 short texts or as many as --num-texts says",
+    )
     command.set_defaults(run=run, uses_cores=True)
 
 
@@ -44,7 +49,7 @@ marked as not enough for a claim."""
 
 
 def run(options: argparse.Namespace) -> None:
-    from flaxsent.bench import footprint, report, speed
+    from flaxsent.bench import explain, footprint, report, speed
 
     def tell(line: str) -> None:
         print(line, file=sys.stderr, flush=True)
@@ -52,6 +57,11 @@ def run(options: argparse.Namespace) -> None:
     if options.footprint:
         figures = footprint.run(report=tell)
         return print(json.dumps(footprint.to_json(figures)) if options.json else footprint.table(figures))
+    if options.explain:
+        explained = explain.run(
+            options.model, texts=options.texts, num_texts=options.num_texts, rounds=options.rounds, report=tell
+        )
+        return print(json.dumps(explain.to_json(explained)) if options.json else explain.table(explained))
     if options.plot is not None:
         report.check_plot(options.plot)
     figures = speed.run(

@@ -117,8 +117,8 @@ class Page(html.parser.HTMLParser):
 
 
 HOSTILE = (
-    "</p></section><script>alert('x')</script><img src=x onerror=\"alert(1)\"> \x00\x1b[31m \u202eevil\u202c\ud800 &lt; "
-    "TEXTS"
+    "</p></section><script>alert('x')</script><img src=x onerror=\"alert(1)\"> \x00\x1b[31m \u202eevil\u202c\ud800 "
+    "&lt; TEXTS"
 )
 
 
