@@ -11,12 +11,11 @@ from typing import Literal, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Bool, Float, Int, PyTree
+from jaxtyping import Array, Float, Int, PyTree
 
 from flaxsent import models
 from flaxsent.base import FlaxsentError, Params, Tokens
 from flaxsent.classifier import Classifier
-from flaxsent.models.config import ModelConfig
 
 
 class Attributions(NamedTuple):
@@ -83,10 +82,10 @@ def gradient_x_input(classifier: Classifier, *, label: str | None = None) -> Fun
 def occlusion(classifier: Classifier, *, label: str | None = None, baseline: Baseline = "mask") -> Function:
     """How far the logit falls when a token is replaced by [MASK] (or [PAD]), each in turn (Zeiler & Fergus 2014).
 
-    The token is replaced and not left out: leaving it out of attention would be another text to BART's decoder, which
-    reads each token a second time, and to a convolution. One forward for each token of the longest text of the rows, as
-    the texts of a row do not see one another. The gap is to the text with all its tokens replaced. It takes only the
-    classifier's `logits`, so that any family and exported folder will do.
+    The token is replaced, and not left out of attention: what reads tokens in other ways, BART's decoder or a
+    convolution, would still see it or a hole that no text has. That takes one forward for each token of the longest
+    text of the rows, as the texts of a row do not see one another. The gap is to the text with all its tokens replaced.
+    Only the classifier's `logits` are used, so that any family will do, and an exported folder.
 
     Raises:
         FlaxsentError: no such label, no such baseline (embeddings of 0 are no tokens), or no [MASK] in the vocabulary.
@@ -99,26 +98,27 @@ def occlusion(classifier: Classifier, *, label: str | None = None, baseline: Bas
     """
     if baseline == "zeros":
         raise FlaxsentError("occlusion replaces tokens, and zeros are none; pass baseline='mask' or 'pad'.")
-    first_position, index = classifier.config.first_position, _index(classifier, label)
-    replace = _replacing(classifier, baseline)
+    index, replace = _index(classifier, label), _replacing(classifier, baseline)
 
     def function(params: Params, tokens: Tokens, num_segments: int) -> Attributions:
         tokens = jax.tree.map(jnp.asarray, tokens)
-        places_RT = jnp.where(tokens.segment_ids > 0, tokens.position_ids - first_position, -1)
-        replaced = replace(tokens)
-        logits_RSC = classifier.logits(params, tokens, num_segments)
-        label_RS = _labels(logits_RSC, index)
+        places_RT = jnp.where(tokens.segment_ids > 0, jax.vmap(_places)(tokens.segment_ids), -1)
 
-        def fall(is_hidden_RT: Bool[Array, "R T"]) -> Float[Array, "R S"]:
-            hidden = tokens._replace(input_ids=jnp.where(is_hidden_RT, replaced.input_ids, tokens.input_ids))
-            return _of_label(logits_RSC - classifier.logits(params, hidden, num_segments), label_RS)
+        def logits(input_ids: Int[Array, "R T"]) -> Float[Array, "R S C"]:
+            return classifier.logits(params, tokens._replace(input_ids=input_ids), num_segments)
+
+        # One after the other, so that the forward is compiled once for both.
+        ids_RT, new_RT = tokens.input_ids, replace(tokens).input_ids
+        logits_RSC, none_RSC = jax.lax.map(logits, jnp.stack([ids_RT, new_RT]))
+        label_RS = _labels(logits_RSC, index)
 
         def hide(place: Int[Array, ""], scores_RT: Float[Array, "R T"]) -> Float[Array, "R T"]:
             is_hidden_RT = places_RT == place
-            return jnp.where(is_hidden_RT, _to_tokens(fall(is_hidden_RT), tokens), scores_RT)
+            fall_RS = _of_label(logits_RSC - logits(jnp.where(is_hidden_RT, new_RT, ids_RT)), label_RS)
+            return jnp.where(is_hidden_RT, _to_tokens(fall_RS, tokens), scores_RT)
 
         scores_RT = jax.lax.fori_loop(0, jnp.max(places_RT) + 1, hide, jnp.zeros(places_RT.shape, jnp.float32))
-        gap_RS = _sums(scores_RT, tokens, num_segments) - fall(places_RT >= 0)
+        gap_RS = _sums(scores_RT, tokens, num_segments) - _of_label(logits_RSC - none_RSC, label_RS)
         return Attributions(scores_RT, label_RS, logits_RSC, gap_RS)
 
     return function
@@ -170,9 +170,7 @@ def _by_gradients(
             return jax.tree.map(lambda one, other: one + weight * other.astype(jnp.float32), sums, gradient), None
 
         gradient, _ = jax.lax.scan(step, jax.tree.map(jnp.zeros_like, way), points)
-        scores_T = _by_token(
-            jax.tree.map(lambda one, other: jnp.sum(one * other, axis=-1), way, gradient), tokens, config
-        )
+        scores_T = _by_token(jax.tree.map(lambda one, other: jnp.sum(one * other, axis=-1), way, gradient), tokens)
         rise_S = _of_label(logits_SC - from_SC, label_S)
         return Attributions(scores_T, label_S, logits_SC, _sums(scores_T, tokens, num_segments) - rise_S)
 
@@ -232,13 +230,24 @@ def _sums(scores: Float[Array, "*rows T"], tokens: Tokens, num_segments: int) ->
     return jnp.stack([jnp.sum(jnp.where(tokens.segment_ids == text, scores, 0), axis=-1) for text in texts], axis=-1)
 
 
-def _by_token(scores: PyTree[Float[Array, " T"]], tokens: Tokens, config: ModelConfig) -> Float[Array, " T"]:
+def _by_token(scores: PyTree[Float[Array, " T"]], tokens: Tokens) -> Float[Array, " T"]:
     """What is said of the places of the embeddings, by the tokens that stand there; 0 on padding.
 
     BART's decoder reads each token one place later, and first of all the last one.
     """
     own_T, *later = jax.tree.leaves(scores)
-    segment_ids, places_T = tokens.segment_ids, jnp.arange(tokens.segment_ids.shape[0])
-    is_last_T = jnp.append(segment_ids[1:] != segment_ids[:-1], True)
-    next_T = jnp.where(is_last_T, places_T - (tokens.position_ids - config.first_position), places_T + 1)
-    return jnp.where(segment_ids > 0, sum([one_T[next_T] for one_T in later], start=own_T), 0)
+    places_T, at_T = _places(tokens.segment_ids), jnp.arange(own_T.shape[0])
+    is_last_T = jnp.append(places_T[1:] == 0, True)
+    next_T = jnp.where(is_last_T, at_T - places_T, at_T + 1)
+    return jnp.where(tokens.segment_ids > 0, sum([one_T[next_T] for one_T in later], start=own_T), 0)
+
+
+def _places(segment_ids_T: Int[Array, " T"]) -> Int[Array, " T"]:
+    """How many tokens of its text stand before each: positions do not tell, where a token has the id of padding.
+
+    >>> _places(jnp.array([1, 1, 2, 2, 2, 0])).tolist()
+    [0, 1, 0, 1, 2, 0]
+    """
+    at_T = jnp.arange(segment_ids_T.shape[0])
+    is_first_T = jnp.append(True, segment_ids_T[1:] != segment_ids_T[:-1])
+    return at_T - jax.lax.cummax(jnp.where(is_first_T, at_T, 0))
