@@ -14,7 +14,7 @@ import numpy as np
 from jaxtyping import Array, Float, Int, PyTree
 
 from flaxsent import models
-from flaxsent.base import FlaxsentError, Params, Tokens
+from flaxsent.base import AnyArray, FlaxsentError, Params, Tokens
 from flaxsent.classifier import Classifier
 
 
@@ -242,7 +242,7 @@ def _by_token(scores: PyTree[Float[Array, " T"]], tokens: Tokens) -> Float[Array
     return jnp.where(tokens.segment_ids > 0, sum([one_T[next_T] for one_T in later], start=own_T), 0)
 
 
-def _places(segment_ids_T: Int[Array, " T"]) -> Int[Array, " T"]:
+def _places(segment_ids_T: Int[AnyArray, " T"]) -> Int[Array, " T"]:
     """How many tokens of its text stand before each: positions do not tell, where a token has the id of padding.
 
     >>> _places(jnp.array([1, 1, 2, 2, 2, 0])).tolist()
