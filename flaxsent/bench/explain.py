@@ -135,7 +135,7 @@ def _captum(folder: Path, classifier: Classifier, steps: int) -> Callable[[Seque
         return model(input_ids=ids, **dict(zip(names, more, strict=True))).logits
 
     gradients, backend = LayerIntegratedGradients(logits, layer), classifier.tokenizer.backend
-    kept = sorted({*backend.encode("").ids, *backend.encode("", "").ids})
+    kept = sorted({id for encoding in backend.encode_batch(["", ("", "")]) for id in encoding.ids})
 
     def scores(texts: Sequence[str], batch_size: int) -> Scores:
         encodings = classifier.tokenizer.encode(texts)

@@ -46,9 +46,11 @@ def explain(texts: Texts, engine: Engine) -> Iterator[Explanation]:
     The engine's function is one of `transforms/explain.py`, or another one that gives `Attributions`.
 
     Raises:
-        FlaxsentError: a text that cannot be encoded, or whose scores are not finite.
+        FlaxsentError: a text that cannot be encoded, or whose scores are not finite; or a tokenizer that does not tell
+            where in a text its tokens stand.
     """
     classifier, waiting = engine.classifier, deque[Text]()
+    classifier.tokenizer.spans([])  # refuses what cannot be told before anything is computed
 
     def given() -> Iterator[Text]:  # in the engine's thread
         for text in checked(texts):

@@ -191,14 +191,17 @@ def _index(classifier: Classifier, label: str | None) -> int | None:
 
 def _replacing(classifier: Classifier, baseline: Baseline) -> Callable[[Tokens], Tokens]:
     """All tokens of a text replaced by one, but for those that the tokenizer adds to any text."""
-    backend = classifier.tokenizer.backend
     if baseline not in ("pad", "mask"):
         raise FlaxsentError(f"baseline={baseline!r}: expected 'pad', 'mask' or 'zeros'.")
-    masks = [backend.token_to_id(token) for token in ("[MASK]", "<mask>")]
-    new = classifier.tokenizer.pad_token_id if baseline == "pad" else next((id for id in masks if id is not None), None)
-    if new is None:
-        raise FlaxsentError("this checkpoint's vocabulary has neither [MASK] nor <mask>; pass baseline='pad'.")
-    added = {*backend.encode("").ids, *backend.encode("", "").ids}
+    tokenizer, size = classifier.tokenizer, classifier.config.vocab_size
+    new = tokenizer.pad_token_id
+    if baseline == "mask":
+        vocabulary = tokenizer.backend.get_vocab()
+        masks = [vocabulary[token] for token in ("[MASK]", "<mask>") if vocabulary.get(token, size) < size]
+        if not masks:
+            raise FlaxsentError("this checkpoint's vocabulary has neither [MASK] nor <mask>; pass baseline='pad'.")
+        new = masks[0]
+    added = {id for encoding in tokenizer.backend.encode_batch(["", ("", "")]) for id in encoding.ids}
 
     def replace(tokens: Tokens) -> Tokens:
         ids = tokens.input_ids

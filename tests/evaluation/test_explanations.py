@@ -21,7 +21,7 @@ from flaxsent.evaluation.explanations import (
     summary,
     to_columns,
 )
-from flaxsent.tokenization import Span
+from flaxsent.tokenization import PythonTokenizer, Span
 from flaxsent.transforms import occlusion
 from tests.conftest import AWKWARD_TEXTS
 
@@ -97,6 +97,12 @@ def test_scores_that_are_not_finite_are_refused(tiny_folder):
         pytest.raises(flaxsent.FlaxsentError, match="text 0 has a score that is NaN or infinite"),
     ):
         [*explain(["so good"], engine)]
+
+
+def test_a_tokenizer_of_python_does_not_tell_words(engine):
+    tokenizer = dataclasses.replace(engine.classifier.tokenizer, backend=PythonTokenizer(None))
+    with pytest.raises(flaxsent.FlaxsentError, match="does not tell where in a text a token stands"):
+        tokenizer.spans([])
 
 
 class Page(html.parser.HTMLParser):

@@ -322,6 +322,10 @@ def test_nothing_compiles_after_warmup(loaded, method):
         (lambda clf: occlusion(clf, label=""), "there is no label ''"),
         (lambda clf: integrated_gradients(clf, steps=0), "steps=0: expected 1 or more"),
         (lambda clf: occlusion(clf, baseline="zeros"), "zeros are none; pass baseline='mask' or 'pad'"),
+        (
+            lambda clf: occlusion(dataclasses.replace(clf, config=dataclasses.replace(clf.config, vocab_size=3))),
+            r"vocabulary has neither \[MASK\] nor <mask>; pass baseline='pad'",
+        ),
     ],
 )
 def test_mistakes_are_told_before_anything_is_computed(loaded, make, message):
