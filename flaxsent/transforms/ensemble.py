@@ -16,6 +16,7 @@ import numpy as np
 import tokenizers
 from jaxtyping import Array, Float, PyTree
 
+from flaxsent import models
 from flaxsent.base import AnyArray, FlaxsentError, Params, ScoreFunction, Tokens
 from flaxsent.classifier import Classifier
 
@@ -57,9 +58,14 @@ def soup(stacked: Params) -> Params:
 
     Its logits are good only if the members were fine-tuned from the same weights.
 
+    Raises:
+        FlaxsentError: the params are in int8, each with scales of its own.
+
     >>> soup(stack([{"bias": jnp.zeros(2)}, {"bias": jnp.ones(2)}]))["bias"].tolist()
     [0.5, 0.5]
     """
+    if models.is_int8(stacked):
+        raise FlaxsentError("params in int8 have no mean, as each has its own scales; quantize the soup instead.")
     return jax.tree.map(lambda leaf: jnp.mean(leaf, axis=0, dtype=jnp.float32).astype(leaf.dtype), stacked)
 
 

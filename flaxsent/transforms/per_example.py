@@ -15,7 +15,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Shaped
 
 from flaxsent import models
-from flaxsent.base import Params, ProblemType, Tokens
+from flaxsent.base import FlaxsentError, Params, ProblemType, Tokens
 from flaxsent.losses import losses
 
 Logits = Callable[[Params, Tokens, int], Float[Array, "R S C"]]
@@ -26,6 +26,9 @@ def gradients(logits: Logits, *, problem_type: ProblemType) -> Callable[..., Par
 
     It takes the memory of the params for each text; `tangent_kernel` takes that of a few. Labels are those of
     `losses.losses`, `[R, S]` or for multi-label `[R, S, C]`.
+
+    Raises:
+        FlaxsentError: the params are in int8, when it is called.
 
     >>> def logits(params, tokens, num_segments):
     ...     return tokens.input_ids[..., None] @ params["kernel"]
@@ -41,6 +44,7 @@ def gradients(logits: Logits, *, problem_type: ProblemType) -> Callable[..., Par
                 params
             )
 
+        _check_floats(params)
         of_row = _by_row(logits, num_segments)
         return jax.vmap(row)(tokens, labels)
 
@@ -52,6 +56,8 @@ def tangent_kernel(logits: Logits) -> Callable[[Params, Tokens, int], Float[Arra
 
     One text after another: a Jacobian is C times as large as the params. Padded rows are faster: in a packed one, each
     text takes a backward pass of the whole row.
+
+    Raises: as `gradients`.
     """
 
     def of_each(params: Params, tokens: Tokens, num_segments: int) -> Float[Array, "R S C C"]:
@@ -67,6 +73,7 @@ def tangent_kernel(logits: Logits) -> Callable[[Params, Tokens, int], Float[Arra
 
             return jax.lax.map(of_text, jnp.eye(num_segments, dtype=logits_SC.dtype))
 
+        _check_floats(params)
         return jax.lax.map(row, tokens)
 
     return of_each
@@ -90,6 +97,11 @@ def last_inputs(logits: Logits) -> Callable[[Params, Tokens, int], Float[Array, 
         return jax.vmap(row)(tokens)
 
     return of_each
+
+
+def _check_floats(params: Params) -> None:
+    if models.is_int8(params):
+        raise FlaxsentError("params in int8 have no gradient; pass those of the checkpoint.")
 
 
 def _by_row(logits: Logits, num_segments: int) -> Callable[[Params, Tokens], Float[Array, "S C"]]:

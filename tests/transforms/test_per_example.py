@@ -22,6 +22,9 @@ from flaxsent.transforms import (
     influence,
     join,
     last_inputs,
+    quantize,
+    soup,
+    stack,
     tangent_kernel,
 )
 from tests.conftest import NATIVE
@@ -226,3 +229,21 @@ def test_measures_of_an_ensemble_are_those_of_its_members(tiny_folder):
     for index, member in enumerate((one, other)):
         with Engine(member, function=function, row_lengths=[40], tokens_per_step=80) as engine:
             np.testing.assert_allclose(together_BND[:, index], engine(TEXTS), rtol=0, atol=RELATIVE)
+
+
+def test_params_in_int8_have_no_gradient_and_no_mean(one_label):
+    _, classifier, _ = one_label
+    small, tokens, labels = quantize(classifier.params), classifier.tokenize(["so good"]), jnp.zeros((1, 1), jnp.int32)
+    each = gradients(classifier.logits, problem_type="single_label_classification")
+    for make, told in (
+        (lambda: each(small, tokens, 1, labels), "have no gradient"),
+        (lambda: tangent_kernel(classifier.logits)(small, tokens, 1), "have no gradient"),
+        (lambda: soup(stack([small, small])), "have no mean"),
+    ):
+        with pytest.raises(flaxsent.FlaxsentError, match=f"int8 {told}"):
+            make()
+    pair = dataclasses.replace(classifier, params=stack([small, small]))
+    with Engine(pair, function=ensemble(classifier.scores), row_lengths=[40], tokens_per_step=80) as engine:
+        both_BNC = engine(TEXTS)
+    with Engine(dataclasses.replace(classifier, params=small), row_lengths=[40], tokens_per_step=80) as engine:
+        np.testing.assert_allclose(both_BNC[:, 1], engine(TEXTS), rtol=0, atol=2e-6)  # scores of size 1
