@@ -8,16 +8,16 @@ import dataclasses
 import functools
 import logging
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 from jaxtyping import Array, Float, Key
 
 from flaxsent import models
-from flaxsent.base import Backend, FlaxsentError, Params, Texts, Tokens
+from flaxsent.base import AnyArray, Backend, FlaxsentError, Params, Texts, Tokens
 from flaxsent.models.config import ModelConfig
 from flaxsent.packing import check_padded, pad
-from flaxsent.tokenization import Tokenizer
+from flaxsent.tokenization import Tokenizer, Windows
 
 logger = logging.getLogger(__name__)
 
@@ -108,6 +108,13 @@ def embeddings(
         return jax.vmap(row)(tokens)
 
 
+class Outputs(NamedTuple):
+    """Of texts, or of windows of them."""
+
+    logits: Float[AnyArray, "*batch C"]
+    scores: Float[AnyArray, "*batch C"]
+
+
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
 class Classifier:
     """The three pure functions of a checkpoint with their `params`; it holds nothing else that changes.
@@ -134,6 +141,8 @@ class Classifier:
     tokenizer: Tokenizer
     backend: Backend
     """Of `forward`: "flax", "native" or "exported"."""
+    windows: Windows | None = None
+    """How `classify` and `Engine` read texts beyond the limit (`transforms.windows`); None cuts them."""
 
     @property
     def packs(self) -> bool:
@@ -160,6 +169,11 @@ class Classifier:
         """`postprocess` of `logits`: probabilities, or the values themselves for regression."""
         return self.postprocess(self.logits(params, tokens, num_segments, key))
 
+    def outputs(self, params: Params, tokens: Tokens, num_segments: int) -> Outputs:
+        """`logits`, and the `scores` that come of them."""
+        logits_RSC = self.logits(params, tokens, num_segments)
+        return Outputs(logits_RSC, self.postprocess(logits_RSC))
+
     def predict(self, params: Params, tokens: Tokens) -> Float[Array, "B C"]:
         """`jit` of `postprocess` after `forward`: padded rows; compiled once a shape as long as this record lives."""
         check_padded(tokens)
@@ -174,11 +188,24 @@ class Classifier:
         """`jit` of `scores`: rows of up to `num_segments` texts, which is static."""
         return jax.jit(self.scores, static_argnums=2)
 
+    @functools.cached_property
+    def outputs_packed(self) -> Callable[[Params, Tokens, int], Outputs]:
+        """`jit` of `outputs`, as `predict_packed`."""
+        return jax.jit(self.outputs, static_argnums=2)
+
 
 def tell_truncated(num_truncated: int, num_texts: int, limit: int) -> None:
     """Logs that texts lost their end: nothing is cut without being said."""
     if num_truncated:
         logger.warning("%d of %d texts were truncated to %d tokens", num_truncated, num_texts, limit)
+
+
+def tell_windows(num_long: int, num_windows: int, num_texts: int, limit: int) -> None:
+    """Logs that texts were read in windows, and in how many."""
+    if num_long:
+        logger.warning(
+            "%d of %d texts of more than %d tokens were read in %d windows", num_long, num_texts, limit, num_windows
+        )
 
 
 def _precision(matmul_precision: str | None) -> contextlib.AbstractContextManager[Any]:

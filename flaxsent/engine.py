@@ -22,10 +22,11 @@ from jaxtyping import Array, PyTree, Shaped
 
 from flaxsent.base import FlaxsentError, Params, Prediction, Text, Texts, Tokens
 from flaxsent.checkpoint.folder import load
-from flaxsent.classifier import Classifier, tell_truncated
-from flaxsent.packing import PACKED_ROW, Step, StepShape, list_steps, num_segments, pack_steps, row_lengths, unpack
+from flaxsent.classifier import Classifier, Outputs, tell_truncated, tell_windows
+from flaxsent.packing import Step, StepShape, list_steps, pack_steps, stream_shapes, unpack
 from flaxsent.postprocessing import check_top_k, decode
-from flaxsent.tokenization import checked
+from flaxsent.tokenization import Windowed, checked
+from flaxsent.transforms.windows import pooled, pooled_scores
 
 _T = TypeVar("_T")
 
@@ -52,15 +53,23 @@ def classify(texts: Texts, classifier: Classifier | None = None, *, top_k: int |
     """
     check_top_k(top_k)
     classifier = _embedded() if classifier is None else classifier
-    tokenizer = classifier.tokenizer
-    encodings = tokenizer.encode(texts)
-    num_texts = len(encodings.input_ids)
-    tell_truncated(encodings.num_truncated, num_texts, tokenizer.max_length)
-    probs_BC = np.zeros((num_texts, classifier.config.num_labels), np.float32)
-    for step in list_steps(encodings, longest=tokenizer.max_length, is_packed=classifier.packs):
-        probs_RSC = classifier.predict_packed(classifier.params, step.tokens, step.shape.num_segments)
-        probs_BC[step.texts] = unpack(np.asarray(probs_RSC), step.placement)
-    return decode(probs_BC, labels=classifier.config.labels, top_k=top_k)
+    windows, config, limit = classifier.windows, classifier.config, classifier.tokenizer.max_length
+    windowed = classifier.tokenizer.encode_windows(texts, windows)
+    encodings = windowed.encodings
+    tell_truncated(encodings.num_truncated, windowed.num_texts, limit)
+    tell_windows(windowed.num_long, windowed.num_windows, windowed.num_texts, limit)
+    predict = classifier.predict_packed if windows is None else classifier.outputs_packed
+    shape = len(encodings.input_ids), config.num_labels
+    found = [np.zeros(shape, np.float32) for _ in range(1 if windows is None else len(Outputs._fields))]
+    for step in list_steps(encodings, longest=limit, is_packed=classifier.packs):
+        results = predict(classifier.params, step.tokens, step.shape.num_segments)
+        for leaf, result in zip(found, jax.tree.leaves(results), strict=True):
+            leaf[step.texts] = unpack(np.asarray(result), step.placement)
+    scores_BC = found[0]
+    if windows is not None:
+        pooling, score_function = windows.pooling, config.score_function
+        scores_BC = pooled_scores(Outputs(*found), windowed, pooling=pooling, score_function=score_function)
+    return decode(scores_BC, labels=config.labels, top_k=top_k)
 
 
 @functools.cache
@@ -77,13 +86,19 @@ class Stats(NamedTuple):
     num_places: int
     """Tokens and padding."""
     num_truncated: int
+    """Of texts that were computed, as the next two."""
+    num_long: int
+    """Texts of several windows."""
+    num_windows: int
+    """That these have."""
 
 
 class _Window(NamedTuple):
     steps: list[Step]
     unique: list[int]
     """For each text, which of the computed ones it is."""
-    num_unique: int
+    windowed: Windowed
+    """Of the computed ones."""
     stats: Stats
 
 
@@ -120,7 +135,7 @@ class Engine:
         Args:
             classifier: whose params and tokenizer are used.
             function: `classifier.scores` by default; `classifier.logits`, `classifier.embeddings`, or any other
-                `Function`.
+                `Function`. Of a classifier with `windows`, texts beyond the limit have pooled values of theirs.
             layout: "packed" rows hold several texts, "padded" ones one; packed by default where the family can be.
             row_lengths: tokens in a row, one compiled shape each; the longest must take the longest text.
             tokens_per_step: tokens and padding in a step, on each device.
@@ -136,13 +151,19 @@ class Engine:
         if layout == "packed" and not classifier.packs:
             raise FlaxsentError(f"{classifier.config.family} takes one text a row; pass layout='padded'.")
         self.classifier = classifier
+        self._pool = None
+        if (windows := classifier.windows) is not None:
+            self._pool = functools.partial(pooled, pooling=windows.pooling)
+            if function is None:
+                scores, function = functools.partial(pooled_scores, pooling=windows.pooling), classifier.outputs
+                self._pool = functools.partial(scores, score_function=classifier.config.score_function)
         self.function = classifier.scores if function is None else function
         self._on_window = on_window
         devices = jax.local_devices() if devices is None else devices
         mesh = Mesh(np.asarray(devices), ("rows",))
         self._by_row, self._replicated = (NamedSharding(mesh, PartitionSpec(*axes)) for axes in (("rows",), ()))
         self._running: _Running | None = _Running(_replicate(classifier.params, self._replicated, devices), {})
-        self.shapes = _shapes(
+        self.shapes = stream_shapes(
             row_lengths,
             is_packed=classifier.packs if layout is None else layout == "packed",
             longest=classifier.tokenizer.max_length,
@@ -217,7 +238,11 @@ class Engine:
                 shardings = {"in_shardings": (self._replicated, self._by_row), "out_shardings": self._by_row}
                 lowered = jax.jit(self._of_shape(shape), **shardings).lower(params, _no_tokens(shape))
                 for leaf in jax.tree.leaves(lowered.out_info):
-                    _is_by_text(leaf.shape, shape)
+                    if not _is_by_text(leaf.shape, shape) and self._pool is not None:
+                        raise FlaxsentError(
+                            "the function of the engine gives an entry for each token, which windows of a text do not "
+                            "pool; pass a classifier without windows."
+                        )
                 compiled[shape] = lowered.compile()
             return params, compiled[shape]
 
@@ -239,17 +264,20 @@ class Engine:
     def _prepare(self, texts: Texts) -> _Window:
         batch = [*checked(texts)]
         unique = {text: index for index, text in enumerate(dict.fromkeys(batch))}
-        encodings = self.classifier.tokenizer.encode(unique)
+        windowed = self.classifier.tokenizer.encode_windows(unique, self.classifier.windows)
+        encodings = windowed.encodings
         steps = pack_steps(encodings, self.shapes)
         return _Window(
             steps,
             [unique[text] for text in batch],
-            len(unique),
+            windowed,
             Stats(
                 num_texts=len(batch),
                 num_tokens=sum(encodings.lengths),
                 num_places=sum(step.tokens.input_ids.size for step in steps),
                 num_truncated=encodings.num_truncated,
+                num_long=windowed.num_long,
+                num_windows=windowed.num_windows,
             ),
         )
 
@@ -261,12 +289,12 @@ class Engine:
         if window.steps:
             steps = [_by_text(step, jax.device_get(result)) for step, result in zip(window.steps, results, strict=True)]
             order = np.concatenate([step.texts for step in window.steps])
-            places = np.empty(window.num_unique, np.int64)
-            places[order] = np.arange(window.num_unique)
-            joined = jax.tree.map(_concatenate, *steps)
-            found = jax.tree.map(lambda leaf: _take(leaf, places[window.unique]), joined)
+            places = np.argsort(order)
+            joined = jax.tree.map(lambda leaf: _take(leaf, places), jax.tree.map(_concatenate, *steps))
         else:
-            found = self._of_no_texts()
+            joined = self._of_no_texts()
+        by_text = joined if self._pool is None else self._pool(joined, window.windowed)
+        found = jax.tree.map(lambda leaf: _take(leaf, window.unique), by_text)
         if self._on_window is not None:
             self._on_window(window.stats)
         return found
@@ -353,26 +381,6 @@ def _tokens_per_device(platform: str, num_devices: int) -> int:
     if platform not in _TOKENS_PER_STEP:
         return _TOKENS_ON_ACCELERATOR
     return max(_TOKENS_PER_STEP[platform] // num_devices, _LEAST_TOKENS_PER_DEVICE)
-
-
-def _shapes(
-    lengths: Sequence[int] | None, *, is_packed: bool, longest: int, tokens_per_step: int, num_devices: int
-) -> tuple[StepShape, ...]:
-    if lengths is None:
-        lengths = row_lengths(longest)
-        if is_packed:  # full rows need no lengths between
-            doubled = [length for length in lengths if length >= PACKED_ROW and length & (length - 1) == 0]
-            lengths = [*(length for length in doubled if length < longest), max(longest, PACKED_ROW)]
-    if not lengths or min(lengths) < 1 or max(lengths) < longest:
-        raise FlaxsentError(f"row_lengths={lengths}: expected numbers of which one is at least {longest}, the limit.")
-    return tuple(
-        StepShape(
-            num_rows=max(tokens_per_step // length, 1) * num_devices,
-            row_length=length,
-            num_segments=num_segments(length) if is_packed else 1,
-        )
-        for length in sorted(set(lengths))
-    )
 
 
 def _ahead(items: Iterator[_T], *, depth: int = 2) -> Generator[_T, None, None]:

@@ -64,6 +64,31 @@ class Step(NamedTuple):
     placement: Placement
 
 
+def stream_shapes(
+    lengths: Sequence[int] | None, *, is_packed: bool, longest: int, tokens_per_step: int, num_devices: int
+) -> tuple[StepShape, ...]:
+    """The shapes of the steps of a stream, the shortest rows first: of these lengths, or of the fewest that do.
+
+    Raises:
+        FlaxsentError: there are no lengths, or no row takes the longest text.
+    """
+    if lengths is None:
+        lengths = row_lengths(longest)
+        if is_packed:  # full rows need no lengths between
+            doubled = [length for length in lengths if length >= PACKED_ROW and length & (length - 1) == 0]
+            lengths = [*(length for length in doubled if length < longest), max(longest, PACKED_ROW)]
+    if not lengths or min(lengths) < 1 or max(lengths) < longest:
+        raise FlaxsentError(f"row_lengths={lengths}: expected numbers of which one is at least {longest}, the limit.")
+    return tuple(
+        StepShape(
+            num_rows=max(tokens_per_step // length, 1) * num_devices,
+            row_length=length,
+            num_segments=num_segments(length) if is_packed else 1,
+        )
+        for length in sorted(set(lengths))
+    )
+
+
 def pad(encodings: Encodings, *, length: int | None = None) -> Tokens:
     """Lays one text in each row, `[B, L]`; L is `length`, or the longest text.
 

@@ -40,6 +40,19 @@ def probabilities(logits: Float[AnyArray, "*batch C"], *, problem_type: ProblemT
             return logits_f32
 
 
+def as_logits(probs: Float[np.ndarray, "*batch C"], *, problem_type: ProblemType) -> Float[np.ndarray, "*batch C"]:
+    """Logits whose `probabilities` these are, on the host; finite, as none is less than the least normal number.
+
+    >>> as_logits(np.array([0.5], np.float32), problem_type="multi_label_classification").tolist()
+    [0.0]
+    """
+    if problem_type == "regression":
+        return probs
+    least = np.finfo(np.float32).tiny
+    logits = np.log(np.maximum(probs, least))
+    return logits - np.log(np.maximum(1 - probs, least)) if problem_type == "multi_label_classification" else logits
+
+
 def decode(probs: Float[AnyArray, "B C"], *, labels: Sequence[str], top_k: int | None = 1) -> list[Prediction]:
     """Names the `top_k` best scores of each text, best first; `None` names all.
 

@@ -11,13 +11,61 @@ import threading
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Literal, NamedTuple
 
+import numpy as np
 import tokenizers
+from jaxtyping import Bool, Float, Int
 
 from flaxsent.base import Encodings, FlaxsentError, Text, Texts
 from flaxsent.files import quietly
 
 SPECIAL_TOKENS_IN_TEXT = ("special", "literal")
 """What the letters of a special token ("[SEP]", "</s>", "[E1]") are in a text: that token, or letters."""
+
+
+POOLINGS = ("mean_logits", "max_logits", "mean_probabilities", "max_probabilities")
+"""What is made of the values of a text's windows."""
+
+PAIRS = ("longer", "second")
+"""Which text of a pair is cut into windows."""
+
+
+class Windows(NamedTuple):
+    """How texts beyond the limit are read in pieces that overlap; `transforms.windows` says what each field means."""
+
+    stride: int
+    pooling: Literal["mean_logits", "max_logits", "mean_probabilities", "max_probabilities"]
+    pairs: Literal["longer", "second"]
+
+
+class Windowed(NamedTuple):
+    """Windows of texts, in the order of the texts; a text that fits is one window."""
+
+    encodings: Encodings
+    """Of the windows. `num_truncated` counts pairs of which the text that is not in windows lost tokens."""
+    texts: Int[np.ndarray, " W"]
+    """Which text each window is of."""
+    weights: Float[np.ndarray, " W"]
+    """How many tokens of the text are in it: special tokens and the other text of a pair are not counted. 1 where
+    there is only one window."""
+
+    @property
+    def num_texts(self) -> int:
+        return int(self.texts[-1]) + 1 if len(self.texts) else 0
+
+    @property
+    def is_long(self) -> Bool[np.ndarray, " B"]:
+        """Which texts are more than one window."""
+        return np.bincount(self.texts, minlength=self.num_texts) > 1
+
+    @property
+    def num_long(self) -> int:
+        """Texts that are more than one window."""
+        return int(self.is_long.sum())
+
+    @property
+    def num_windows(self) -> int:
+        """That these are."""
+        return int(self.is_long[self.texts].sum())
 
 
 class Encoded(NamedTuple):
@@ -42,6 +90,15 @@ class PythonTokenizer:
     def encode_cut(self, text: Text, limit: int) -> Encoded:
         with _cutting, quietly("transformers"):  # it warns of each pair that is cut
             return self._encode(text, truncation="longest_first", max_length=limit)
+
+    def encode_part(self, part: str) -> list[int]:
+        return self.tokenizer(part, add_special_tokens=False, verbose=False)["input_ids"]
+
+    def join(self, *parts: list[int]) -> Encoded:
+        return Encoded(
+            self.tokenizer.build_inputs_with_special_tokens(*parts),
+            self.tokenizer.create_token_type_ids_from_sequences(*parts),
+        )
 
     def num_special_tokens_to_add(self, is_pair: bool) -> int:
         return self.tokenizer.num_special_tokens_to_add(is_pair)
@@ -104,7 +161,44 @@ class Tokenizer:
         limit = self._limit(max_length)
         batch = [*checked(texts)]
         encodings, too_long = self._encode_to(batch, limit)
-        for index, encoding in enumerate(encodings):
+        return self._checked(batch, [*enumerate(encodings)], num_truncated=len(too_long))
+
+    def encode_windows(self, texts: Texts, windows: Windows | None) -> Windowed:
+        """Token ids of texts, of which those beyond the checkpoint's limit are cut into overlapping windows.
+
+        A window is what transformers' `return_overflowing_tokens` gives with this `stride`. Of a pair one text is in
+        windows, and each has the other text whole, or half of the room if it is longer than that. `None` cuts texts
+        as `encode` does: each is one window.
+
+        Raises: as `encode`.
+        """
+        if windows is None:
+            encodings = self.encode(texts)
+            num_texts = len(encodings.input_ids)
+            return Windowed(encodings, np.arange(num_texts), np.ones(num_texts, np.float32))
+        batch = [*checked(texts)]
+        found: list[tuple[int, tokenizers.Encoding | Encoded]] = []
+        weights, num_truncated = [], 0
+        for index, encoding in enumerate(self._encode_batch(batch)):
+            if len(encoding.ids) <= self.max_length:
+                found.append((index, encoding))
+                weights.append(1)
+                continue
+            pieces, lengths, is_truncated = self._encode_long(batch[index], windows)
+            found += [(index, piece) for piece in pieces]
+            weights += lengths
+            num_truncated += is_truncated
+        return Windowed(
+            self._checked(batch, found, num_truncated=num_truncated),
+            np.array([index for index, _ in found], np.int64),
+            np.array(weights, np.float32),
+        )
+
+    def _checked(
+        self, batch: list[Text], found: Sequence[tuple[int, tokenizers.Encoding | Encoded]], *, num_truncated: int
+    ) -> Encodings:
+        """What was found for the texts at these indices."""
+        for index, encoding in found:
             if not encoding.ids:
                 raise FlaxsentError(
                     f"text {index}, {batch[index]!r}, has no tokens, and this checkpoint adds none: leave it out."
@@ -116,14 +210,24 @@ class Tokenizer:
                     "fetch the tokenizer that belongs to the weights."
                 )
         return Encodings(
-            input_ids=[encoding.ids for encoding in encodings],
+            input_ids=[encoding.ids for _, encoding in found],
             token_type_ids=[
-                encoding.type_ids if self.has_token_types else [0] * len(encoding.ids) for encoding in encodings
+                encoding.type_ids if self.has_token_types else [0] * len(encoding.ids) for _, encoding in found
             ],
-            num_truncated=len(too_long),
+            num_truncated=num_truncated,
             first_position=self.first_position,
             pad_token_id=self.pad_token_id,
         )
+
+    def _encode_long(
+        self, text: Text, windows: Windows
+    ) -> tuple[Sequence[tokenizers.Encoding | Encoded], list[int], bool]:
+        """The windows of a text, how many of its tokens are in each, and whether the other text of a pair was cut."""
+        parts: Sequence[str] = text if isinstance(text, tuple) else (text,)
+        room = self.max_length - self.backend.num_special_tokens_to_add(len(parts) == 2)
+        if isinstance(self.backend, PythonTokenizer):
+            return _cut_by_python(self.backend, parts, room, windows, side=self.cut_side)
+        return _cut_by_library(self.backend, parts, room, windows, side=self.cut_side)
 
     def spans(self, texts: Texts, *, max_length: int | None = None) -> list[list[Span | None]]:
         """Where in its text each token of `encode` stands; None for special tokens that the tokenizer adds.
@@ -229,6 +333,70 @@ def _encode_cut(backend: tokenizers.Tokenizer, text: Text, limit: int, *, side: 
         encoding.truncate(length + 1, direction=side)
         encoding.truncate(length, direction=side)
     return backend.post_process(*encodings, add_special_tokens=True)
+
+
+def _cut_by_library(
+    backend: tokenizers.Tokenizer, parts: Sequence[str], room: int, windows: Windows, *, side: str
+) -> tuple[list[tokenizers.Encoding], list[int], bool]:
+    encodings = [backend.encode(part, add_special_tokens=False) for part in parts]
+    lengths = [len(encoding) for encoding in encodings]
+    which, kept = _window(lengths, room, windows)
+    for index, encoding in enumerate(encodings):
+        if index != which:  # cut twice, as above
+            encoding.truncate(kept + 1, direction=side)
+            encoding.truncate(kept, direction=side)
+    cut = encodings[which]
+    if len(cut) > room - kept:
+        cut.truncate(room - kept, stride=windows.stride, direction=side)
+    # Each by itself: of pieces that hang together, all but the first would get the token types of a first text.
+    pieces = [cut, *cut.overflowing]
+    found = []
+    for piece in pieces:
+        encodings[which] = piece
+        found.append(backend.post_process(*encodings, add_special_tokens=True))
+    return found, [max(len(piece), 1) for piece in pieces], kept < sum(lengths) - lengths[which]
+
+
+def _cut_by_python(
+    backend: PythonTokenizer, parts: Sequence[str], room: int, windows: Windows, *, side: str
+) -> tuple[list[Encoded], list[int], bool]:
+    ids = [backend.encode_part(part) for part in parts]
+    lengths = [len(part) for part in ids]
+    which, kept = _window(lengths, room, windows)
+    is_left = side == "left"
+    others = [part[len(part) - kept :] if is_left else part[:kept] for part in ids]
+    pieces = [
+        ids[which][start:stop] for start, stop in _spans(lengths[which], room - kept, windows.stride, is_left=is_left)
+    ]
+    found = [backend.join(*others[:which], piece, *others[which + 1 :]) for piece in pieces]
+    return found, [max(len(piece), 1) for piece in pieces], kept < sum(lengths) - lengths[which]
+
+
+def _window(lengths: Sequence[int], room: int, windows: Windows) -> tuple[int, int]:
+    """Which part is cut into windows, and how many tokens of the other are in each of them.
+
+    The other keeps what the one leaves free, or at most half of the room, so that windows stay few.
+
+    >>> windows = Windows(stride=2, pooling="mean_logits", pairs="longer")
+    >>> _window([9], 8, windows), _window([3, 9], 8, windows), _window([9, 6], 8, windows), _window([9, 1], 8, windows)
+    ((0, 0), (1, 3), (0, 4), (0, 1))
+    """
+    if len(lengths) == 1:
+        return 0, 0
+    which = 1 if windows.pairs == "second" or lengths[1] >= lengths[0] else 0
+    most = max(room - lengths[which], min(room // 2, room - windows.stride - 1))
+    return which, min(lengths[1 - which], most)
+
+
+def _spans(length: int, window: int, stride: int, *, is_left: bool) -> list[tuple[int, int]]:
+    """The starts and ends of windows, of which each has `stride` tokens of the one before; the library's own.
+
+    >>> _spans(10, 4, 1, is_left=False), _spans(9, 4, 1, is_left=True), _spans(0, 4, 1, is_left=False)
+    ([(0, 4), (3, 7), (6, 10)], [(5, 9), (2, 6), (0, 3)], [(0, 0)])
+    """
+    num = max(-(-(length - stride) // (window - stride)), 1) if length > window else 1
+    spans = [(index * (window - stride), min(index * (window - stride) + window, length)) for index in range(num)]
+    return [(length - end, length - start) for start, end in spans] if is_left else spans
 
 
 def _shares(lengths: Sequence[int], room: int) -> Sequence[int]:

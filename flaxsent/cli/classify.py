@@ -4,6 +4,7 @@ import argparse
 import json
 import shutil
 import sys
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
@@ -13,11 +14,19 @@ from jaxtyping import Float
 from flaxsent.base import FlaxsentError, Prediction
 from flaxsent.checkpoint.folder import load
 from flaxsent.classifier import Classifier
-from flaxsent.cli.options import add_model, add_special_tokens_in_text, printable
+from flaxsent.cli.options import (
+    add_long_texts,
+    add_model,
+    add_special_tokens_in_text,
+    in_windows,
+    printable,
+    tell,
+    tell_long,
+)
 from flaxsent.data import records
 from flaxsent.data.records import STDIN
 from flaxsent.data.writers import ESCAPES
-from flaxsent.engine import Engine, Function, Stats, classify
+from flaxsent.engine import Engine, Function, classify
 from flaxsent.jobs import shards
 from flaxsent.jobs.plan import JobOptions, plan
 from flaxsent.jobs.progress import Progress
@@ -33,6 +42,7 @@ def add(commands: Any) -> None:
     )
     add_model(command, action="append", also="; given several times, the mean of their scores counts")
     add_special_tokens_in_text(command)
+    add_long_texts(command)
     command.add_argument(
         "--uncertainty",
         action="store_true",
@@ -149,8 +159,9 @@ def _open(options: argparse.Namespace) -> tuple[Classifier, Function | None]:
         raise FlaxsentError("--samples needs --uncertainty, and one model: several are the members themselves.")
     classifiers = [load(model, special_tokens_in_text=options.special_tokens_in_text) for model in models]
     if len(models) == 1 and not options.uncertainty:
-        return classifiers[0], None
+        return in_windows(classifiers[0], options), None
     classifier, members = members_of(classifiers, num_samples=_SAMPLES if options.samples is None else options.samples)
+    classifier = in_windows(classifier, options)
     if options.uncertainty:
         return classifier, uncertainty(members, score_function=classifier.config.score_function)
     return classifier, mean(members)
@@ -165,8 +176,8 @@ def _classify_lines(
     *,
     told: str = "standard input line",
 ) -> None:
-    windows: list[Stats] = []
-    with Engine(classifier, function=function, on_window=windows.append) as engine:
+    counts: Counter[str] = Counter()
+    with Engine(classifier, function=function, on_window=lambda stats: counts.update(stats._asdict())) as engine:
         num_lines = 0
         for lines in chunks:
             results = engine(lines)
@@ -179,7 +190,7 @@ def _classify_lines(
                 )
             _print(form, lines, decode(scores_BC, labels=classifier.config.labels, top_k=num_labels), measures)
             num_lines += len(lines)
-    _tell_truncated(sum(stats.num_truncated for stats in windows), classifier)
+    tell_long(classifier, counts)
 
 
 def _print(
@@ -224,30 +235,21 @@ def _classify_files(options: argparse.Namespace) -> None:
             outcome = run_job(job, engine, progress=progress)
     except KeyboardInterrupt:
         if job.folder.exists():
-            _tell("stopped; --resume goes on with what is done")
+            tell("stopped; --resume goes on with what is done")
         raise
-    _tell_truncated(progress.num_truncated, classifier)
+    tell_long(classifier, progress.counts)
     if outcome.was_finished:
-        _tell(f"{options.output} is finished already")
+        tell(f"{options.output} is finished already")
     elif not outcome.is_complete:
-        _tell(f"this share is done; the last process to finish completes {options.output}, or --resume does")
+        tell(f"this share is done; the last process to finish completes {options.output}, or --resume does")
     elif outcome.num_bad_rows:
-        _tell(f"{outcome.num_bad_rows:,} rows were set aside in {options.bad_rows}")
+        tell(f"{outcome.num_bad_rows:,} rows were set aside in {options.bad_rows}")
 
 
 def _measured_by(options: argparse.Namespace) -> str:
     if options.model is not None and len(options.model) > 1:
         return f"{len(options.model)} models"
     return f"{_SAMPLES if options.samples is None else options.samples} draws of dropout"
-
-
-def _tell_truncated(num_truncated: int, classifier: Classifier) -> None:
-    if num_truncated:
-        _tell(f"{num_truncated:,} texts were truncated to {classifier.tokenizer.max_length} tokens")
-
-
-def _tell(line: str) -> None:
-    print(f"flaxsent: {line}", file=sys.stderr)
 
 
 def _chunks(lines: Iterable[records.Record]) -> Iterator[list[str]]:

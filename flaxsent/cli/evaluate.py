@@ -4,6 +4,7 @@ import argparse
 import dataclasses
 import json
 import sys
+from collections import Counter
 from typing import Any
 
 import numpy as np
@@ -13,7 +14,7 @@ from tqdm import tqdm
 from flaxsent.base import FlaxsentError
 from flaxsent.checkpoint.folder import load
 from flaxsent.classifier import Classifier
-from flaxsent.cli.options import add_model, add_special_tokens_in_text
+from flaxsent.cli.options import add_long_texts, add_model, add_special_tokens_in_text, in_windows, tell_long
 from flaxsent.data.labels import read_annotations, resolve
 from flaxsent.engine import Stats
 from flaxsent.evaluation import calibration, pictures, report, suspects, tables
@@ -25,6 +26,7 @@ def add(commands: Any) -> None:
     command = commands.add_parser("evaluate", description=_EVALUATE)
     add_model(command)
     add_special_tokens_in_text(command)
+    add_long_texts(command)
     command.add_argument("--data", required=True, metavar="FILE", help="CSV, TSV, JSONL or Parquet")
     command.add_argument("--text-column", default="text", metavar="NAME", help="default text")
     command.add_argument("--second-column", metavar="NAME", help="column of the second texts, for pairs")
@@ -72,13 +74,14 @@ def run(options: argparse.Namespace) -> None:
     _check(options)
     columns = {"label_column": options.label_column, "label_separator": options.label_separator}
     columns["text_columns"] = [name for name in (options.text_column, options.second_column) if name is not None]
-    classifier = load(options.model, special_tokens_in_text=options.special_tokens_in_text)
+    classifier = in_windows(load(options.model, special_tokens_in_text=options.special_tokens_in_text), options)
     config = classifier.config
     if options.scores is not None and not options.model:  # of any model: the labels are those of the file
         task = resolve(read_annotations(options.data, **columns))
         config = dataclasses.replace(config, labels=task.labels, problem_type=task.problem_type)
     if options.calibrate:
         calibration.check_has_probabilities(config.problem_type)
+        calibration.check_windows(classifier.windows)
     if options.suspects is not None:
         suspects.check(config.problem_type, options.suspects)
     if options.plot is not None:
@@ -125,16 +128,13 @@ def _check(options: argparse.Namespace) -> None:
 
 
 def _logits_of(classifier: Classifier, data: report.Data) -> Float[np.ndarray, "B C"]:
-    num_truncated = 0
+    counts: Counter[str] = Counter()
     with tqdm(total=len(data.texts), disable=None, unit=" texts", file=sys.stderr) as bar:
 
         def tell(stats: Stats) -> None:
-            nonlocal num_truncated
-            num_truncated += stats.num_truncated
+            counts.update(stats._asdict())
             bar.update(stats.num_texts)
 
         logits = report.logits_of(classifier, data, on_window=tell)
-    if num_truncated:
-        limit = classifier.tokenizer.max_length
-        print(f"flaxsent: {num_truncated:,} texts were truncated to {limit} tokens", file=sys.stderr)
+    tell_long(classifier, counts)
     return logits

@@ -1,8 +1,13 @@
 """What several commands share."""
 
 import argparse
+import sys
+from collections.abc import Mapping
 
-from flaxsent.tokenization import SPECIAL_TOKENS_IN_TEXT
+from flaxsent.base import FlaxsentError
+from flaxsent.classifier import Classifier
+from flaxsent.tokenization import PAIRS, POOLINGS, SPECIAL_TOKENS_IN_TEXT
+from flaxsent.transforms.windows import windows
 
 DTYPES = ("float32", "bfloat16", "float16")
 
@@ -20,6 +25,49 @@ def add_special_tokens_in_text(command: argparse.ArgumentParser) -> None:
         help="what [SEP], </s> or a marker is that a text spells: that token, as for transformers, or its letters, for "
         "texts that you do not trust (default %(default)s)",
     )
+
+
+def add_long_texts(command: argparse.ArgumentParser) -> None:
+    command.add_argument(
+        "--long-texts",
+        choices=("cut", "windows"),
+        default="cut",
+        help="cut texts of more tokens than the model takes, or read all of them in overlapping windows (default cut)",
+    )
+    command.add_argument(
+        "--stride", type=int, metavar="N", help="tokens that a window shares with the one before (default 64)"
+    )
+    command.add_argument("--pooling", choices=POOLINGS, help=f"what a text has of its windows (default {POOLINGS[0]})")
+    command.add_argument(
+        "--window-pairs", choices=PAIRS, help=f"which text of a pair is in windows (default {PAIRS[0]})"
+    )
+
+
+def in_windows(classifier: Classifier, options: argparse.Namespace) -> Classifier:
+    """The classifier as the options of `add_long_texts` say.
+
+    Raises: as `windows`.
+    """
+    names = {"stride": "stride", "pooling": "pooling", "window_pairs": "pairs"}
+    given = {name: getattr(options, name) for name in names if getattr(options, name) is not None}
+    if options.long_texts == "windows":
+        return windows(classifier, **{names[name]: value for name, value in given.items()})
+    if given:
+        raise FlaxsentError(f"--{next(iter(given)).replace('_', '-')} needs --long-texts windows.")
+    return classifier
+
+
+def tell(line: str) -> None:
+    print(f"flaxsent: {line}", file=sys.stderr)
+
+
+def tell_long(classifier: Classifier, counts: Mapping[str, int]) -> None:
+    """Says what has become of texts beyond the limit, by sums of the engine's `Stats`."""
+    limit = classifier.tokenizer.max_length
+    if counts["num_truncated"]:
+        tell(f"{counts['num_truncated']:,} texts were truncated to {limit} tokens")
+    if counts["num_long"]:
+        tell(f"{counts['num_long']:,} texts of more than {limit} tokens were read in {counts['num_windows']:,} windows")
 
 
 def positive(value: str) -> float:

@@ -16,6 +16,7 @@ from flaxsent.checkpoint.tokenizer import TOKENIZER_FILES
 from flaxsent.checkpoint.weights import SAFETENSORS, stored_dtype
 from flaxsent.classifier import Classifier
 from flaxsent.evaluation.report import Targets
+from flaxsent.tokenization import Windows
 
 
 def fit_temperature(logits_BC: Float[np.ndarray, "B C"], targets: Targets, problem_type: ProblemType) -> float:
@@ -55,6 +56,15 @@ def check_has_probabilities(problem_type: ProblemType) -> None:
     """Raises FlaxsentError for regression."""
     if problem_type == "regression":
         raise FlaxsentError("--calibrate fits a temperature to probabilities; this model gives values instead.")
+
+
+def check_windows(windows: Windows | None) -> None:
+    """Raises FlaxsentError for windows of which probabilities are pooled: a temperature divides logits."""
+    if windows is not None and windows.pooling.endswith("probabilities"):
+        raise FlaxsentError(
+            f"--calibrate divides logits, and --pooling {windows.pooling} pools probabilities; pass mean_logits or "
+            "max_logits."
+        )
 
 
 def check_folder(model: str | None) -> None:

@@ -10,15 +10,15 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-from jaxtyping import Float, Int, Shaped
+from jaxtyping import Array, Float, Int, Shaped
 
-from flaxsent.base import FlaxsentError, ProblemType, Text
+from flaxsent.base import FlaxsentError, Params, ProblemType, Text, Tokens
 from flaxsent.classifier import Classifier
 from flaxsent.data.labels import read_annotations, to_examples
 from flaxsent.engine import Engine, Stats
 from flaxsent.evaluation import metrics
 from flaxsent.models.config import ModelConfig
-from flaxsent.postprocessing import postprocess, probabilities
+from flaxsent.postprocessing import as_logits, postprocess, probabilities
 
 Targets = Int[np.ndarray, " B"] | Float[np.ndarray, "B C"]
 """The index of each text's label; for multi-label 1 for each label it has, else 0; for regression the values."""
@@ -39,7 +39,7 @@ class Bucket(NamedTuple):
 
     shortest: int
     longest: int | None
-    """None: longer than what the model reads, so that they lost their ends."""
+    """None: longer than what the model reads at once, so that they were cut, or read in windows."""
     num_texts: int
     figures: dict[str, int | float]
 
@@ -101,11 +101,22 @@ def logits_of(
 ) -> Float[np.ndarray, "B C"]:
     """The logits of the texts, by the engine, which calls `on_window` with the figures of each window.
 
+    Where probabilities are pooled of the windows of texts, they are logits that have these probabilities.
+
     Raises:
         FlaxsentError: those of a text are not finite; the message has its record.
     """
-    with Engine(classifier, function=classifier.logits, on_window=on_window) as engine:
+    windows, problem_type = classifier.windows, classifier.config.problem_type
+    pools_probabilities = windows is not None and windows.pooling.endswith("probabilities")
+
+    def probabilities_of(params: Params, tokens: Tokens, num_segments: int) -> Float[Array, "R S C"]:
+        return probabilities(classifier.logits(params, tokens, num_segments), problem_type=problem_type)
+
+    function = probabilities_of if pools_probabilities else classifier.logits
+    with Engine(classifier, function=function, on_window=on_window) as engine:
         logits_BC = engine(data.texts)
+    if pools_probabilities:
+        logits_BC = as_logits(logits_BC, problem_type=problem_type)
     odd = np.flatnonzero(~np.isfinite(logits_BC).all(axis=1)).tolist()
     if odd:
         # NaN spreads to the other texts of its row: alone in a row, a text shows whether it is its own.

@@ -55,7 +55,7 @@ _WIDEST = 20
 
 
 def _span(bucket: Bucket) -> str:
-    return f"{bucket.shortest} or more, cut" if bucket.longest is None else f"{bucket.shortest} to {bucket.longest}"
+    return f"{bucket.shortest} or more" if bucket.longest is None else f"{bucket.shortest} to {bucket.longest}"
 
 
 def _spoken(figure: str) -> str:

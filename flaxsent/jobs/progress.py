@@ -1,6 +1,7 @@
 """The bar of a job on standard error, and the figures in it."""
 
 import sys
+from collections import Counter
 
 from tqdm import tqdm
 
@@ -12,7 +13,7 @@ class Progress:
     """A bar on standard error, where that is a terminal: speed, share of real tokens, time left; and the sums of it."""
 
     def __init__(self, job: Job, *, is_silent: bool = False) -> None:
-        self.num_texts = self.num_tokens = self.num_places = self.num_truncated = 0
+        self.counts: Counter[str] = Counter()
         bar = "{percentage:3.0f}%|{bar}| {elapsed}<{remaining}{postfix}"
         self._bar = tqdm(
             total=job.size,
@@ -26,14 +27,12 @@ class Progress:
 
     def add(self, stats: Stats) -> None:
         """A window of texts has been scored."""
-        self.num_texts += stats.num_texts
-        self.num_tokens += stats.num_tokens
-        self.num_places += stats.num_places
-        self.num_truncated += stats.num_truncated
+        self.counts.update(stats._asdict())
+        num_texts, num_tokens, num_places = (self.counts[f"num_{name}"] for name in ("texts", "tokens", "places"))
         seconds = max(self._bar.format_dict["elapsed"], 1e-3)
         self._bar.set_postfix_str(
-            f"{self.num_texts / seconds:,.0f} texts/s, {self.num_tokens / seconds:,.0f} tokens/s, "
-            f"{self.num_tokens / max(self.num_places, 1):.0%} real tokens",
+            f"{num_texts / seconds:,.0f} texts/s, {num_tokens / seconds:,.0f} tokens/s, "
+            f"{num_tokens / max(num_places, 1):.0%} real tokens",
             refresh=False,
         )
 

@@ -5,6 +5,7 @@ actor does with a batch.
 """
 
 import os
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
@@ -16,6 +17,7 @@ from flaxsent.checkpoint import hub
 from flaxsent.checkpoint.exported import is_exported
 from flaxsent.checkpoint.folder import load
 from flaxsent.engine import Engine
+from flaxsent.transforms.windows import windows as in_windows
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -34,6 +36,7 @@ def classify(
     all_scores: bool = False,
     prefix: str = "",
     special_tokens_in_text: Literal["special", "literal"] = "special",
+    windows: Mapping[str, Any] | None = None,
     num_actors: int | None = None,
     batch_size: int | None = None,
 ) -> "Dataset":
@@ -50,6 +53,7 @@ def classify(
         all_scores: adds a column with the score of each label.
         prefix: put before the names of the added columns.
         special_tokens_in_text: as in `load`.
+        windows: arguments of `transforms.windows`, by which texts beyond the limit are read; None cuts them.
         num_actors: by default one for each GPU or TPU of the cluster, or one for each node if it has none.
         batch_size: rows that an actor takes at once; the more, the better they fill the rows of tokens.
 
@@ -75,7 +79,7 @@ def classify(
     devices, per_actor = _devices()
     return dataset.map_batches(
         _Scorer,
-        fn_constructor_args=(model, columns, all_scores, prefix, special_tokens_in_text),
+        fn_constructor_args=(model, columns, all_scores, prefix, special_tokens_in_text, windows),
         batch_size=batch_size or _BATCH_SIZE,
         batch_format="pyarrow",
         compute=ray.data.ActorPoolStrategy(size=num_actors or devices),
@@ -95,9 +99,11 @@ class _Scorer:
         all_scores: bool,
         prefix: str,
         special_tokens_in_text: Literal["special", "literal"],
+        windows: Mapping[str, Any] | None,
     ) -> None:
         self._columns, self._all_scores, self._prefix = columns, all_scores, prefix
-        self._engine = Engine(load(model, special_tokens_in_text=special_tokens_in_text))
+        classifier = load(model, special_tokens_in_text=special_tokens_in_text)
+        self._engine = Engine(classifier if windows is None else in_windows(classifier, **windows))
         self._engine.warmup()
 
     def __call__(self, batch: "pa.Table") -> "pa.Table":

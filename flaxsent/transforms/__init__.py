@@ -31,3 +31,5 @@ from flaxsent.transforms.per_example import influence as influence
 from flaxsent.transforms.per_example import last_inputs as last_inputs
 from flaxsent.transforms.per_example import tangent_kernel as tangent_kernel
 from flaxsent.transforms.quantize import quantize as quantize
+from flaxsent.transforms.windows import pool as pool
+from flaxsent.transforms.windows import windows as windows

@@ -158,7 +158,7 @@ def test_by_length_is_the_same_on_the_texts_of_each_length(changes):
         assert num_texts == alone.num_texts == 8
         assert found == pytest.approx(alone.figures, abs=1e-12, nan_ok=True)
     rows = [line.split("  ")[0] for line in table(report).split("\n\n")[-1].splitlines()]
-    assert rows == ["tokens", "1 to 8", "9 to 16", "17 to 32", "33 to 40", "41 or more, cut"]
+    assert rows == ["tokens", "1 to 8", "9 to 16", "17 to 32", "33 to 40", "41 or more"]
     assert [one["num_texts"] for one in to_json(report)["by_length"]] == [8] * 5
 
 

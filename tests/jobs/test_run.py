@@ -237,4 +237,4 @@ def test_a_terminal_has_a_bar_with_the_speed(folder, engine, monkeypatch, capsys
     assert "100%|" in told
     for figure in ("texts/s", "tokens/s", "% real tokens"):
         assert figure in told
-    assert progress.num_texts == len(TEXTS)
+    assert progress.counts["num_texts"] == len(TEXTS)
