@@ -140,7 +140,7 @@ class Classifier:
     config: ModelConfig
     tokenizer: Tokenizer
     backend: Backend
-    """Of `forward`: "flax", "native" or "exported"."""
+    """Of `forward`: "flax", "native" or "exported"; "zero-shot" where `transforms.zero_shot` made it of another's."""
     windows: Windows | None = None
     """How `classify` and `Engine` read texts beyond the limit (`transforms.windows`); None cuts them."""
 
@@ -192,6 +192,16 @@ class Classifier:
     def outputs_packed(self) -> Callable[[Params, Tokens, int], Outputs]:
         """`jit` of `outputs`, as `predict_packed`."""
         return jax.jit(self.outputs, static_argnums=2)
+
+
+def check_has_own_labels(classifier: Classifier) -> None:
+    """Refuses a classifier whose labels its params know nothing of, where these are to be trained or written.
+
+    Raises:
+        FlaxsentError: it is `transforms.zero_shot`'s.
+    """
+    if classifier.backend == "zero-shot":
+        raise FlaxsentError("labels given at run time are neither trained nor saved; pass the checkpoint itself.")
 
 
 def tell_truncated(num_truncated: int, num_texts: int, limit: int) -> None:

@@ -38,7 +38,7 @@ from flaxsent.checkpoint.manifest import (
 )
 from flaxsent.checkpoint.tokenizer import read_tokenizer
 from flaxsent.checkpoint.weights import first_line, write_tensors
-from flaxsent.classifier import Classifier, tokenize
+from flaxsent.classifier import Classifier, check_has_own_labels, tokenize
 from flaxsent.files import replacing
 from flaxsent.models import limits_positions
 from flaxsent.models.config import ModelConfig
@@ -62,7 +62,8 @@ def export(
 
     Raises:
         FileExistsError: there is something already.
-        FlaxsentError: an unknown platform, or a function that depends on the length, as the flax backend's BigBird.
+        FlaxsentError: an unknown platform, a function that depends on the length, as the flax backend's BigBird, or
+            labels that were given at run time.
         OSError: the folder cannot be written.
     """
     target, unknown = Path(folder), [platform for platform in platforms if platform not in PLATFORMS]
@@ -70,6 +71,7 @@ def export(
         raise FlaxsentError(f"platforms={platforms!r}: expected different ones of {', '.join(PLATFORMS)}.")
     if target.exists() and not (target.is_dir() and not any(target.iterdir())):
         raise FileExistsError(f"{target} is there already; choose another folder, or delete it.")
+    check_has_own_labels(classifier)
     if TOKENIZER not in classifier.tokenizer.files:
         raise FlaxsentError(
             f"this checkpoint's tokenizer is code of transformers that no {TOKENIZER} can hold; it cannot be exported."

@@ -14,7 +14,15 @@ from flaxsent import models
 from flaxsent.base import Backend, FlaxsentError, Params, ProblemType
 from flaxsent.checkpoint import exported, hub, weights
 from flaxsent.checkpoint.tokenizer import TOKENIZER_FILES, read_tokenizer
-from flaxsent.classifier import Classifier, embeddings, forward, forward_packed, hidden_states, tokenize
+from flaxsent.classifier import (
+    Classifier,
+    check_has_own_labels,
+    embeddings,
+    forward,
+    forward_packed,
+    hidden_states,
+    tokenize,
+)
 from flaxsent.files import replacing
 from flaxsent.models import flax_auto
 from flaxsent.models.config import PROBLEM_TYPES, ModelConfig, as_trained, old_temperature, read_config, to_json
@@ -105,9 +113,10 @@ def save(classifier: Classifier, folder: str | os.PathLike, *, dtype: Any = None
     stay. `dtype` is that of the stored weights, that of the params by default.
 
     Raises:
-        FlaxsentError: the params are int8.
+        FlaxsentError: the params are int8, or the labels were given at run time, by `transforms.zero_shot`.
         OSError: the folder cannot be written; what was there still is.
     """
+    check_has_own_labels(classifier)
     if models.is_int8(classifier.params):
         raise FlaxsentError(
             "a checkpoint folder holds floats, and these params are int8: export them, or save the floats."

@@ -40,6 +40,12 @@ def add(commands: Any) -> None:
         action="store_true",
         help="instead, time integrated gradients beside Captum's, of 32 short texts or as many as --num-texts says",
     )
+    command.add_argument(
+        "--zero-shot",
+        action="store_true",
+        help="instead, time ten labels named at run time beside transformers' zero-shot pipeline, of 64 short texts or "
+        "as many as --num-texts says",
+    )
     command.set_defaults(run=run, uses_cores=True)
 
 
@@ -49,7 +55,7 @@ marked as not enough for a claim."""
 
 
 def run(options: argparse.Namespace) -> None:
-    from flaxsent.bench import explain, footprint, report, speed
+    from flaxsent.bench import explain, footprint, report, speed, zero_shot
 
     def tell(line: str) -> None:
         print(line, file=sys.stderr, flush=True)
@@ -62,6 +68,11 @@ def run(options: argparse.Namespace) -> None:
             options.model, texts=options.texts, num_texts=options.num_texts, rounds=options.rounds, report=tell
         )
         return print(json.dumps(explain.to_json(explained)) if options.json else explain.table(explained))
+    if options.zero_shot:
+        timed = zero_shot.run(
+            options.model, texts=options.texts, num_texts=options.num_texts, rounds=options.rounds, report=tell
+        )
+        return print(json.dumps(zero_shot.to_json(timed)) if options.json else zero_shot.table(timed))
     if options.plot is not None:
         report.check_plot(options.plot)
     figures = speed.run(

@@ -32,7 +32,9 @@ from flaxsent.jobs.plan import JobOptions, plan
 from flaxsent.jobs.progress import Progress
 from flaxsent.jobs.run import run as run_job
 from flaxsent.postprocessing import decode
+from flaxsent.transforms.embedded import with_embeddings
 from flaxsent.transforms.ensemble import MEASURES, Uncertainty, columns, mean, members_of, uncertainty
+from flaxsent.transforms.zero_shot import TEMPLATE, hypotheses, zero_shot
 
 
 def add(commands: Any) -> None:
@@ -54,6 +56,7 @@ def add(commands: Any) -> None:
         "--samples", type=int, metavar="N", help=f"draws of dropout for --uncertainty by one model (default {_SAMPLES})"
     )
     command.add_argument("--top-k", type=int, metavar="K", help="labels for each text, best first (default 1)")
+    _add_labels(command)
     command.add_argument("--format", choices=_FORMATS, help="default: table on a terminal, tsv elsewhere")
     _add_files(command)
     command.set_defaults(run=run, keeps_compiled=True, uses_cores=True)
@@ -72,6 +75,18 @@ _CLASSIFY = """Labels texts, or files of them. The suffix of a file says its for
 .jsonl or .parquet. An output has all columns of its input, a label and its score, and appears only when it is complete.
 A job that was killed goes on with --resume; on the same machine, its outputs are then the same to the byte. A small
 hidden file beside the outputs says how they were made, so that --resume knows whether the job is finished."""
+
+
+def _add_labels(command: argparse.ArgumentParser) -> None:
+    labels = command.add_argument_group("labels of your own, by an NLI model")
+    labels.add_argument("--labels", metavar="A,B,...", help="the labels, for a --model of natural language inference")
+    labels.add_argument(
+        "--template", metavar="TEXT", help=f"what a label says of a text, with {{}} for the label (default: {TEMPLATE})"
+    )
+    labels.add_argument("--multi-label", action="store_true", help="several of the labels may be true, or none")
+    labels.add_argument(
+        "--entailment", metavar="LABEL", help="the model's own label for it (default: the one that begins so)"
+    )
 
 
 def _add_files(command: argparse.ArgumentParser) -> None:
@@ -94,6 +109,11 @@ def _add_files(command: argparse.ArgumentParser) -> None:
     )
     files.add_argument("--second-column", metavar="NAME", help="the column of the second texts, for pairs")
     files.add_argument("--all-scores", action="store_true", help="add a column with the score of each label")
+    files.add_argument(
+        "--embeddings",
+        action="store_true",
+        help="add a column with the vector that the head of the model reads: a list, in .jsonl and .parquet",
+    )
     files.add_argument("--prefix", metavar="TEXT", help="put this before the names of the added columns")
     files.add_argument(
         "--bad-rows",
@@ -119,6 +139,7 @@ _OF_FILES = (
     "text_column",
     "second_column",
     "all_scores",
+    "embeddings",
     "prefix",
     "bad_rows",
     "resume",
@@ -134,7 +155,7 @@ def run(options: argparse.Namespace) -> None:
     top_k = 1 if options.top_k is None else options.top_k
     if top_k < 1:
         raise FlaxsentError(f"--top-k {top_k} is less than 1; expected a positive number.")
-    classifier, function = _open(options)
+    classifier, function = _open(options, _zero_shot(options))
     num_labels = min(top_k, classifier.config.num_labels)
     form = options.format or ("table" if sys.stdout.isatty() else "tsv")
     if form == "tsv":
@@ -152,14 +173,41 @@ def run(options: argparse.Namespace) -> None:
     _print(form, options.texts, classify(options.texts, classifier, top_k=num_labels), {})
 
 
-def _open(options: argparse.Namespace) -> tuple[Classifier, Function | None]:
+def _zero_shot(options: argparse.Namespace) -> dict[str, Any] | None:
+    """The arguments of `zero_shot`, where labels are given; refuses those that no model could have."""
+    if options.labels is None:
+        for name in ("template", "multi_label", "entailment"):
+            if getattr(options, name) not in (None, False):
+                raise FlaxsentError(f"--{name.replace('_', '-')} needs --labels.")
+        return None
+    if options.second_column is not None:
+        raise FlaxsentError("--second-column does not go with --labels, which make a pair of each text.")
+    found = {
+        "labels": [label.strip() for label in options.labels.split(",")],
+        "template": TEMPLATE if options.template is None else options.template,
+        "multi_label": options.multi_label,
+        "entailment": options.entailment,
+    }
+    hypotheses(found["labels"], found["template"])
+    return found
+
+
+def _open(options: argparse.Namespace, asked: dict[str, Any] | None) -> tuple[Classifier, Function | None]:
     """The classifier, and what the engine is to compute if that is not only its scores."""
     models = options.model or [None]
+    is_one = len(models) == 1 and not options.uncertainty
     if options.samples is not None and not (options.uncertainty and len(models) == 1):
         raise FlaxsentError("--samples needs --uncertainty, and one model: several are the members themselves.")
+    if options.embeddings and not is_one:
+        raise FlaxsentError("--embeddings needs one model, without --uncertainty: each member has another vector.")
     classifiers = [load(model, special_tokens_in_text=options.special_tokens_in_text) for model in models]
-    if len(models) == 1 and not options.uncertainty:
-        return in_windows(classifiers[0], options), None
+    if asked is not None:
+        if len({classifier.config.labels for classifier in classifiers}) > 1:
+            raise FlaxsentError("--labels needs models with the same labels of their own, in the same order.")
+        classifiers = [zero_shot(classifier, **asked) for classifier in classifiers]
+    if is_one:
+        classifier = in_windows(classifiers[0], options)
+        return classifier, with_embeddings(classifier) if options.embeddings else None
     classifier, members = members_of(classifiers, num_samples=_SAMPLES if options.samples is None else options.samples)
     classifier = in_windows(classifier, options)
     if options.uncertainty:
@@ -222,6 +270,8 @@ def _classify_files(options: argparse.Namespace) -> None:
         text_columns=tuple(column for column in columns if column is not None),
         all_scores=options.all_scores,
         uncertainty=_measured_by(options) if options.uncertainty else None,
+        embeddings=options.embeddings,
+        zero_shot=_zero_shot(options),
         prefix=options.prefix or "",
         bad_rows=options.bad_rows,
         resume=options.resume,
@@ -229,7 +279,7 @@ def _classify_files(options: argparse.Namespace) -> None:
         shard=None if options.shard is None else shards.parse(options.shard),
     )
     job = plan(options.input, options.output, job_options)
-    classifier, function = _open(options)
+    classifier, function = _open(options, job_options.zero_shot)
     try:
         with Progress(job) as progress, Engine(classifier, function=function, on_window=progress.add) as engine:
             outcome = run_job(job, engine, progress=progress)

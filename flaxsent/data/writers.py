@@ -112,12 +112,14 @@ def _check_finite(added: Mapping[str, Any]) -> None:
             )
 
 
-def _shortest(values: Any) -> list[Any]:
-    """Numbers with as few digits as tell them apart in float32.
+def _shortest(values: Any) -> Iterable[Any]:
+    """Numbers, or lists of them, with as few digits as tell them apart in float32.
 
-    >>> _shortest(np.array([0.1], np.float32))
-    [0.1]
+    >>> _shortest(np.array([0.1], np.float32)), [*_shortest(np.array([[0.1, 0.2]], np.float32))]
+    ([0.1], [[0.1, 0.2]])
     """
+    if isinstance(values, np.ndarray) and values.ndim == 2:
+        return map(_shortest, values)  # one by one: as text, a number takes 128 bytes
     return values.astype(str).astype(np.float64).tolist() if isinstance(values, np.ndarray) else list(values)
 
 
@@ -151,7 +153,7 @@ class ParquetWriter:
     type of its values in the first records; where these differ, or are lists or objects, it holds JSON text.
     """
 
-    def __init__(self, layout: Layout, added: Sequence[str], row_column: str | None) -> None:
+    def __init__(self, layout: Layout, added: Sequence[str], row_column: str | None, lists: Sequence[str] = ()) -> None:
         pa, self._parquet = pyarrow()
         self._layout = layout
         if layout.format == "parquet":
@@ -159,7 +161,9 @@ class ParquetWriter:
         else:
             kinds = layout.schema or dict.fromkeys(layout.columns, "string")
             self._input = pa.schema({column: pa.type_for_alias(kind) for column, kind in kinds.items()})
-        self._added = [pa.field(name, pa.float32() if index else pa.string()) for index, name in enumerate(added)]
+        kinds = {name: pa.list_(pa.float32()) if name in lists else pa.float32() for name in added}
+        kinds |= dict.fromkeys(added[:1], pa.string())
+        self._added = [pa.field(name, kinds[name]) for name in added]
         if row_column is not None:
             self._added.append(pa.field(row_column, pa.int64()))
         self._schema = pa.schema([*self._input, *self._added], self._input.metadata)
@@ -187,7 +191,9 @@ class ParquetWriter:
             columns = gather(records, self._input).columns
         else:
             columns = [_array([record.columns.get(field.name) for record in records], field) for field in self._input]
-        arrays = [pa.array(values, field.type) for values, field in zip(added.values(), self._added, strict=True)]
+        # Of a table of numbers, Arrow takes the rows one by one.
+        new = [[*values] if np.ndim(values) == 2 else values for values in added.values()]
+        arrays = [pa.array(values, field.type) for values, field in zip(new, self._added, strict=True)]
         stream = io.BytesIO()
         self._parquet.write_table(pa.table([*columns, *arrays], schema=self._schema), stream)
         return stream.getvalue()
@@ -229,7 +235,9 @@ _TEXT_FORMATS = ("lines", "csv", "tsv")
 """Every cell is text in them, so that each can hold what another has."""
 
 
-def open_writer(form: str, layout: Layout, added: Sequence[str], *, row_column: str | None = None) -> Writer:
+def open_writer(
+    form: str, layout: Layout, added: Sequence[str], *, row_column: str | None = None, lists: Sequence[str] = ()
+) -> Writer:
     """What writes the records of a file in a format.
 
     Args:
@@ -237,10 +245,11 @@ def open_writer(form: str, layout: Layout, added: Sequence[str], *, row_column: 
         layout: the input's.
         added: names of the columns that are added: first one of text, then numbers.
         row_column: name of one more added column, of whole numbers.
+        lists: which of the added columns hold lists of numbers.
 
     Raises:
         MissingPackageError: Parquet, and pyarrow is not installed; the message has the command.
-        FlaxsentError: the input cannot be written in this format.
+        FlaxsentError: the input, or a list, cannot be written in this format.
     """
     allowed = [one for one in FORMATS.values() if one in ("jsonl", "parquet") or layout.format in _TEXT_FORMATS]
     if form not in allowed:
@@ -248,6 +257,11 @@ def open_writer(form: str, layout: Layout, added: Sequence[str], *, row_column: 
             f"a {SUFFIXES[layout.format]} input cannot be written as {SUFFIXES[form]}; name an output that ends in "
             f"{' or '.join(SUFFIXES[one] for one in allowed)}."
         )
+    if lists and form in _TEXT_FORMATS:
+        raise FlaxsentError(
+            f"{SUFFIXES[form]} has no lists, such as the column {lists[0]!r} holds; name an output that ends in "
+            ".jsonl or .parquet."
+        )
     if form == "parquet":
-        return ParquetWriter(layout, added, row_column)
+        return ParquetWriter(layout, added, row_column, lists)
     return TextWriter(form, layout, added if row_column is None else (*added, row_column))

@@ -19,6 +19,7 @@ from flaxsent.jobs.manifest import digest_rows
 from flaxsent.jobs.parts import Parts
 from flaxsent.jobs.plan import CHUNK_BYTES, CHUNK_ROWS, Piece
 from flaxsent.jobs.progress import Progress
+from flaxsent.transforms.embedded import Embedded
 from flaxsent.transforms.ensemble import Uncertainty, columns
 
 
@@ -85,8 +86,8 @@ def _cut(rows: Iterable[Record], max_characters: int) -> Iterator[list[Record]]:
         yield chunk
 
 
-Results = Float[np.ndarray, "_ C"] | Uncertainty
-"""What the engine gives for the texts of a chunk: scores, and how certain they are where that is asked for."""
+Results = Float[np.ndarray, "_ C"] | Embedded | Uncertainty
+"""What the engine gives for the texts of a chunk: scores, with vectors or how certain they are if that is asked for."""
 
 
 def write_chunk(parts: Parts, chunk: Chunk, results: Results, labels: Sequence[str]) -> None:
@@ -118,11 +119,14 @@ def write_chunk(parts: Parts, chunk: Chunk, results: Results, labels: Sequence[s
 def _without_bad_scores(chunk: Chunk, results: Results) -> tuple[Chunk, Results]:
     """A chunk with the rows whose scores are not finite numbers among its bad ones, and the results of the others."""
     scores_BC = _scores(results)
-    good = np.flatnonzero(np.isfinite(scores_BC).all(axis=-1)).tolist()
+    is_finite = [np.isfinite(scores_BC).all(axis=-1)]
+    if isinstance(results, Embedded):
+        is_finite.append(np.isfinite(results.embedding).all(axis=-1))
+    good = np.flatnonzero(np.logical_and.reduce(is_finite)).tolist()
     if len(good) == len(chunk.rows):
         return chunk, results
     bad = [
-        chunk.rows[index]._replace(error=f"has a score that is not a finite number: {scores_BC[index].tolist()}")
+        chunk.rows[index]._replace(error=_why_bad(scores_BC[index]))
         for index in sorted({*range(len(chunk.rows))} - {*good})
     ]
     bad = sorted([*chunk.bad_rows, *bad], key=lambda row: row.number)
@@ -130,17 +134,24 @@ def _without_bad_scores(chunk: Chunk, results: Results) -> tuple[Chunk, Results]
     return chunk, jax.tree.map(lambda leaf: leaf[good], results)
 
 
+def _why_bad(scores_C: Float[np.ndarray, " C"]) -> str:
+    if np.isfinite(scores_C).all():
+        return "has a vector of numbers that are not all finite"
+    return f"has a score that is not a finite number: {scores_C.tolist()}"
+
+
 def _columns(results: Results, labels: Sequence[str], added: Sequence[str]) -> dict[str, Any]:
-    """The columns that are added: the best label and its score; if asked for, how certain it is, the score of each."""
+    """The columns that are added: the best label, its score, and what else is asked for; the score of each label last."""
     scores_BC = _scores(results)
     measures = columns(results).values() if isinstance(results, Uncertainty) else ()
+    vectors = [results.embedding] if isinstance(results, Embedded) else []
     best_B = scores_BC.argmax(axis=-1)
-    values = [[labels[index] for index in best_B], scores_BC[np.arange(len(best_B)), best_B], *measures, *scores_BC.T]
-    return dict(zip(added, values, strict=False))
+    best = [[labels[index] for index in best_B], scores_BC[np.arange(len(best_B)), best_B]]
+    return dict(zip(added, [*best, *vectors, *measures, *scores_BC.T], strict=False))
 
 
 def _scores(results: Results) -> Float[np.ndarray, "_ C"]:
-    return np.asarray(results.scores) if isinstance(results, Uncertainty) else results
+    return np.asarray(results.scores if isinstance(results, Embedded | Uncertainty) else results)
 
 
 def _bad_lines(name: str, rows: Sequence[Record]) -> bytes:

@@ -58,6 +58,8 @@ def gather_facts(job: Job, classifier: Classifier) -> Facts:
         "text columns": options.text_columns,
         "all scores": options.all_scores,
         "uncertainty": options.uncertainty,
+        "embeddings": options.embeddings,
+        "zero shot": options.zero_shot,
         "prefix": options.prefix,
         "bad rows": options.bad_rows and str(Path(options.bad_rows).resolve()),
         "model": fingerprint(classifier),
@@ -194,7 +196,8 @@ def _difference(then: Facts, now: Facts) -> str | None:
         return f"its input {changed[0]} has changed since"
     if [*before] != [*after]:
         return "its inputs were given in another order"
-    if then.get("model") != now["model"]:
+    # Other labels make another model, too, and say more.
+    if then.get("model") != now["model"] and then.get("zero shot") == now["zero shot"]:
         return "it used another model"
     for name, value in now.items():
         if then.get(name) != value:

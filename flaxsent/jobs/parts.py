@@ -37,7 +37,9 @@ class Parts:
     def writer(self, index: int) -> Writer:
         """Of the parts of a file, and of its output."""
         file, form = self.job.files[index], records.format_of(self.job.files[index].output)
-        return writers.open_writer(form, file.layout, self.added, row_column=self.job.row_column)
+        return writers.open_writer(
+            form, file.layout, self.added, row_column=self.job.row_column, lists=self.job.options.lists
+        )
 
     def part(self, piece: Piece, number: int) -> Path:
         """The records of a chunk with their scores."""

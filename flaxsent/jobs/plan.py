@@ -5,7 +5,7 @@ import glob
 import os
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from flaxsent.base import FlaxsentError
 from flaxsent.data import records, writers
@@ -20,6 +20,9 @@ CHUNK_BYTES = 1 << 26
 UNIT_BYTES = 1 << 23
 """Row groups of Parquet are put together until they fill a chunk, or have texts of so many bytes: a window of the
 engine on an accelerator. Smaller units would leave its steps empty, larger ones would be harder to share."""
+
+EMBEDDING = ("embedding",)
+"""The columns that embeddings add."""
 
 MANIFEST = "manifest.json"
 """In the folder of the parts; a job has begun while it is there."""
@@ -36,6 +39,10 @@ class JobOptions:
     """A column for each label, beside `label` and `score`."""
     uncertainty: str | None = None
     """What it is measured by, "20 draws of dropout": adds the columns of `transforms.ensemble.MEASURES`."""
+    embeddings: bool = False
+    """A column with the vector of each text, a list; the engine's function is then `transforms.with_embeddings`."""
+    zero_shot: dict[str, Any] | None = None
+    """The arguments of `transforms.zero_shot`, where that gave the classifier its labels."""
     prefix: str = ""
     """Put before the names of the columns that are added."""
     bad_rows: str | None = None
@@ -44,6 +51,11 @@ class JobOptions:
     overwrite: bool = False
     shard: Shard | None = None
     """The share of this process, if there are several. They need files, and a folder for the outputs."""
+
+    @property
+    def lists(self) -> tuple[str, ...]:
+        """The names of the added columns that hold lists of numbers."""
+        return tuple(f"{self.prefix}{name}" for name in EMBEDDING) if self.embeddings else ()
 
     @property
     def joins(self) -> bool:
@@ -123,9 +135,11 @@ class Job:
         Raises:
             FlaxsentError: two of them have the same name, or an input has one of them already.
         """
-        measures = MEASURES if self.options.uncertainty is not None else ()
-        names = ("label", "score", *measures, *(labels if self.options.all_scores else ()))
-        added = tuple(f"{self.options.prefix}{name}" for name in names)
+        options = self.options
+        measures = MEASURES if options.uncertainty is not None else ()
+        embedding = EMBEDDING if options.embeddings else ()
+        names = ("label", "score", *embedding, *measures, *(labels if options.all_scores else ()))
+        added = tuple(f"{options.prefix}{name}" for name in names)
         columns = added if self.row_column is None else (*added, self.row_column)
         if len(set(columns)) < len(columns):
             raise FlaxsentError(
@@ -261,7 +275,8 @@ def _check_names(names: Sequence[str], made: Sequence[Path]) -> None:
 def _look(name: str, output: Path, options: JobOptions) -> JobFile:
     with records.read(name, text_columns=options.text_columns) as source:
         layout, groups = source.layout, source.groups
-    writers.open_writer(records.format_of(output), layout, ())  # says now if pyarrow is missing
+    # Says now if pyarrow is missing, or lists have no place in the output.
+    writers.open_writer(records.format_of(output), layout, (), lists=options.lists)
     size = None if name == STDIN else Path(name).stat().st_size
     units = (Unit(None, size or 0, size or 0),) if groups is None else _units(groups, size or 0)
     return JobFile(name, size, layout, output, units)

@@ -42,7 +42,7 @@ def run(job: Job, engine: Engine, *, progress: Progress | None = None) -> Outcom
 
     Args:
         job: what `plan` gave.
-        engine: what scores the texts; its function gives scores, or `Uncertainty` where the options ask for it.
+        engine: what scores the texts; its function gives scores, `Embedded` or `Uncertainty`, as the options say.
         progress: moves along.
 
     Raises:

@@ -16,7 +16,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array, Float, Key
 
 from flaxsent.base import FlaxsentError, Params, ProblemType, Text, Tokens
-from flaxsent.classifier import Classifier, tell_truncated
+from flaxsent.classifier import Classifier, check_has_own_labels, tell_truncated
 from flaxsent.data.labels import Examples
 from flaxsent.models.config import as_trained
 from flaxsent.packing import StepShape
@@ -104,6 +104,7 @@ class Trainer:
         self.classifier, config = classifier, classifier.config
         if classifier.backend == "exported":
             raise FlaxsentError("an exported folder cannot be trained; load the checkpoint that it was exported from.")
+        check_has_own_labels(classifier)
         if options.early_stopping and dev is None:
             raise FlaxsentError("early_stopping needs dev.")
         if options.label_smoothing and config.problem_type != "single_label_classification":

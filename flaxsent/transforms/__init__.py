@@ -5,6 +5,8 @@ pytree of arrays with one entry for each text, `[R, S, ...]`, or for each token,
 another, with `jit`, `vmap` and `grad`, and with `Engine(classifier, function=…)`.
 """
 
+from flaxsent.transforms.embedded import Embedded as Embedded
+from flaxsent.transforms.embedded import with_embeddings as with_embeddings
 from flaxsent.transforms.ensemble import Uncertainty as Uncertainty
 from flaxsent.transforms.ensemble import columns as columns
 from flaxsent.transforms.ensemble import disagreement as disagreement
@@ -33,3 +35,4 @@ from flaxsent.transforms.per_example import tangent_kernel as tangent_kernel
 from flaxsent.transforms.quantize import quantize as quantize
 from flaxsent.transforms.windows import pool as pool
 from flaxsent.transforms.windows import windows as windows
+from flaxsent.transforms.zero_shot import zero_shot as zero_shot
