@@ -141,7 +141,7 @@ def _why_bad(scores_C: Float[np.ndarray, " C"]) -> str:
 
 
 def _columns(results: Results, labels: Sequence[str], added: Sequence[str]) -> dict[str, Any]:
-    """The columns that are added: the best label, its score, and what else is asked for; the score of each label last."""
+    """The columns that are added: the best label, its score, what else is asked for, the score of each label."""
     scores_BC = _scores(results)
     measures = columns(results).values() if isinstance(results, Uncertainty) else ()
     vectors = [results.embedding] if isinstance(results, Embedded) else []

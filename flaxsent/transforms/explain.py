@@ -133,8 +133,9 @@ def _by_gradients(
 ) -> Function:
     """The weighted sum of the gradients at some points of the way from the baseline (0) to the text (1)."""
     config, index = classifier.config, _index(classifier, label)
-    if classifier.backend == "exported" or not models.is_native(config):
-        what = "an exported folder" if classifier.backend == "exported" else config.family
+    others = {"exported": "an exported folder", "zero-shot": "a classifier by labels given at run time"}
+    if classifier.backend in others or not models.is_native(config):
+        what = others.get(classifier.backend, config.family)
         raise FlaxsentError(
             f"gradients at the embeddings need flaxsent's own encoder, which {what} has not; use occlusion."
         )

@@ -85,7 +85,8 @@ def test_mistakes_about_labels_are_one_line(nli, tiny_folder, folder, capsys):
         ("--labels", "a,b", "--second-column", "id", *paths): "--second-column does not go with --labels",
         ("--labels", "a,b", "--entailment", "yes", "so good"): "none of the checkpoint's labels",
         ("--labels", "a,b", "--embeddings", *paths[:3], folder / "out.jsonl"): "another vector with each",
-        ("--labels", "a,b", "--model", tiny_folder("bert"), "so good"): "expected an NLI model",
+        ("--labels", "a,b", "--model", tiny_folder("bert"), "so good"): "models with the same labels of their own",
+        ("--embeddings", "--uncertainty", *paths[:3], folder / "out.jsonl"): "--embeddings needs one model",
         ("--embeddings", "so good"): "--embeddings needs --input",
         ("--embeddings", *paths): ".csv has no lists",
     }.items():
@@ -93,6 +94,8 @@ def test_mistakes_about_labels_are_one_line(nli, tiny_folder, folder, capsys):
         assert (code, err.count("\n")) == (2, 1), err
         assert told in err
     assert names(folder) == ["in.csv"]
+    code, _, err = command(capsys, "--model", tiny_folder("bert"), "--labels", "a,b", "so good")
+    assert (code, err.count("\n"), "expected an NLI model" in err) == (2, 1, True)
 
 
 @pytest.mark.parametrize("suffix", ["jsonl", "parquet"])

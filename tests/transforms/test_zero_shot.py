@@ -15,7 +15,7 @@ from flaxsent.checkpoint.folder import config_of
 from flaxsent.data.labels import Examples
 from flaxsent.packing import pack, pad
 from flaxsent.training.trainer import Trainer
-from flaxsent.transforms import zero_shot
+from flaxsent.transforms import integrated_gradients, zero_shot
 from flaxsent.transforms.zero_shot import _Premises, _read, _with_hypothesis, hypotheses
 from tests.conftest import texts_of_lengths
 
@@ -210,6 +210,7 @@ def test_pairs_vectors_and_what_is_made_of_own_labels_are_refused(nli, tmp_path)
         lambda: flaxsent.Engine(classifier, function=classifier.embeddings)(["a"]): "another vector with each",
         lambda: classifier.hidden_states(classifier.params, classifier.tokenize(["a"])): "another vector with each",
         lambda: zero_shot(classifier, LABELS): "given already",
+        lambda: integrated_gradients(classifier): "which a classifier by labels given at run time has not",
         lambda: flaxsent.save(classifier, tmp_path / "saved"): "neither trained nor saved",
         lambda: flaxsent.export(classifier, tmp_path / "exported"): "neither trained nor saved",
         lambda: Trainer(classifier, examples): "neither trained nor saved",
