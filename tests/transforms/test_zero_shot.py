@@ -15,7 +15,7 @@ from flaxsent.checkpoint.folder import config_of
 from flaxsent.data.labels import Examples
 from flaxsent.packing import pack, pad
 from flaxsent.training.trainer import Trainer
-from flaxsent.transforms import integrated_gradients, zero_shot
+from flaxsent.transforms import integrated_gradients, members_of, occlusion, zero_shot
 from flaxsent.transforms.zero_shot import _Premises, _read, _with_hypothesis, hypotheses
 from tests.conftest import texts_of_lengths
 
@@ -178,7 +178,6 @@ def test_it_is_a_function_of_params(nli):
         ("sports,politics", {}, "expected a list"),
         (["a", "a"], {}, "all different"),
         (["a", " "], {}, "none empty"),
-        (["a", 1], {}, "expected a list"),
         (LABELS, {"template": "This is it."}, "does not name the label"),
         (LABELS, {"template": "{} {}"}, "one {} for the label"),
         (LABELS, {"template": "{label}"}, "one {} for the label"),
@@ -227,3 +226,20 @@ def test_an_exported_checkpoint_takes_labels_too(nli, tmp_path, symbolic_sizes):
     read_back = zero_shot(flaxsent.load(tmp_path / "exported"), LABELS)
     # The same operations, compiled apart.
     np.testing.assert_allclose(scores(TEXTS, read_back), scores(TEXTS, zero_shot(classifier, LABELS)), atol=1e-6)
+
+
+def test_other_transforms_take_it_in_the_engine(nli):
+    """An ensemble of it is each member by itself; occlusion gives the room for hypotheses no score."""
+    classifiers = [zero_shot(flaxsent.load(nli(seed=seed), backend="native"), LABELS) for seed in (0, 1)]
+    joined, members = members_of(classifiers)
+    with flaxsent.Engine(joined, function=members) as engine:
+        found = engine(TEXTS)
+    for index, classifier in enumerate(classifiers):
+        # Probabilities in float32, of rows of other lengths.
+        np.testing.assert_allclose(found[:, index], scores(TEXTS, classifier), atol=1e-6)
+    classifier, text = classifiers[0], "so good"
+    with flaxsent.Engine(classifier, function=lambda *rows: occlusion(classifier)(*rows).scores) as engine:
+        (by_token,) = engine([text])
+    num_text = int((classifier.tokenize([text]).token_type_ids == 0).sum())
+    assert by_token[1] != 0
+    assert not by_token[num_text:].any()
