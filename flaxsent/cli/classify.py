@@ -210,6 +210,11 @@ def _open(options: argparse.Namespace, asked: dict[str, Any] | None) -> tuple[Cl
         return classifier, with_embeddings(classifier) if options.embeddings else None
     classifier, members = members_of(classifiers, num_samples=_SAMPLES if options.samples is None else options.samples)
     classifier = in_windows(classifier, options)
+    if classifier.windows is not None and classifier.windows.pooling.endswith("logits"):
+        raise FlaxsentError(
+            f"several models, and --uncertainty, give probabilities, and --pooling {classifier.windows.pooling} pools "
+            "logits; pass mean_probabilities or max_probabilities."
+        )
     if options.uncertainty:
         return classifier, uncertainty(members, score_function=classifier.config.score_function)
     return classifier, mean(members)

@@ -370,6 +370,7 @@ def test_texts_and_lines_are_read_in_windows(capsys, tiny_folder, monkeypatch, t
     ("arguments", "message"),
     [
         (["--long-texts", "windows", "--stride", "510"], "stride=510: windows of this checkpoint have 509 tokens"),
+        (["--long-texts", "windows", "--uncertainty"], "several models, and --uncertainty, give probabilities"),
         (["--stride", "7"], "--stride needs --long-texts windows."),
         (["--window-pairs", "second"], "--window-pairs needs --long-texts windows."),
     ],
@@ -397,6 +398,16 @@ def test_a_temperature_is_fitted_to_pooled_logits_only(capsys, tiny_folder, data
     assert code == 2
     assert "--calibrate divides logits" in err
     assert err.count("\n") == 1
+
+
+def test_several_models_are_read_in_windows_too(capsys, tiny_folder):
+    model = tiny_folder("bert")
+    alone = run(capsys, "classify", TEXTS[1], "--model", model, *WINDOWS, "mean_probabilities")
+    twice = run(capsys, "classify", TEXTS[1], "--model", model, "--model", model, *WINDOWS, "mean_probabilities")
+    assert alone[0] == twice[0] == 0
+    assert alone[1].split("\t")[2] == twice[1].split("\t")[2]
+    # The printed digits of a mean of two equal scores.
+    assert float(alone[1].split("\t")[3]) == pytest.approx(float(twice[1].split("\t")[3]), abs=2e-6)
 
 
 def test_an_actor_of_ray_reads_windows(tiny_folder):
