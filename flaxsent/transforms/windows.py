@@ -44,7 +44,7 @@ def windows(
             more than half of the room, its half, which is said.
 
     Raises:
-        FlaxsentError: `stride` is not below the window, or a name is unknown.
+        FlaxsentError: `stride` is not below the window, a name is unknown, or the classifier is `zero_shot`'s.
 
     >>> import flaxsent
     >>> text = "a bad start , " + "and then it is wonderful , moving and funny . " * 99
@@ -54,6 +54,8 @@ def windows(
     >>> flaxsent.classify([text], windows(cut, stride=64))[0].label
     'POSITIVE'
     """
+    if classifier.backend == "zero-shot":
+        raise FlaxsentError("a hypothesis stands behind all of its text; labels given at run time read no windows.")
     for name, value, known in (("pooling", pooling, POOLINGS), ("pairs", pairs, PAIRS)):
         if value not in known:
             raise FlaxsentError(f"{name}={value!r}: expected one of {', '.join(known)}.")

@@ -51,7 +51,7 @@ def zero_shot(
 
     Raises:
         FlaxsentError: labels that are none, empty or repeated, a template without {}, hypotheses that leave no room for
-            a text, or a checkpoint without a label for entailment and another.
+            a text, a checkpoint without a label for entailment and another, or one that reads `windows`.
 
     >>> import flaxsent
     >>> sentiment = flaxsent.load(backend="native")
@@ -66,6 +66,8 @@ def zero_shot(
     """
     if classifier.backend == "zero-shot":
         raise FlaxsentError("the labels of this classifier are given already; pass the checkpoint that it is made of.")
+    if classifier.windows is not None:
+        raise FlaxsentError("a hypothesis stands behind all of its text; labels given at run time read no windows.")
     spoken = hypotheses(labels, template)
     entailed, contradicted = _columns(classifier.config, entailment)
     is_multi = multi_label or len(labels) == 1

@@ -15,7 +15,7 @@ from flaxsent.checkpoint.folder import config_of
 from flaxsent.data.labels import Examples
 from flaxsent.packing import pack, pad
 from flaxsent.training.trainer import Trainer
-from flaxsent.transforms import integrated_gradients, members_of, occlusion, zero_shot
+from flaxsent.transforms import integrated_gradients, members_of, occlusion, windows, zero_shot
 from flaxsent.transforms.zero_shot import _Premises, _read, _with_hypothesis, hypotheses
 from tests.conftest import texts_of_lengths
 
@@ -65,12 +65,12 @@ def scores(texts, classifier):
     return np.array([[one[label] for label in classifier.config.labels] for one in by_label])
 
 
-SLOW = ("roberta", "deberta-v2", "modernbert", "mpnet", "distilbert", "albert")
+SLOW = ("bart", "roberta", "deberta-v2", "modernbert", "mpnet", "distilbert", "albert")
 
 
 @pytest.mark.torch
 @pytest.mark.parametrize("multi_label", [False, True])
-@pytest.mark.parametrize("family", ["bert", "bart", *(pytest.param(one, marks=pytest.mark.slow) for one in SLOW)])
+@pytest.mark.parametrize("family", ["bert", *(pytest.param(one, marks=pytest.mark.slow) for one in SLOW)])
 def test_scores_are_those_of_transformers(nli, family, multi_label):
     folder = nli(family)
     classifier = zero_shot(
@@ -243,3 +243,13 @@ def test_other_transforms_take_it_in_the_engine(nli):
     num_text = int((classifier.tokenize([text]).token_type_ids == 0).sum())
     assert by_token[1] != 0
     assert not by_token[num_text:].any()
+
+
+def test_windows_are_refused_either_way_round(tiny_folder):
+    """A window ends where its hypothesis would begin."""
+    classifier = flaxsent.load(tiny_folder("bert"), backend="native")
+    arguments = {"labels": ["a", "b"], "entailment": "LABEL_0"}
+    with pytest.raises(FlaxsentError, match="labels given at run time read no windows"):
+        windows(zero_shot(classifier, **arguments), stride=4)
+    with pytest.raises(FlaxsentError, match="labels given at run time read no windows"):
+        zero_shot(windows(classifier, stride=4), **arguments)

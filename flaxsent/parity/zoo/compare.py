@@ -83,7 +83,7 @@ def compare(folder: Path, *, name: str) -> Row:
         for texts in (SINGLE, PAIRS):
             theirs.append(_their_logits(tokenizer, model, texts, limit))
         pipe = pipeline("text-classification", model=model, tokenizer=tokenizer, top_k=None, device="cpu")
-        scored = pipe(
+        scored: Any = pipe(
             [{"text": text} if isinstance(text, str) else {"text": text[0], "text_pair": text[1]} for text in TEXTS],
             **_arguments(model, limit),
         )

@@ -22,7 +22,7 @@ def rebuild(folder: Path, known: Known) -> None:
     sizes = FAMILIES[known.family].tiny_config | {"vocab_size": 1000, "max_position_embeddings": 64}
     with pytorch.silenced():
         pad_token_id = _write_tokenizer(folder, known)
-        _write_weights(folder, known, sizes | known.config | labels | {"pad_token_id": pad_token_id})
+        _write_weights(folder, known, sizes | dict(known.config) | labels | {"pad_token_id": pad_token_id})
 
 
 def _write_tokenizer(folder: Path, known: Known) -> int:
@@ -31,7 +31,7 @@ def _write_tokenizer(folder: Path, known: Known) -> int:
 
     if known.settings is not None:
         (folder / "tokenizer_config.json").write_text(json.dumps(known.settings))
-    (folder / "config.json").write_text(json.dumps({"model_type": known.family} | known.config))
+    (folder / "config.json").write_text(json.dumps({"model_type": known.family, **known.config}))
     tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
     if known.tokenizer == "saved":
         tokenizer.save_pretrained(folder)
