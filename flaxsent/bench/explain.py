@@ -149,7 +149,7 @@ def _captum(folder: Path, classifier: Classifier, steps: int) -> Callable[[Seque
             )
             start = torch.where(torch.isin(ids, torch.tensor(kept, device=device)), ids, encodings.pad_token_id)
             with pytorch.silenced():
-                by_token = gradients.attribute(ids, start, 0, additional_forward_args=tuple(more), n_steps=steps)
+                by_token: Any = gradients.attribute(ids, start, 0, additional_forward_args=tuple(more), n_steps=steps)
             for index, values in zip(chosen, by_token.sum(-1).numpy(force=True), strict=True):
                 found[index] = values[: lengths[index]]
         return [found[index] for index in range(len(texts))]
