@@ -125,7 +125,10 @@ def test_there_are_notebooks():
 @pytest.mark.parametrize(
     "path",
     # What trains spends a minute compiling, and what takes gradients as long.
-    [pytest.param(path, marks=pytest.mark.slow if path.stem.startswith(("02_", "03_", "04_")) else ()) for path in NOTEBOOKS],
+    [
+        pytest.param(path, marks=pytest.mark.slow if path.stem.startswith(("02_", "03_", "04_")) else ())
+        for path in NOTEBOOKS
+    ],
     ids=lambda path: path.stem,
 )
 def test_prints_what_it_is_committed_with(path, tmp_path):
@@ -163,7 +166,9 @@ def test_committed_without_traces_of_the_machine(path):
             assert not ABSOLUTE_PATH.search("".join(map("".join, texts))), cell["id"]
 
 
-@pytest.mark.parametrize("stem", ["01_behind_the_pipeline", "02_train_your_own", "03_why_this_label", "04_functions_of_functions"])
+@pytest.mark.parametrize(
+    "stem", ["01_behind_the_pipeline", "02_train_your_own", "03_why_this_label", "04_functions_of_functions"]
+)
 def test_committed_with_a_picture(stem):
     (path,) = [path for path in NOTEBOOKS if path.stem == stem]
     assert [cell["id"] for cell in cells_of(read(path), "code") if any("image/png" in data for data in shown(cell))]

@@ -29,6 +29,7 @@ class Engine:
         config=SimpleNamespace(labels=("A", "B")),
         params={},
         tokenizer=SimpleNamespace(files={}, special_tokens_in_text="special"),
+        windows=None,
         backend="native",
     )
     characters_per_window = 30
