@@ -77,6 +77,7 @@ EMBEDDINGS = {
     "bart": ["model.encoder.layernorm_embedding", "model.decoder.layernorm_embedding"],
     "mbart": ["model.encoder.layernorm_embedding", "model.decoder.layernorm_embedding"],
     "deberta-v2": ["deberta.embeddings"],
+    "electra": ["electra.embeddings_project"],
     "modernbert": ["model.embeddings"],
 }
 """The modules whose outputs the first layer reads; in other families, `{base}.embeddings`."""
