@@ -3,10 +3,12 @@
 The random models are those of `flaxsent parity`.
 """
 
+import contextlib
 import importlib.util
 import json
 import os
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 
 # No test reads or fills the cache of whoever runs it.
@@ -135,3 +137,19 @@ def accuracy(classifier, data) -> float:
     return float(
         np.mean([label == classifier.config.labels[index] for label, index in zip(found, data.labels, strict=True)])
     )
+
+
+@contextlib.contextmanager
+def counted_compilations() -> Iterator[list[str]]:
+    """What is compiled within the block, an entry each; the listener has heard one before."""
+    heard: list[str] = []
+    jax.monitoring.register_event_duration_secs_listener(
+        lambda event, seconds, **_: heard.append(event) if "backend_compile" in event else None
+    )
+    try:
+        jax.jit(lambda x: x * 3)(np.ones(3))
+        assert len(heard) == 1, "the listener hears compilations"
+        heard.clear()
+        yield heard
+    finally:
+        jax.monitoring.clear_event_listeners()

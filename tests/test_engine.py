@@ -15,7 +15,7 @@ import pytest
 
 import flaxsent
 from flaxsent.engine import Engine
-from tests.conftest import AWKWARD_TEXTS, texts_of_lengths
+from tests.conftest import AWKWARD_TEXTS, counted_compilations, texts_of_lengths
 
 # The same sums in another order: scores of size 1.
 TOLERANCE = 2e-6
@@ -188,17 +188,8 @@ def test_a_text_that_is_in_the_window_is_computed_once(classifier):
 def test_nothing_compiles_after_warmup(classifier):
     with Engine(classifier, **SHAPES) as engine:
         engine.warmup()
-        compilations = []
-        jax.monitoring.register_event_duration_secs_listener(
-            lambda event, seconds, **_: compilations.append(event) if "backend_compile" in event else None
-        )
-        try:
-            jax.jit(lambda x: x * 3)(np.ones(3))
-            assert len(compilations) == 1, "the listener hears compilations"
-            compilations.clear()
+        with counted_compilations() as compilations:
             engine(mixed_texts(5000, seed=3) + AWKWARD_TEXTS)
-        finally:
-            jax.monitoring.clear_event_listeners()
         assert compilations == []
 
 

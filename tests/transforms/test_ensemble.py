@@ -24,7 +24,7 @@ from flaxsent.transforms import (
     stack,
     uncertainty,
 )
-from tests.conftest import AWKWARD_TEXTS, texts_of_lengths
+from tests.conftest import AWKWARD_TEXTS, counted_compilations, texts_of_lengths
 
 # The same sums in another order: scores of size 1. The measures are sums and logarithms of these.
 TOLERANCE = 2e-6
@@ -159,17 +159,8 @@ def test_nothing_compiles_after_warmup(members, kind):
     function = ensemble(scores) if kind == "members" else monte_carlo_dropout(scores, num_samples=3)
     with Engine(classifier, function=uncertainty(function, score_function=score_function), **SHAPES) as engine:
         engine.warmup()
-        compilations = []
-        jax.monitoring.register_event_duration_secs_listener(
-            lambda event, seconds, **_: compilations.append(event) if "backend_compile" in event else None
-        )
-        try:
-            jax.jit(lambda x: x * 3)(np.ones(3))
-            assert len(compilations) == 1, "the listener hears compilations"
-            compilations.clear()
+        with counted_compilations() as compilations:
             engine(mixed_texts(300, seed=3))
-        finally:
-            jax.monitoring.clear_event_listeners()
         assert compilations == []
 
 

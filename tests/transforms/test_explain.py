@@ -14,7 +14,7 @@ from flaxsent.engine import Engine, _by_text, _take
 from flaxsent.packing import Step, StepShape, best_fit, lay_rows
 from flaxsent.parity import pytorch
 from flaxsent.transforms import gradient_x_input, integrated_gradients, occlusion
-from tests.conftest import NATIVE, texts_of_lengths
+from tests.conftest import NATIVE, counted_compilations, texts_of_lengths
 
 # float32 beside float64: gradients of random weights through three layers, for scores of size 1.
 TOLERANCE = 1e-4
@@ -297,17 +297,8 @@ def test_nothing_compiles_after_warmup(loaded, method):
     function = METHODS[method](classifier)
     with Engine(classifier, function=function, row_lengths=[64], tokens_per_step=128) as engine:
         engine.warmup()
-        compilations = []
-        jax.monitoring.register_event_duration_secs_listener(
-            lambda event, seconds, **_: compilations.append(event) if "backend_compile" in event else None
-        )
-        try:
-            jax.jit(lambda x: x * 5)(np.ones(3))
-            assert len(compilations) == 1, "the listener hears compilations"
-            compilations.clear()
+        with counted_compilations() as compilations:
             found = engine([*TEXTS, *texts_of_lengths([30, 2, 11] * 5)])
-        finally:
-            jax.monitoring.clear_event_listeners()
         assert compilations == []
     for one, other in zip(found.scores, explained(classifier, method, TEXTS).scores, strict=False):
         np.testing.assert_allclose(one, other, atol=2e-5, rtol=1e-4)

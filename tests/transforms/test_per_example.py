@@ -27,7 +27,7 @@ from flaxsent.transforms import (
     stack,
     tangent_kernel,
 )
-from tests.conftest import NATIVE
+from tests.conftest import NATIVE, counted_compilations
 
 # Gradients of size up to 1e3, by the same sums in another order: relative to the largest of an array.
 RELATIVE = 2e-5
@@ -205,17 +205,8 @@ def test_nothing_compiles_after_warmup(tiny_folder, transform):
     function, shapes = transform(classifier.logits), {"row_lengths": [40], "tokens_per_step": 80}
     with Engine(classifier, function=function, layout="padded", **shapes) as engine:
         engine.warmup()
-        compilations = []
-        jax.monitoring.register_event_duration_secs_listener(
-            lambda event, seconds, **_: compilations.append(event) if "backend_compile" in event else None
-        )
-        try:
-            jax.jit(lambda x: x * 3)(np.ones(3))
-            assert len(compilations) == 1, "the listener hears compilations"
-            compilations.clear()
+        with counted_compilations() as compilations:
             engine([*TEXTS, *(f"{text} film" for text in TEXTS if isinstance(text, str))])
-        finally:
-            jax.monitoring.clear_event_listeners()
         assert compilations == []
 
 

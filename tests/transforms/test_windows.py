@@ -21,7 +21,7 @@ from flaxsent.packing import pad
 from flaxsent.tokenization import POOLINGS, Windows
 from flaxsent.transforms import pool, windows
 from tests.checkpoint.test_tokenizer import FOLDERS, config, reference, write
-from tests.conftest import texts_of_lengths
+from tests.conftest import counted_compilations, texts_of_lengths
 
 # Float32 sums of a few probabilities or logits of size 1, computed in rows of another length.
 TOLERANCE = 2e-6
@@ -254,17 +254,8 @@ def test_nothing_compiles_after_warmup(tiny_folder):
     classifier = windows(flaxsent.load(tiny_folder("bert"), backend="native"), stride=7)
     with Engine(classifier, row_lengths=[64], tokens_per_step=256, steps_per_window=1) as engine:
         engine.warmup()
-        compilations = []
-        jax.monitoring.register_event_duration_secs_listener(
-            lambda event, seconds, **_: compilations.append(event) if "backend_compile" in event else None
-        )
-        try:
-            jax.jit(lambda x: x * 5)(np.ones(3))
-            assert len(compilations) == 1, "the listener hears compilations"
-            compilations.clear()
+        with counted_compilations() as compilations:
             engine(texts_of_lengths(np.random.default_rng(0).integers(1, 150, 60).tolist()))
-        finally:
-            jax.monitoring.clear_event_listeners()
         assert compilations == []
 
 

@@ -17,7 +17,7 @@ from flaxsent.packing import pack, pad
 from flaxsent.training.trainer import Trainer
 from flaxsent.transforms import integrated_gradients, members_of, occlusion, windows, zero_shot
 from flaxsent.transforms.zero_shot import _Premises, _read, _with_hypothesis, hypotheses
-from tests.conftest import texts_of_lengths
+from tests.conftest import counted_compilations, texts_of_lengths
 
 LABELS = ["good", "so bad at the", "film"]
 """Hypotheses of different lengths: what is cut of a long text differs."""
@@ -126,18 +126,11 @@ def test_rows_are_the_pairs_that_the_tokenizer_makes(nli):
 
 def test_the_engine_compiles_each_shape_once(nli):
     classifier = zero_shot(flaxsent.load(nli(), backend="native"), LABELS)
-    compiled: list[str] = []
     with flaxsent.Engine(classifier, tokens_per_step=256) as engine:
         engine.warmup()
-        jax.monitoring.register_event_duration_secs_listener(lambda event, *_, **__: compiled.append(event))
-        try:
-            jax.jit(lambda x: x * 3)(np.ones(3))
-            assert any("backend_compile" in event for event in compiled), "the listener hears compilations"
-            compiled.clear()
+        with counted_compilations() as compilations:
             found = [engine(texts) for texts in (TEXTS, TEXTS[:1], TEXTS * 5)]
-        finally:
-            jax.monitoring.clear_event_listeners()
-    assert not any("backend_compile" in event for event in compiled)
+    assert compilations == []
     np.testing.assert_array_equal(found[2], np.tile(found[0], (5, 1)))
     padded = classifier.predict(classifier.params, classifier.tokenize(TEXTS))
     # Probabilities in float32, of rows of other lengths.
