@@ -8,7 +8,6 @@ devices; results are fetched late.
 import contextlib
 import functools
 import itertools
-import os
 import queue
 import threading
 from collections import deque
@@ -17,23 +16,19 @@ from typing import Any, Literal, NamedTuple, TypeVar
 
 import jax
 import numpy as np
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array, PyTree, Shaped
 
-from flaxsent.base import FlaxsentError, Params, Prediction, Text, Texts, Tokens
+from flaxsent import placement
+from flaxsent.base import FlaxsentError, Params, Prediction, Text, Texts
 from flaxsent.checkpoint.folder import load
 from flaxsent.classifier import Classifier, Outputs, tell_truncated, tell_windows
 from flaxsent.packing import Step, StepShape, list_steps, pack_steps, stream_shapes, unpack
+from flaxsent.placement import Function
 from flaxsent.postprocessing import check_top_k, decode
 from flaxsent.tokenization import Windowed, checked
 from flaxsent.transforms.windows import pooled, pooled_scores
 
 _T = TypeVar("_T")
-
-Function = Callable[[Params, Tokens, int], PyTree[Array]]
-"""`function(params, tokens, num_segments)` of rows `[R, T]` gives a pytree of arrays with one entry for each text,
-`[R, S, ...]`, or for each token, `[R, T, ...]`; S is `num_segments`. It is pure: it is compiled, and equal texts are
-computed once."""
 
 Layout = Literal["packed", "padded"]
 
@@ -160,15 +155,14 @@ class Engine:
         self.function = classifier.scores if function is None else function
         self._on_window = on_window
         devices = jax.local_devices() if devices is None else devices
-        mesh = Mesh(np.asarray(devices), ("rows",))
-        self._by_row, self._replicated = (NamedSharding(mesh, PartitionSpec(*axes)) for axes in (("rows",), ()))
-        self._running: _Running | None = _Running(_replicate(classifier.params, self._replicated, devices), {})
+        self._placement = placement.over(devices)
+        self._running: _Running | None = _Running(placement.put(classifier.params, self._placement), {})
         self.shapes = stream_shapes(
             row_lengths,
             is_packed=classifier.packs if layout is None else layout == "packed",
             longest=classifier.tokenizer.max_length,
-            tokens_per_step=tokens_per_step or _tokens_per_device(devices[0].platform, mesh.size),
-            num_devices=mesh.size,
+            tokens_per_step=tokens_per_step or placement.tokens_per_device(devices),
+            num_devices=len(devices),
         )
         largest_step = max(shape.num_rows * shape.row_length for shape in self.shapes)
         self.characters_per_window = steps_per_window * largest_step * _CHARACTERS_PER_TOKEN
@@ -235,8 +229,7 @@ class Engine:
                 raise RuntimeError("the engine is closed; make another.")
             params, compiled = self._running
             if shape not in compiled:
-                shardings = {"in_shardings": (self._replicated, self._by_row), "out_shardings": self._by_row}
-                lowered = jax.jit(self._of_shape(shape), **shardings).lower(params, _no_tokens(shape))
+                lowered = placement.lower(self.function, params, shape, self._placement)
                 for leaf in jax.tree.leaves(lowered.out_info):
                     if not _is_by_text(leaf.shape, shape) and self._pool is not None:
                         raise FlaxsentError(
@@ -245,9 +238,6 @@ class Engine:
                         )
                 compiled[shape] = lowered.compile()
             return params, compiled[shape]
-
-    def _of_shape(self, shape: StepShape) -> Callable[[Params, Tokens], PyTree[Array]]:
-        return lambda params, tokens: self.function(params, tokens, shape.num_segments)
 
     def _windows(self, texts: Texts) -> Iterator[list[Text]]:
         """As many texts as make the steps of a window, by their characters, of which English has four a token."""
@@ -283,7 +273,7 @@ class Engine:
 
     def _start(self, step: Step) -> PyTree[Array]:
         params, executable = self._executable(step.shape)
-        return executable(params, jax.device_put(step.tokens, self._by_row))
+        return executable(params, jax.device_put(step.tokens, self._placement.by_row))
 
     def _finish(self, window: _Window, results: Sequence[PyTree[Array]]) -> Any:
         if window.steps:
@@ -302,15 +292,12 @@ class Engine:
     def _of_no_texts(self) -> Any:
         """What one row without texts gives: the function's pytree and dtypes."""
         shape = self.shapes[0]._replace(num_rows=1)
-        results = jax.eval_shape(self._of_shape(shape), self.classifier.params, _no_tokens(shape))
+        step = placement.of_shape(self.function, shape)
+        results = jax.eval_shape(step, self.classifier.params, placement.no_tokens(shape))
         return jax.tree.map(
             lambda leaf: np.zeros((0, *leaf.shape[2:]), leaf.dtype) if _is_by_text(leaf.shape, shape) else PerToken(),
             results,
         )
-
-
-def _no_tokens(shape: StepShape) -> Tokens:
-    return Tokens(*[np.zeros((shape.num_rows, shape.row_length), np.int32)] * 4)
 
 
 class PerToken(list[np.ndarray]):
@@ -353,34 +340,7 @@ def _take(leaf: Any, indices: Sequence[int] | Shaped[np.ndarray, " B"]) -> Any:
     return PerToken(leaf[index] for index in indices) if isinstance(leaf, PerToken) else leaf[np.asarray(indices, int)]
 
 
-def _replicate(params: Params, sharding: NamedSharding, devices: Sequence[Any]) -> Params:
-    """The params on all devices of a sharding, once on each; the devices of one CPU all read the same memory."""
-
-    def put(leaf: Array) -> Array:
-        source = np.asarray(leaf) if devices[0].platform == "cpu" else leaf
-        # Of an array on the host, a CPU's device needs no copy; of one on a device, this device needs none.
-        copies = [jax.device_put(source, device, may_alias=True) for device in devices]
-        return jax.make_array_from_single_device_arrays(leaf.shape, sharding, copies)
-
-    return jax.tree.map(put, params)
-
-
-def num_cores() -> int:
-    """Cores of the CPU that this process may use: as many devices of JAX are best (`jax_num_cpu_devices`)."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
-_TOKENS_PER_STEP = {"cpu": 1024}
-"""More than this leaves the caches of a CPU; devices of one CPU share it, down to a row of 512 each."""
-_LEAST_TOKENS_PER_DEVICE = 512
-_TOKENS_ON_ACCELERATOR = 32768
 _CHARACTERS_PER_TOKEN = 4
-
-
-def _tokens_per_device(platform: str, num_devices: int) -> int:
-    if platform not in _TOKENS_PER_STEP:
-        return _TOKENS_ON_ACCELERATOR
-    return max(_TOKENS_PER_STEP[platform] // num_devices, _LEAST_TOKENS_PER_DEVICE)
 
 
 def _ahead(items: Iterator[_T], *, depth: int = 2) -> Generator[_T, None, None]:

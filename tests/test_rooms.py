@@ -24,6 +24,7 @@ ROOMS = (
     "checkpoint",
     "flax",
     "transforms",
+    "placement",
     "engine",
     "data",
     "jobs",

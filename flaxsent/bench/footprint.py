@@ -22,9 +22,10 @@ from flaxsent.base import FlaxsentError
 from flaxsent.bench.machine import resident_memory, seconds
 from flaxsent.bench.texts import numbered_texts, write_model
 from flaxsent.checkpoint.folder import load
-from flaxsent.engine import Engine, Stats, num_cores
+from flaxsent.engine import Engine, Stats
 from flaxsent.jobs.plan import JobOptions, plan
 from flaxsent.jobs.run import run as run_job
+from flaxsent.placement import num_cores
 
 _TEXT = "I've been waiting for a HuggingFace course my whole life"
 _PIPELINE = (

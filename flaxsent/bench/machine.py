@@ -14,8 +14,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from flaxsent.engine import num_cores
 from flaxsent.models.config import ModelConfig
+from flaxsent.placement import num_cores
 
 
 def is_on_cpu() -> bool:

@@ -16,10 +16,11 @@ from flaxsent.base import Tokens
 from flaxsent.bench.machine import is_on_cpu
 from flaxsent.checkpoint.folder import load
 from flaxsent.classifier import Classifier
-from flaxsent.engine import Engine, Stats, num_cores
+from flaxsent.engine import Engine, Stats
 from flaxsent.files import quietly, require
 from flaxsent.packing import pad, row_lengths, select
 from flaxsent.parity import pytorch
+from flaxsent.placement import num_cores
 
 OURS = {"flaxsent-f32": "float32", "flaxsent-bf16": "bfloat16"}
 """Always measured, in these dtypes; the labels of the first are the ones that all others are compared with."""

@@ -165,7 +165,7 @@ def _use_cores() -> None:
     """Makes a device of each core, unless it is set otherwise: the engine then gives each its own rows to compute."""
     import jax
 
-    from flaxsent.engine import num_cores
+    from flaxsent.placement import num_cores
 
     is_set = "xla_force_host_platform_device_count" in os.environ.get("XLA_FLAGS", "")
     if not is_set and getattr(jax.config, "jax_num_cpu_devices", 1) < 0:

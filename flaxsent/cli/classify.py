@@ -26,11 +26,12 @@ from flaxsent.cli.options import (
 from flaxsent.data import records
 from flaxsent.data.records import STDIN
 from flaxsent.data.writers import ESCAPES
-from flaxsent.engine import Engine, Function, classify
+from flaxsent.engine import Engine, classify
 from flaxsent.jobs import shards
 from flaxsent.jobs.plan import JobOptions, plan
 from flaxsent.jobs.progress import Progress
 from flaxsent.jobs.run import run as run_job
+from flaxsent.placement import Function
 from flaxsent.postprocessing import decode
 from flaxsent.transforms.embedded import with_embeddings
 from flaxsent.transforms.ensemble import MEASURES, Uncertainty, columns, mean, members_of, uncertainty
