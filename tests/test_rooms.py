@@ -123,7 +123,7 @@ def test_the_three_functions_can_be_imported_and_are_those_of_the_record(embedde
 def test_import_sets_nothing():
     assert (
         in_a_fresh_process(
-            "import jax, jax.numpy, numpy, tokenizers, safetensors.numpy, jaxtyping\n"
+            "import jax, jax.extend.core, jax.numpy, numpy, tokenizers, safetensors.numpy, jaxtyping\n"
             "import logging, os, warnings\n"
             "def state():\n"
             "    return dict(os.environ), list(warnings.filters), logging.root.level, list(logging.root.handlers), "

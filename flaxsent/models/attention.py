@@ -1,16 +1,23 @@
 """Attention in one row of tokens: who sees whom follows from the row's segment ids and from where in it a token stands.
 
-The tokens of a text lie side by side, so that their distance in the row is that of their positions. The queries of long
-rows are taken in blocks, so that no array is N × T × T, unless a bias is added to all scores (MPNet, DeBERTa).
+The tokens of a text lie side by side, so that their distance in the row is that of their positions.
+
+What computes it is chosen here, by platform and length. On a TPU a kernel does (`attention_tpu.py`), whose scores never
+leave the chip. Elsewhere, in a gradient and with dropout the scores are arrays of XLA; the queries of long rows are taken
+in blocks then, so that none is N × T × T, unless a bias is added to all scores (MPNet, DeBERTa).
 """
 
+import contextlib
 import functools
 import math
-from typing import NamedTuple
+from collections.abc import Sequence
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
+from jax.extend.core import Primitive
+from jax.interpreters import ad, batching, mlir
 from jaxtyping import Array, Float, Int, Shaped
 
 from flaxsent.base import AnyArray
@@ -65,19 +72,97 @@ def attend(
     `is_causal`. The queries are those of the tokens at `at_Q`, or of all. `scale` is 1/√H if not given; `bias_NQT` is
     added to the scores after scaling.
     """
+    kind = {"num_heads": num_heads, "reach": reach, "is_causal": is_causal}
+    kind["scale"] = 1 / math.sqrt(q_QD.shape[-1] // num_heads) if scale is None else scale
+    is_whole = at_Q is None and (key is None or dropout_rate == 0)
+    if is_whole and isinstance(q_QD.shape[0], int):  # an export takes rows of any length: its shapes are symbols
+        bias = () if bias_NQT is None else (bias_NQT,)
+        precision = jax.config.jax_default_matmul_precision
+        return attend_p.bind(q_QD, k_TD, v_TD, jnp.asarray(segment_ids_T), *bias, precision=precision, **kind)
+    return _by_scores(q_QD, k_TD, v_TD, segment_ids_T, bias_NQT, at_Q=at_Q, dropout_rate=dropout_rate, key=key, **kind)
+
+
+attend_p = Primitive("attend")
+"""`attend` of whole rows without dropout: queries, keys, values `[*batch, T, D]`, segment ids `[*batch, T]`, and a bias
+`[*batch, N, T, T]` or none; an axis of the batch on which the bias does not depend has size 1 there. A primitive is
+lowered for the platform that it is compiled for, whichever machine compiles it."""
+
+
+def _rows_by_scores(*operands: Any, precision: str | None, **kind: Any) -> Float[Array, "*batch T D"]:
+    if operands[0].ndim > 2:
+        axes = [0] * len(operands)
+        if len(operands) == 5 and operands[4].shape[0] != operands[0].shape[0]:
+            operands, axes[4] = (*operands[:4], operands[4][0]), None
+        return jax.vmap(functools.partial(_rows_by_scores, precision=precision, **kind), axes)(*operands)
+    with contextlib.nullcontext() if precision is None else jax.default_matmul_precision(precision):
+        return _by_scores(*operands, **kind)
+
+
+def _rows_on_tpu(*operands: Any, precision: str | None, **kind: Any) -> Float[Array, "*batch T D"]:
+    from flaxsent.models.attention_tpu import attend, blocks_of  # Pallas takes a tenth of a second to import
+
+    q = operands[0]
+    *batch, T, D = q.shape
+    blocks = blocks_of(math.prod(batch), T, D, D // kind["num_heads"], q.dtype.itemsize)
+    if blocks is None:
+        return _rows_by_scores(*operands, precision=precision, **kind)
+    rows = [x.reshape(-1, *x.shape[len(batch) :]) for x in operands]
+    if len(rows) == 5 and len(rows[4]) not in (1, len(rows[0])):
+        bias = jnp.broadcast_to(operands[4], (*batch, *operands[4].shape[len(batch) :]))
+        rows[4] = bias.reshape(-1, *bias.shape[len(batch) :])
+    return attend(*rows, blocks=blocks, precision=precision, **kind).reshape(q.shape)
+
+
+def _batch(operands: Sequence[Any], axes: Sequence[int | None], **kind: Any) -> tuple[Array, int]:
+    size = next(x.shape[axis] for x, axis in zip(operands, axes, strict=True) if axis is not None)
+
+    def with_axis(x: Any, axis: int | None, *, is_bias: bool) -> Array:
+        if axis is not None:
+            return jnp.moveaxis(x, axis, 0)
+        return x[None] if is_bias else jnp.broadcast_to(x[None], (size, *x.shape))
+
+    moved = [with_axis(x, axis, is_bias=at == 4) for at, (x, axis) in enumerate(zip(operands, axes, strict=True))]
+    return attend_p.bind(*moved, **kind), 0
+
+
+def _differentiate(
+    operands: Sequence[Any], tangents: Sequence[Any], **kind: Any
+) -> tuple[Float[Array, "*batch T D"], Float[Array, "*batch T D"]]:
+    """By the scores, which a gradient keeps."""
+    q, k, v, segment_ids, *bias = operands
+    moving = tuple(ad.instantiate_zeros(tangent) for at, tangent in enumerate(tangents) if at != 3)
+    return jax.jvp(
+        lambda q, k, v, *bias: _rows_by_scores(q, k, v, segment_ids, *bias, **kind), (q, k, v, *bias), moving
+    )
+
+
+attend_p.def_impl(_rows_by_scores)
+attend_p.def_abstract_eval(lambda q, *_, **__: q)
+batching.primitive_batchers[attend_p] = _batch
+ad.primitive_jvps[attend_p] = _differentiate
+mlir.register_lowering(attend_p, mlir.lower_fun(_rows_by_scores, multiple_results=False))
+mlir.register_lowering(attend_p, mlir.lower_fun(_rows_on_tpu, multiple_results=False), platform="tpu")
+
+
+def _by_scores(
+    q_QD: Float[Array, "Q D"],
+    k_TD: Float[Array, "T D"],
+    v_TD: Float[Array, "T D"],
+    segment_ids_T: Int[AnyArray, " T"],
+    bias_NQT: Float[Array, "N Q T"] | None = None,
+    *,
+    at_Q: Int[Array, " Q"] | None = None,
+    reach: int | None,
+    key: OptionalKey = None,
+    dropout_rate: float = 0.0,
+    **kind: Any,
+) -> Float[Array, "Q D"]:
     length = segment_ids_T.shape[0]
     places_T = jnp.arange(length)
     queries = _Queries(q_QD, places_T if at_Q is None else at_Q, take(jnp.asarray(segment_ids_T), at_Q))
     keys = _Keys(k_TD, v_TD, places_T, segment_ids_T)
-    attend_block = functools.partial(
-        _attend,
-        num_heads=num_heads,
-        dropout_rate=dropout_rate,
-        reach=reach,
-        is_causal=is_causal,
-        scale=1 / math.sqrt(q_QD.shape[-1] // num_heads) if scale is None else scale,
-    )
-    if not isinstance(length, int):  # an export takes rows of any length: its shapes are symbols
+    attend_block = functools.partial(_attend, dropout_rate=dropout_rate, reach=reach, **kind)
+    if not isinstance(length, int):
         return attend_block(queries, keys, key, bias_NQT)
     size = _TILE * max(math.ceil((reach or 0) / _TILE), 1)
     is_local = reach is not None and at_Q is None and length > _FEW_BLOCKS * size
@@ -100,13 +185,27 @@ def _attend(
     key: OptionalKey,
     bias_NQT: Float[Array, "N Q T"] | None = None,
     *,
-    num_heads: int,
     dropout_rate: float,
+    **kind: Any,
+) -> Float[Array, "Q D"]:
+    probs_NQT = checkpoint_name(_probs(queries, keys, bias_NQT, **kind), PROBS)
+    v_TNH = _heads(keys.v, kind["num_heads"])
+    probs_NQT = dropout(probs_NQT, dropout_rate, key).astype(v_TNH.dtype)
+    y_QNH = jnp.einsum("NQT,TNH->QNH", probs_NQT, v_TNH, preferred_element_type=jnp.float32)
+    return y_QNH.reshape(queries.q.shape).astype(queries.q.dtype)
+
+
+def _probs(
+    queries: _Queries,
+    keys: _Keys,
+    bias_NQT: Float[Array, "N Q T"] | None,
+    *,
+    num_heads: int,
     reach: int | None,
     is_causal: bool,
     scale: float,
-) -> Float[Array, "Q D"]:
-    q_QNH, k_TNH, v_TNH = (x.reshape(x.shape[0], num_heads, -1) for x in (queries.q, keys.k, keys.v))
+) -> Float[Array, "N Q T"]:
+    q_QNH, k_TNH = _heads(queries.q, num_heads), _heads(keys.k, num_heads)
     scores_NQT = scale * jnp.einsum("QNH,TNH->NQT", q_QNH, k_TNH, preferred_element_type=jnp.float32)
     if bias_NQT is not None:
         scores_NQT = scores_NQT + bias_NQT
@@ -118,10 +217,24 @@ def _attend(
     if is_causal:
         mask_QT &= after_QT <= 0
     scores_NQT = jnp.where(mask_QT[None], scores_NQT, jnp.finfo(jnp.float32).min)
-    probs_NQT = checkpoint_name(jax.nn.softmax(scores_NQT, axis=-1), PROBS)
-    probs_NQT = dropout(probs_NQT, dropout_rate, key).astype(v_TNH.dtype)
-    y_QNH = jnp.einsum("NQT,TNH->QNH", probs_NQT, v_TNH, preferred_element_type=jnp.float32)
-    return y_QNH.reshape(queries.q.shape).astype(queries.q.dtype)
+    return jax.nn.softmax(scores_NQT, axis=-1)
+
+
+def _heads(x_TD: Float[Array, "T D"], num_heads: int) -> Float[Array, "T N H"]:
+    return x_TD.reshape(x_TD.shape[0], num_heads, -1)
+
+
+def probs(
+    q_TD: Float[Array, "T D"],
+    k_TD: Float[Array, "T D"],
+    segment_ids_T: Int[AnyArray, " T"],
+    bias_NTT: Float[Array, "N T T"] | None = None,
+    **kind: Any,
+) -> Float[Array, "N T T"]:
+    """The probabilities of one row by which `attend_p` weighs the values, from its operands and parameters."""
+    places_T = jnp.arange(segment_ids_T.shape[0])
+    del kind["precision"]
+    return _probs(_Queries(q_TD, places_T, segment_ids_T), _Keys(k_TD, k_TD, places_T, segment_ids_T), bias_NTT, **kind)
 
 
 def _blocks(x: Shaped[Array, "T *D"], size: int, *, before: int = 0, after: int = 0) -> Shaped[Array, "blocks Q *D"]:

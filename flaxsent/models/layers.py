@@ -17,11 +17,23 @@ from flaxsent.models.family import ModelConfig
 
 OptionalKey = Key[Array, ""] | None
 
+
+def gelu(x: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
+    """The exact one (Hendrycks and Gimpel 2016), x·Φ(x), by erf as in PyTorch.
+
+    `jax.nn.gelu(approximate=False)` takes erfc, which keeps relative accuracy far below 0 where the sum with 1 is 0
+    here, and costs a TPU half the speed of a feed-forward layer and a CPU twice the time. Between -14 and 14 the largest
+    error in float32 is 1e-6, and erfc's 4e-7.
+    """
+    half = 0.5 * x
+    return half + half * jax.lax.erf(x * 2**-0.5)
+
+
 # Names of config.json (transformers' ACT2FN) that published encoders use. "gelu" is the exact one.
 ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
-    "gelu": lambda x: jax.nn.gelu(x, approximate=False),
-    "gelu_python": lambda x: jax.nn.gelu(x, approximate=False),
-    "gelu_10": lambda x: jnp.clip(jax.nn.gelu(x, approximate=False), -10, 10),
+    "gelu": gelu,
+    "gelu_python": gelu,
+    "gelu_10": lambda x: jnp.clip(gelu(x), -10, 10),
     "gelu_new": lambda x: jax.nn.gelu(x, approximate=True),
     "gelu_fast": lambda x: jax.nn.gelu(x, approximate=True),
     "gelu_pytorch_tanh": lambda x: jax.nn.gelu(x, approximate=True),

@@ -3,6 +3,8 @@
 The module takes what a module of transformers' Flax classes takes, and params of the same names and shapes.
 """
 
+import functools
+import itertools
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
@@ -15,8 +17,7 @@ from jaxtyping import Array, Float, Int, PyTree
 from flaxsent import models
 from flaxsent.base import FlaxsentError, Params, Tokens
 from flaxsent.files import require
-from flaxsent.models import layers
-from flaxsent.models.attention import PROBS
+from flaxsent.models import attention, layers
 from flaxsent.models.config import ModelConfig
 
 if TYPE_CHECKING:
@@ -234,24 +235,31 @@ def _pooled(
 def _attentions(
     params: Params, embedded: PyTree, tokens: Tokens, key: Any, *, config: ModelConfig
 ) -> dict[str, tuple[Float[Array, "N T T"], ...]]:
-    """The probabilities before dropout, of each layer: what bears their name in the jaxpr of `encode`, in its order."""
+    """The probabilities before dropout of each layer, in their order in the jaxpr of `encode`.
+
+    Attention is a primitive there, whose operands give them; with dropout they bear their name.
+    """
 
     def encode(*arguments: Any) -> Any:
         return models.encode(*arguments[:3], config=config, key=arguments[3])
 
     arguments = (params, embedded, tokens, key)
     closed = jax.make_jaxpr(encode)(*arguments)
-    named = [
-        equation.outvars[0]
-        for equation in closed.jaxpr.eqns
-        if equation.primitive.name == "name" and equation.params["name"] == PROBS
-    ]
+    places = []
+    for equation in closed.jaxpr.eqns:
+        if equation.primitive is attention.attend_p:
+            q, k, _, *others = equation.invars
+            places.append((functools.partial(attention.probs, **equation.params), [q, k, *others]))
+        elif equation.primitive.name == "name" and equation.params["name"] == attention.PROBS:
+            places.append((lambda probs: probs, equation.outvars))
     length, stacks = len(tokens.input_ids), 1 if models.encoder_states(*arguments[:3], config=config) is None else 2
-    if len(named) < config.num_layers or any(probs.aval.shape[1:] != (length, length) for probs in named):
-        raise FlaxsentError(f"rows of {length} tokens are attended in blocks; ask attentions of shorter ones.")
     debug_info = closed.jaxpr.debug_info._replace(result_paths=None)
+    named = [variable for _, variables in places for variable in variables]
     kept = jax.extend.core.ClosedJaxpr(closed.jaxpr.replace(outvars=named, debug_info=debug_info), closed.consts)
-    found = jax.extend.core.jaxpr_as_fun(kept)(*jax.tree.leaves(arguments))
+    values = iter(jax.extend.core.jaxpr_as_fun(kept)(*jax.tree.leaves(arguments)))
+    found = [probs_of(*itertools.islice(values, len(variables))) for probs_of, variables in places]
+    if len(found) < config.num_layers or any(probs.shape[1:] != (length, length) for probs in found):
+        raise FlaxsentError(f"rows of {length} tokens are attended in blocks; ask attentions of shorter ones.")
     if stacks == 1:
         return {"attentions": tuple(found)}
     encoders, decoders = found[: config.num_layers], found[config.num_layers :]

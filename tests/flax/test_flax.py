@@ -55,11 +55,11 @@ def run(model, inputs, **flags):
     return jitted(model, model.params, inputs, tuple(flags.items()))
 
 
-def shallow(tiny_folder, family):
+def shallow(tiny_folder, family, **changes):
     """A folder of a model of one layer, ModernBERT's of one of either kind: what compiles soon."""
     key, _ = {**BERT_KEYS, **models.FAMILIES[family].keys}["num_layers"]
     decoder = {"decoder_layers": 1} if family in ENCODER_DECODERS else {}
-    return tiny_folder(family, **{key: 2 if family == "modernbert" else 1}, **decoder)
+    return tiny_folder(family, **{key: 2 if family == "modernbert" else 1}, **decoder, **changes)
 
 
 def difference(ours, theirs, mask=True):
@@ -255,11 +255,15 @@ def test_left_padded_rows_give_the_logits_of_right_padded_ones(tiny_folder):
     np.testing.assert_allclose(run(model, moved).logits, run(model, inputs).logits, atol=TOLERANCE)
 
 
-def test_attentions_of_rows_in_blocks_are_refused(tiny_folder):
-    model, _ = load_and_tokenize(shallow(tiny_folder, "modernbert"))
+def test_attentions_of_rows_in_blocks_are_whole_and_refused_with_dropout(tiny_folder):
+    model, _ = load_and_tokenize(shallow(tiny_folder, "modernbert", attention_dropout=0.1))
     ids = np.full((1, 130), 7)
+    *_, local = model(ids, output_attentions=True).attentions
+    distance = np.abs(np.arange(130)[:, None] - np.arange(130))
+    np.testing.assert_allclose(local.sum(axis=-1), 1, atol=1e-6)
+    assert (local[..., distance > 4] == 0).all(), "of a window"
     with pytest.raises(FlaxsentError, match="rows of 130 tokens are attended in blocks"):
-        model(ids, output_attentions=True)
+        model(ids, output_attentions=True, train=True, dropout_rng=jax.random.key(0))
 
 
 # params
