@@ -4,6 +4,7 @@ The layers fall into `num_hidden_groups` groups; those of a group run through th
 Reference: `AlbertForSequenceClassification` of transformers' models/albert/modeling_albert.py.
 """
 
+import functools
 from typing import Any
 
 import jax.numpy as jnp
@@ -11,8 +12,8 @@ from jaxtyping import Array, Float
 
 from flaxsent.base import Params, Tokens
 from flaxsent.models.family import MOST_LAYERS, Family, ModelConfig
-from flaxsent.models.layers import OptionalKey, dense, dense_shapes, first_tokens, numbered, run, two_layers
-from flaxsent.models.post_norm import Parts, embed, embedding_shapes, post_norm_layers
+from flaxsent.models.layers import OptionalKey, dense, dense_shapes, first_tokens, in_order, numbered, run, two_layers
+from flaxsent.models.post_norm import Parts, embed, embedding_shapes, post_norm_layer
 
 _PARTS = Parts(
     query="attention.query",
@@ -61,15 +62,13 @@ def _encode(
 ) -> list[Float[Array, "_ D"]]:
     """States are of whole layers, as transformers 4 counts: inner ones are left out."""
     groups = params["encoder"]["albert_layer_groups"]
-    inner = {
-        name: post_norm_layers(group["albert_layers"], tokens, parts=_PARTS, config=config)
-        for name, group in groups.items()
-    }
     # The same division as in PyTorch, whose rounding decides where groups meet that are not all of one size.
     names = [str(int(index / (config.num_layers / len(groups)))) for index in range(config.num_layers)]
-    layers = [layer for name in names for layer in inner[name]]
-    states = run(layers, x_TD, at_Q=first_tokens(tokens, num_segments), key=key)
-    return states[:: len(inner["0"])]
+    layers = [layer for name in names for layer in in_order(groups[name]["albert_layers"])]
+    layer = functools.partial(post_norm_layer, tokens=tokens, parts=_PARTS, config=config)
+    numbered_layers = {str(index): params for index, params in enumerate(layers)}
+    states = run(lambda _: layer, numbered_layers, x_TD, at_Q=first_tokens(tokens, num_segments), key=key)
+    return states[:: len(groups["0"]["albert_layers"])]
 
 
 def _head(params: Params, x_SD: Float[Array, "S D"], *, config: ModelConfig, key: OptionalKey) -> Float[Array, "S C"]:

@@ -26,7 +26,6 @@ from flaxsent.models.layers import (
     dense_head_shapes,
     dense_shapes,
     dropout,
-    in_order,
     is_of_text,
     layer_norm,
     layer_norm_shapes,
@@ -229,8 +228,8 @@ def _states(
 ) -> list[Float[Array, "_ D"]]:
     """Of the encoder, or of the decoder if it has something `encoded`."""
     same = {"segment_ids": segment_ids, "encoded": encoded, "config": config, "stack": stack}
-    layers = [functools.partial(_layer, layer, **same) for layer in in_order(params["layers"])]
-    states = run(layers, x_TD, at_Q=at_Q, key=key)
+    layer = functools.partial(_layer, **same)
+    states = run(lambda _: layer, params["layers"], x_TD, at_Q=at_Q, key=key)
     if _normalizes_first(config):
         states[-1] = layer_norm(params["layer_norm"], states[-1], eps=config.layer_norm_eps)
     return states
@@ -323,6 +322,10 @@ _BART = Family(
     embed=_embed,
     encode=_encode,
     encoder_states=_encoder_states,
+    stacks=lambda config: {
+        "encoder.layers": [None] * _options(config).encoder.num_layers,
+        "decoder.layers": [None] * _options(config).decoder.num_layers,
+    },
     head=functools.partial(dense_head, branch="classification_head"),
     last_layer=("classification_head", "out_proj"),
     tiny=_TINY,

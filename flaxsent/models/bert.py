@@ -70,6 +70,7 @@ _BERT = Family(
     embed=_embed,
     encode=functools.partial(encode, parts=_PARTS),
     head=_berts_head,
+    stacks=lambda config: {"encoder.layer": [None] * config.num_layers},
 )
 
 

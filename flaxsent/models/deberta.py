@@ -33,7 +33,7 @@ from flaxsent.models.layers import (
     take,
     two_layers,
 )
-from flaxsent.models.post_norm import Parts, embed, embedding_shapes, part, post_norm_layers
+from flaxsent.models.post_norm import Parts, embed, embedding_shapes, part, post_norm_layer
 
 _PARTS = Parts(query="attention.self.query_proj", key="attention.self.key_proj", value="attention.self.value_proj")
 # How distances are projected: for c2p as the keys of tokens are, for p2c as their queries, or by layers of their own.
@@ -154,17 +154,19 @@ def _encode(
     key: OptionalKey,
 ) -> list[Float[Array, "_ D"]]:
     options, encoder = _options(config), params["encoder"]
-    first, *others = post_norm_layers(
-        encoder["layer"],
-        tokens,
+    layer = functools.partial(
+        post_norm_layer,
+        tokens=tokens,
         parts=_PARTS,
         config=config,
         bias=_bias(encoder, tokens, config=config) if options.is_relative else None,
         scale=_scale(config),
     )
+    first = layer
     if options.conv_size:
-        first = functools.partial(_with_convolution, encoder["conv"], first, tokens=tokens, config=config)
-    return run([first, *others], x_TD, at_Q=first_tokens(tokens, num_segments), key=key)
+        first = functools.partial(_with_convolution, encoder["conv"], layer, tokens=tokens, config=config)
+    at_S = first_tokens(tokens, num_segments)
+    return run(lambda index: layer if index else first, encoder["layer"], x_TD, at_Q=at_S, key=key)
 
 
 def _head(params: Params, x_SD: Float[Array, "S D"], *, config: ModelConfig, key: OptionalKey) -> Float[Array, "S C"]:
@@ -269,8 +271,9 @@ def _buckets(length: int, num_buckets: int, max_distance: int) -> Int[np.ndarray
 
 
 def _with_convolution(
-    params: Params,
+    convolution: Params,
     layer: Layer,
+    params: Params,
     x_TD: Float[Array, "T D"],
     *,
     tokens: Tokens,
@@ -280,10 +283,10 @@ def _with_convolution(
 ) -> Float[Array, "Q D"]:
     """A layer, and beside it a convolution of what it reads."""
     options, (layer_key, conv_key) = _options(config), split_key(key, 2)
-    y_TD = _convolve(params["conv"], x_TD, tokens.segment_ids, groups=options.conv_groups)
+    y_TD = _convolve(convolution["conv"], x_TD, tokens.segment_ids, groups=options.conv_groups)
     y_TD = ACTIVATIONS[options.conv_activation](dropout(y_TD, config.hidden_dropout, conv_key))
-    x_QD = layer(x_TD, at_Q=at_Q, key=layer_key)
-    return add_and_norm(params["LayerNorm"], x_QD, take(y_TD, at_Q), eps=config.layer_norm_eps)
+    x_QD = layer(params, x_TD, at_Q=at_Q, key=layer_key)
+    return add_and_norm(convolution["LayerNorm"], x_QD, take(y_TD, at_Q), eps=config.layer_norm_eps)
 
 
 def _convolve(
@@ -321,6 +324,7 @@ FAMILIES = (
         embed=embed,
         encode=_encode,
         head=_head,
+        stacks=lambda config: {"encoder.layer": [index == 0 for index in range(config.num_layers)]},
         tiny={
             "type_vocab_size": 0,
             "position_biased_input": False,

@@ -65,5 +65,6 @@ FAMILIES = (
         embed=embed,
         encode=functools.partial(encode, branch="transformer.layer", parts=_PARTS),
         head=_head,
+        stacks=lambda config: {"transformer.layer": [None] * config.num_layers},
     ),
 )

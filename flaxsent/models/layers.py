@@ -5,7 +5,7 @@ classification head are float32 throughout. A `key` of None means no dropout.
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, cast
 
 import jax
 import jax.numpy as jnp
@@ -147,21 +147,77 @@ def is_of_text(tokens: Tokens, num_segments: int) -> Bool[Array, "S T"]:
 
 
 Layer = Callable[..., Float[Array, "_ D"]]
-"""`layer(x_TD, *, at_Q, key)`: its output at the tokens `at_Q`, or at all."""
+"""`layer(params, x_TD, *, at_Q, key)`: its output at the tokens `at_Q`, or at all."""
 
 STATE = "state"
 """The name of a layer's output for `jax.checkpoint`: a gradient may keep these and compute the rest again."""
 
 
 def run(
-    layers: Sequence[Layer], x_TD: Float[Array, "T D"], *, at_Q: Int[Array, " Q"] | None, key: OptionalKey
+    layer_of: Callable[[int], Layer],
+    layers: Params,
+    x_TD: Float[Array, "T D"],
+    *,
+    at_Q: Int[Array, " Q"] | None,
+    key: OptionalKey,
 ) -> list[Float[Array, "_ D"]]:
-    """The input and the output of every layer; that of the last is computed at `at_Q` only."""
+    """The input and the output of every layer; that of the last is computed at `at_Q` only.
+
+    Each layer has its params by its number, or those of a range are stacked (`stacking.py`) and run as one scan.
+    """
+    ranges = sorted(((range_of(name), name) for name in layers), key=lambda found: found[0].start)
+    keys = split_key(key, sum(len(numbers) for numbers, _ in ranges))
     states = [x_TD]
-    for index, (layer, layer_key) in enumerate(zip(layers, split_key(key, len(layers)), strict=True), start=1):
-        x_QD = layer(states[-1], at_Q=at_Q if index == len(layers) else None, key=layer_key)
-        states.append(checkpoint_name(x_QD, STATE))
+    for numbers, name in ranges:
+        if name.isdecimal():
+            is_last = numbers == ranges[-1][0]
+            x_QD = layer_of(numbers[0])(layers[name], states[-1], at_Q=at_Q if is_last else None, key=keys[numbers[0]])
+            states.append(checkpoint_name(x_QD, STATE))
+        else:
+            states += _scan(layer_of, layers[name], states[-1], numbers=numbers, keys=keys)
     return states
+
+
+def _scan(
+    layer_of: Callable[[int], Layer],
+    stacked: Params,
+    x_TD: Float[Array, "T D"],
+    *,
+    numbers: range,
+    keys: Sequence[OptionalKey],
+) -> list[Float[Array, "T D"]]:
+    """The outputs of stacked layers, whose kinds recur after as many as `stacked` has."""
+    period = len(stacked)
+    of_range = keys[numbers.start : numbers.stop]
+    keys_GP = None if keys[0] is None else jnp.stack(cast(list[Array], of_range)).reshape(-1, period)
+
+    def body(x_TD: Array, group: tuple[Params, Array | None]) -> tuple[Array, list[Array]]:
+        params, keys_P = group
+        outputs = []
+        for index, (layer_params, layer_key) in enumerate(
+            zip(in_order(params), split_rows(keys_P, period), strict=True)
+        ):
+            layer = layer_of(numbers.start + index)
+            x_TD = checkpoint_name(layer(layer_params, x_TD, at_Q=None, key=layer_key), STATE)
+            outputs.append(x_TD)
+        return x_TD, outputs
+
+    _, outputs = jax.lax.scan(body, x_TD, (stacked, keys_GP))
+    return [x_GTD[group] for group in range(len(numbers) // period) for x_GTD in outputs]
+
+
+def split_rows(keys: Key[Array, " P"] | None, num: int) -> Sequence[OptionalKey]:
+    return [None] * num if keys is None else list(keys)
+
+
+def range_of(name: str) -> range:
+    """Of layers: "3" is one, "1-6" are six.
+
+    >>> range_of("1-6")
+    range(1, 7)
+    """
+    first, _, last = name.partition("-")
+    return range(int(first), int(last or first) + 1)
 
 
 def in_order(layers: Params) -> list[Params]:

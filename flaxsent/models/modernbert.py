@@ -18,13 +18,13 @@ from flaxsent.models.attention import attend
 from flaxsent.models.family import Family, ModelConfig
 from flaxsent.models.layers import (
     ACTIVATIONS,
+    Layer,
     OptionalKey,
     dense,
     dense_shapes,
     dropout,
     first_tokens,
     in_float32,
-    in_order,
     is_of_text,
     layer_norm,
     layer_norm_shapes,
@@ -180,19 +180,15 @@ def _encode(
     """The last state is normalised, as in transformers 5's `output_hidden_states`."""
     options = _options(config)
     turns = {is_global: _turns(tokens, config=config, is_global=is_global) for is_global in set(options.is_global)}
-    layers = [
-        functools.partial(
-            _layer,
-            layer,
-            segment_ids=tokens.segment_ids,
-            turns=turns[is_global],
-            reach=None if is_global else options.reach,
-            config=config,
-        )
-        for layer, is_global in zip(in_order(params["layers"]), options.is_global, strict=True)
-    ]
+
+    def layer_of(index: int) -> Layer:
+        is_global = options.is_global[index]
+        reach = None if is_global else options.reach
+        same = {"segment_ids": tokens.segment_ids, "config": config}
+        return functools.partial(_layer, turns=turns[is_global], reach=reach, **same)
+
     at_S = first_tokens(tokens, num_segments) if options.pooling == "cls" else None
-    *states, last_QD = run(layers, x_TD, at_Q=at_S, key=key)
+    *states, last_QD = run(layer_of, params["layers"], x_TD, at_Q=at_S, key=key)
     last_QD = layer_norm(params["final_norm"], last_QD, eps=config.layer_norm_eps)
     if num_segments is not None and options.pooling == "mean":
         is_of_ST = is_of_text(tokens, num_segments).astype(jnp.float32)
@@ -292,6 +288,7 @@ FAMILIES = (
         embed=_embed,
         encode=_encode,
         head=_head,
+        stacks=lambda config: {"layers": _options(config).is_global},
         tiny={
             "num_hidden_layers": 4,  # global, local, local, global
             "local_attention": 8,

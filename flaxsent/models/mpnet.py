@@ -87,6 +87,7 @@ FAMILIES = (
         embed=embed,
         encode=_encode,
         head=dense_head,
+        stacks=lambda config: {"encoder.layer": [None] * config.num_layers},
         last_layer=("classifier", "out_proj"),
         tiny={"pad_token_id": 1, "max_position_embeddings": 42},
     ),

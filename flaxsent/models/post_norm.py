@@ -17,14 +17,12 @@ from flaxsent.models.attention import attend
 from flaxsent.models.family import ModelConfig
 from flaxsent.models.layers import (
     ACTIVATIONS,
-    Layer,
     OptionalKey,
     add_and_norm,
     dense,
     dense_shapes,
     dropout,
     first_tokens,
-    in_order,
     layer_norm,
     layer_norm_shapes,
     look_up,
@@ -97,8 +95,8 @@ def encode(
     **arguments: Any,
 ) -> list[Float[Array, "_ D"]]:
     """`Family.encode` of layers that run one after the other; `arguments` are those of `post_norm_layer`."""
-    layers = post_norm_layers(part(params, branch), tokens, config=config, **arguments)
-    return run(layers, x_TD, at_Q=first_tokens(tokens, num_segments), key=key)
+    layer = functools.partial(post_norm_layer, tokens=tokens, config=config, **arguments)
+    return run(lambda _: layer, part(params, branch), x_TD, at_Q=first_tokens(tokens, num_segments), key=key)
 
 
 def post_norm_layer(
@@ -137,8 +135,3 @@ def post_norm_layer(
     y_QF = ACTIVATIONS[config.activation](dense(part(params, parts.up), x_QD))
     y_QD = dropout(dense(part(params, parts.down), y_QF), rates["down"], down_key)
     return add_and_norm(part(params, parts.down_norm), x_QD, y_QD, eps=config.layer_norm_eps)
-
-
-def post_norm_layers(layers: Params, tokens: Tokens, **arguments: Any) -> list[Layer]:
-    """All layers, each ready for `run`; `arguments` are those of `post_norm_layer` that are the same for all."""
-    return [functools.partial(post_norm_layer, layer, tokens=tokens, **arguments) for layer in in_order(layers)]
