@@ -163,7 +163,8 @@ def run(
 ) -> list[Float[Array, "_ D"]]:
     """The input and the output of every layer; that of the last is computed at `at_Q` only.
 
-    Each layer has its params by its number, or those of a range are stacked (`stacking.py`) and run as one scan.
+    Each layer has its params by its number, or those of a range are stacked (`stacking.py`) and run as one scan, of
+    which only the last output is given.
     """
     ranges = sorted(((range_of(name), name) for name in layers), key=lambda found: found[0].start)
     keys = split_key(key, sum(len(numbers) for numbers, _ in ranges))
@@ -174,7 +175,7 @@ def run(
             x_QD = layer_of(numbers[0])(layers[name], states[-1], at_Q=at_Q if is_last else None, key=keys[numbers[0]])
             states.append(checkpoint_name(x_QD, STATE))
         else:
-            states += _scan(layer_of, layers[name], states[-1], numbers=numbers, keys=keys)
+            states.append(_scan(layer_of, layers[name], states[-1], numbers=numbers, keys=keys))
     return states
 
 
@@ -185,29 +186,21 @@ def _scan(
     *,
     numbers: range,
     keys: Sequence[OptionalKey],
-) -> list[Float[Array, "T D"]]:
-    """The outputs of stacked layers, whose kinds recur after as many as `stacked` has."""
+) -> Float[Array, "T D"]:
+    """The output of the last of stacked layers, whose kinds recur after as many as `stacked` has."""
     period = len(stacked)
-    of_range = keys[numbers.start : numbers.stop]
-    keys_GP = None if keys[0] is None else jnp.stack(cast(list[Array], of_range)).reshape(-1, period)
+    has_keys = keys[numbers.start] is not None
+    keys_GP = jnp.stack(cast(list[Array], keys[numbers.start : numbers.stop])).reshape(-1, period) if has_keys else None
 
-    def body(x_TD: Array, group: tuple[Params, Array | None]) -> tuple[Array, list[Array]]:
+    def body(x_TD: Array, group: tuple[Params, Array | None]) -> tuple[Array, None]:
         params, keys_P = group
-        outputs = []
-        for index, (layer_params, layer_key) in enumerate(
-            zip(in_order(params), split_rows(keys_P, period), strict=True)
-        ):
+        for index, layer_params in enumerate(in_order(params)):
+            layer_key = None if keys_P is None else keys_P[index]
             layer = layer_of(numbers.start + index)
             x_TD = checkpoint_name(layer(layer_params, x_TD, at_Q=None, key=layer_key), STATE)
-            outputs.append(x_TD)
-        return x_TD, outputs
+        return x_TD, None
 
-    _, outputs = jax.lax.scan(body, x_TD, (stacked, keys_GP))
-    return [x_GTD[group] for group in range(len(numbers) // period) for x_GTD in outputs]
-
-
-def split_rows(keys: Key[Array, " P"] | None, num: int) -> Sequence[OptionalKey]:
-    return [None] * num if keys is None else list(keys)
+    return jax.lax.scan(body, x_TD, (stacked, keys_GP))[0]
 
 
 def range_of(name: str) -> range:
