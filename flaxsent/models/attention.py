@@ -2,9 +2,9 @@
 
 The tokens of a text lie side by side, so that their distance in the row is that of their positions.
 
-What computes it is chosen here, by platform and length. On a TPU a kernel does (`attention_tpu.py`), whose scores never
-leave the chip. Elsewhere, in a gradient and with dropout the scores are arrays of XLA; the queries of long rows are taken
-in blocks then, so that none is N × T × T, unless a bias is added to all scores (MPNet, DeBERTa).
+What computes it is chosen here, by platform and length. On a TPU a kernel does (`attention_tpu.py`), whose scores
+never leave the chip. Elsewhere, in a gradient and with dropout the scores are arrays of XLA; the queries of long rows
+are taken in blocks then, so that none is N × T × T, unless a bias is added to all scores (MPNet, DeBERTa).
 """
 
 import contextlib
@@ -16,12 +16,12 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
-from jax.extend.core import Primitive
-from jax.interpreters import ad, batching, mlir
+from jax.interpreters import batching
 from jaxtyping import Array, Float, Int, Shaped
 
 from flaxsent.base import AnyArray
 from flaxsent.models.layers import OptionalKey, dropout, take
+from flaxsent.models.platforms import primitive
 
 _MOST_SCORES = 2048**2
 """Of a head, at a time: in rows that have more, blocks of queries that see the whole row come one after the other."""
@@ -82,12 +82,6 @@ def attend(
     return _by_scores(q_QD, k_TD, v_TD, segment_ids_T, bias_NQT, at_Q=at_Q, dropout_rate=dropout_rate, key=key, **kind)
 
 
-attend_p = Primitive("attend")
-"""`attend` of whole rows without dropout: queries, keys, values `[*batch, T, D]`, segment ids `[*batch, T]`, and a bias
-`[*batch, N, T, T]` or none; an axis of the batch on which the bias does not depend has size 1 there. A primitive is
-lowered for the platform that it is compiled for, whichever machine compiles it."""
-
-
 def _rows_by_scores(*operands: Any, precision: str | None, **kind: Any) -> Float[Array, "*batch T D"]:
     if operands[0].ndim > 2:
         axes = [0] * len(operands)
@@ -125,23 +119,11 @@ def _batch(operands: Sequence[Any], axes: Sequence[int | None], **kind: Any) -> 
     return attend_p.bind(*moved, **kind), 0
 
 
-def _differentiate(
-    operands: Sequence[Any], tangents: Sequence[Any], **kind: Any
-) -> tuple[Float[Array, "*batch T D"], Float[Array, "*batch T D"]]:
-    """By the scores, which a gradient keeps."""
-    q, k, v, segment_ids, *bias = operands
-    moving = tuple(ad.instantiate_zeros(tangent) for at, tangent in enumerate(tangents) if at != 3)
-    return jax.jvp(
-        lambda q, k, v, *bias: _rows_by_scores(q, k, v, segment_ids, *bias, **kind), (q, k, v, *bias), moving
-    )
-
-
-attend_p.def_impl(_rows_by_scores)
-attend_p.def_abstract_eval(lambda q, *_, **__: q)
+attend_p = primitive("attend", _rows_by_scores, _rows_on_tpu)
+"""`attend` of whole rows without dropout: queries, keys, values `[*batch, T, D]`, segment ids `[*batch, T]`, and a bias
+`[*batch, N, T, T]` or none; an axis of the batch on which the bias does not depend has size 1 there. Its gradient is by
+the scores."""
 batching.primitive_batchers[attend_p] = _batch
-ad.primitive_jvps[attend_p] = _differentiate
-mlir.register_lowering(attend_p, mlir.lower_fun(_rows_by_scores, multiple_results=False))
-mlir.register_lowering(attend_p, mlir.lower_fun(_rows_on_tpu, multiple_results=False), platform="tpu")
 
 
 def _by_scores(

@@ -12,12 +12,12 @@ import jax
 import jax.numpy as jnp
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Bool, Float, Int
 
 LANES = 128
 """The last axis of a block is a multiple of it, or whole."""
 _TOKENS = 512
-"""In a block, of one row or of several short ones: each block costs the chip a third of a microsecond beside its work."""
+"""In a block, of one row or of several short ones: each block costs a third of a microsecond beside its work."""
 _QUERIES = 128
 """In a block of a row that is longer than `_TOKENS`."""
 _SCORES_AT_ONCE = 2**18
@@ -115,6 +115,14 @@ def _up(number: int) -> int:
     return -(-number // LANES) * LANES
 
 
+def _is_seen(after_QT: Int[Array, "Q T"], *, reach: int | None, is_causal: bool) -> Bool[Array, "Q T"]:
+    """By how far the key comes after the query."""
+    if reach is None:
+        return after_QT <= 0
+    is_near_QT = jnp.abs(after_QT) <= reach
+    return is_near_QT & (after_QT <= 0) if is_causal else is_near_QT
+
+
 def _kernel(
     q_ref: jax.Ref,
     k_ref: jax.Ref,
@@ -139,8 +147,7 @@ def _kernel(
     at_keys = pl.ds(first_key, keys)
     after_QT = None
     if reach is not None or is_causal:
-        places = (jax.lax.broadcasted_iota(jnp.int32, (Q, keys), axis) for axis in (0, 1))
-        query_QT, key_QT = places
+        query_QT, key_QT = (jax.lax.broadcasted_iota(jnp.int32, (Q, keys), axis) for axis in (0, 1))
         after_QT = key_QT + first_key - query_QT - first_query
     product = functools.partial(jax.lax.dot_general, precision=precision, preferred_element_type=jnp.float32)
     at_once = max(
@@ -150,10 +157,8 @@ def _kernel(
     ones_TG = jnp.ones((keys, G), v_ref.dtype)
     for row in range(B):
         mask_QT = query_ids_ref[row] == key_ids_ref[row, :, at_keys]
-        if reach is not None:
-            mask_QT &= jnp.abs(after_QT) <= reach
-        if is_causal:
-            mask_QT &= after_QT <= 0
+        if after_QT is not None:
+            mask_QT &= _is_seen(after_QT, reach=reach, is_causal=is_causal)
         for first in range(0, W // G, at_once):
             groups = [slice(group * G, (group + 1) * G) for group in range(first, first + at_once)]
             scores = []

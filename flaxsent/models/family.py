@@ -172,8 +172,8 @@ class Family:
     last_layer: tuple[str, ...] = ("classifier",)
     """Where in the params the layer of the logits is."""
     stacks: Callable[[ModelConfig], Mapping[str, Sequence[Hashable]]] = lambda config: {}
-    """Below `base`, the branches of numbered layers that may be stacked, and each layer's kind: layers of one kind differ
-    in their params only."""
+    """Below `base`, the branches of numbered layers that may be stacked, and each layer's kind: layers of one kind
+    differ in their params only."""
     computed_tensors: Callable[[ModelConfig], dict[str, Float[np.ndarray, "..."]]] = lambda config: {}
     """Tensors that PyTorch's checkpoints hold and Flax computes, by their PyTorch names."""
     tiny: Mapping[str, Any] = dataclasses.field(default_factory=dict)

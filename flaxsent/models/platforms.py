@@ -1,0 +1,49 @@
+"""Functions that are lowered for the platform they are compiled for, whichever machine compiles them.
+
+`jax.lax.platform_dependent` traces what it does not lower, and a gradient of it keeps the residuals of all platforms. A
+primitive does neither.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.extend.core import Primitive
+from jax.interpreters import ad, mlir
+
+Implementation = Callable[..., jax.Array]
+
+
+def primitive(name: str, by_xla: Implementation, on_tpu: Implementation) -> Primitive:
+    """A function of arrays and static keywords whose result is like its first operand; `batching` is the caller's.
+
+    A TPU computes it by `on_tpu`, but for gradients, which are those of `by_xla`, and for programs that XLA divides among
+    chips by itself, which it cannot do with a kernel; `jax.shard_map` can.
+    """
+    bound = Primitive(name)
+
+    def differentiate(operands: Any, tangents: Any, **static: Any) -> Any:
+        at = [index for index, operand in enumerate(operands) if jnp.issubdtype(operand.dtype, jnp.floating)]
+
+        def of_floats(*floats: Any) -> Any:
+            given = dict(zip(at, floats, strict=True))
+            return by_xla(*[given.get(index, operand) for index, operand in enumerate(operands)], **static)
+
+        moving = tuple(ad.instantiate_zeros(tangents[index]) for index in at)
+        return jax.jvp(of_floats, tuple(operands[index] for index in at), moving)
+
+    xla_rule = mlir.lower_fun(by_xla, multiple_results=False)
+    tpu_rule = mlir.lower_fun(on_tpu, multiple_results=False)
+
+    def rule(context: mlir.LoweringRuleContext, *operands: Any, **static: Any) -> Any:
+        axes = context.module_context.axis_context
+        is_divided_by_xla = not hasattr(axes, "manual_axes") and (getattr(axes, "num_devices", 1) or 1) > 1
+        return (xla_rule if is_divided_by_xla else tpu_rule)(context, *operands, **static)
+
+    bound.def_impl(by_xla)
+    bound.def_abstract_eval(lambda first, *_, **__: first)
+    ad.primitive_jvps[bound] = differentiate
+    mlir.register_lowering(bound, xla_rule)
+    mlir.register_lowering(bound, rule, platform="tpu")
+    return bound
