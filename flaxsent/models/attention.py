@@ -92,19 +92,26 @@ def _rows_by_scores(*operands: Any, precision: str | None, **kind: Any) -> Float
         return _by_scores(*operands, **kind)
 
 
+_EXACT = ("highest", "float32")
+"""The names of `jax.default_matmul_precision` for products of float32 that are exact to float32."""
+
+
 def _rows_on_tpu(*operands: Any, precision: str | None, **kind: Any) -> Float[Array, "*batch T D"]:
     from flaxsent.models.attention_tpu import attend, blocks_of  # Pallas takes a tenth of a second to import
 
     q = operands[0]
     *batch, T, D = q.shape
     blocks = blocks_of(math.prod(batch), T, D, D // kind["num_heads"], q.dtype.itemsize)
-    if blocks is None:
+    has_precision = q.dtype == jnp.bfloat16 or precision in (None, "default", *_EXACT)
+    if blocks is None or not has_precision or q.dtype == jnp.float16:
         return _rows_by_scores(*operands, precision=precision, **kind)
     rows = [x.reshape(-1, *x.shape[len(batch) :]) for x in operands]
     if len(rows) == 5 and len(rows[4]) not in (1, len(rows[0])):
         bias = jnp.broadcast_to(operands[4], (*batch, *operands[4].shape[len(batch) :]))
         rows[4] = bias.reshape(-1, *bias.shape[len(batch) :])
-    return attend(*rows, blocks=blocks, precision=precision, **kind).reshape(q.shape)
+    is_exact = q.dtype == jnp.float32 and precision in _EXACT
+    highest = jax.lax.Precision.HIGHEST if is_exact else None
+    return attend(*rows, blocks=blocks, precision=highest, **kind).reshape(q.shape)
 
 
 def _batch(operands: Sequence[Any], axes: Sequence[int | None], **kind: Any) -> tuple[Array, int]:
@@ -147,7 +154,7 @@ def _by_scores(
     if not isinstance(length, int):
         return attend_block(queries, keys, key, bias_NQT)
     size = _TILE * max(math.ceil((reach or 0) / _TILE), 1)
-    is_local = reach is not None and at_Q is None and length > _FEW_BLOCKS * size
+    is_local = reach is not None and at_Q is None and bias_NQT is None and length > _FEW_BLOCKS * size
     if not is_local:
         size = max(_MOST_SCORES // length, 1)
         if len(queries.places) <= size or bias_NQT is not None:

@@ -24,12 +24,12 @@ OptionalKey = Key[Array, ""] | None
 def gelu(x: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
     """The exact one (Hendrycks and Gimpel 2016), x·Φ(x).
 
-    In float32 by erf, as in PyTorch. `jax.nn.gelu(approximate=False)` takes erfc, which keeps relative accuracy far below
-    0 and costs a TPU half the speed of a feed-forward layer and a CPU twice the time. Between -14 and 14 the largest error
-    is 1e-6, and erfc's 4e-7.
+    In float32 by erf, as in PyTorch. `jax.nn.gelu(approximate=False)` takes erfc, which keeps relative accuracy far
+    below 0 and costs a TPU half the speed of a feed-forward layer and a CPU twice the time. Between -14 and 14 the
+    largest error is 1e-6, and erfc's 4e-7.
 
-    In 16 bits by a tanh whose argument is a polynomial fitted to Φ: its error of 3e-5 is below the rounding of the result
-    (bfloat16: 4e-3 at 1), and a TPU has an instruction for tanh.
+    In 16 bits by a tanh whose argument is a polynomial fitted to Φ: its error of 3e-5 is below the rounding of the
+    result (bfloat16: 4e-3 at 1), and a TPU has an instruction for tanh.
     """
     if x.dtype in (jnp.bfloat16, jnp.float16):
         z = x.astype(jnp.float32)

@@ -1,4 +1,4 @@
-"""LayerNorm of a sum as one kernel for TPUs (Pallas): XLA reads the sum three times, for two statistics and the result."""
+"""LayerNorm of a sum as one kernel for TPUs (Pallas): XLA reads it three times, for two statistics and the result."""
 
 import functools
 import math

@@ -18,8 +18,8 @@ Implementation = Callable[..., jax.Array]
 def primitive(name: str, by_xla: Implementation, on_tpu: Implementation) -> Primitive:
     """A function of arrays and static keywords whose result is like its first operand; `batching` is the caller's.
 
-    A TPU computes it by `on_tpu`, but for gradients, which are those of `by_xla`, and for programs that XLA divides among
-    chips by itself, which it cannot do with a kernel; `jax.shard_map` can.
+    A TPU computes it by `on_tpu`, but for gradients, which are those of `by_xla`, and for programs that XLA divides
+    among chips by itself, which it cannot do with a kernel; `jax.shard_map` can.
     """
     bound = Primitive(name)
 
