@@ -95,6 +95,7 @@ def attend(
         kernel,
         grid=(R // B, D // W, T // Q),
         in_specs=specs,
+        name="attend",
         out_specs=at_queries,
         out_shape=jax.ShapeDtypeStruct(q_RTD.shape, q_RTD.dtype),
         compiler_params=pltpu.CompilerParams(

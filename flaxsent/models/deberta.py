@@ -10,6 +10,7 @@ import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
@@ -189,7 +190,8 @@ def _bias(encoder: Params, tokens: Tokens, *, config: ModelConfig) -> Callable[.
     embeddings_PD = encoder["rel_embeddings"]["embedding"]
     if options.normalizes_distances:
         embeddings_PD = layer_norm(encoder["LayerNorm"], embeddings_PD, eps=config.layer_norm_eps)
-    rows_TT = _rows(tokens.position_ids, config=config)
+    T = tokens.input_ids.shape[0]
+    rows_D = _rows(jnp.arange(1 - T, T), config=config)
 
     def bias(
         layer: Params,
@@ -199,38 +201,52 @@ def _bias(encoder: Params, tokens: Tokens, *, config: ModelConfig) -> Callable[.
         at_Q: Int[Array, " Q"] | None,
         key: OptionalKey,
     ) -> Float[Array, "N Q T"]:
-        dropped_PD, rows_QT = dropout(embeddings_PD, config.hidden_dropout, key), take(rows_TT, at_Q)
+        dropped_PD = dropout(embeddings_PD, config.hidden_dropout, key)
 
-        def products(x_TD: Float[Array, "T D"], term: str) -> Float[Array, "N T P"]:
-            distance_PD = dense(part(layer, names[term]), dropped_PD)
+        def products(x_TD: Float[Array, "T D"], term: str, rows: Int[Array, " distances"]) -> Float[Array, "N T _"]:
+            """Of each token with what lies at each distance."""
+            distance_PD = dense(part(layer, names[term]), dropped_PD)[rows]
             x_TNH, distance_PNH = (y.reshape(y.shape[0], config.num_heads, -1) for y in (x_TD, distance_PD))
             return jnp.einsum("TNH,PNH->NTP", x_TNH, distance_PNH, preferred_element_type=jnp.float32)
 
-        bias_NQT = jnp.zeros((config.num_heads, *rows_QT.shape), jnp.float32)
+        bias_NQT = jnp.zeros((config.num_heads, q_QD.shape[0], T), jnp.float32)
         if "c2p" in options.terms:
-            bias_NQT += jnp.take_along_axis(products(q_QD, "c2p"), rows_QT[None], axis=-1)
+            bias_NQT += _by_places(products(q_QD, "c2p", rows_D[::-1]), at_Q)
         if "p2c" in options.terms:
-            bias_NQT += jnp.take_along_axis(products(k_TD, "p2c"), rows_QT.T[None], axis=-1).mT
+            by_key_NTT = _by_places(products(k_TD, "p2c", rows_D), None)
+            bias_NQT += by_key_NTT.mT if at_Q is None else by_key_NTT[:, :, at_Q].mT
         return _scale(config) * bias_NQT
 
     return bias
+
+
+def _by_places(x_NQD: Float[Array, "N Q distances"], at_Q: Int[Array, " Q"] | None) -> Float[Array, "N Q T"]:
+    """From columns for the distances 1 - T to T - 1 from each token, those that the places of the row are from it.
+
+    Without a gather, which costs more than the products: row i begins T - 1 - i columns in, which is what rows of one
+    column less than the array has are shifted by, as in Transformer-XL (Dai et al. 2019).
+    """
+    num_heads, num_queries, distances = x_NQD.shape
+    T = (distances + 1) // 2
+    if at_Q is not None:
+        return jax.vmap(lambda x_ND, at: jax.lax.dynamic_slice_in_dim(x_ND, T - 1 - at, T, axis=-1), (1, 0), 1)(
+            x_NQD, at_Q
+        )
+    flat = jnp.pad(x_NQD, ((0, 0), (0, 0), (0, 1))).reshape(num_heads, num_queries * 2 * T)
+    shifted = flat[:, T - 1 : T - 1 + num_queries * distances]
+    return shifted.reshape(num_heads, num_queries, distances)[:, :, :T]
 
 
 def _scale(config: ModelConfig) -> float:
     return 1 / math.sqrt(config.hidden_size // config.num_heads * (1 + len(_options(config).terms)))
 
 
-def _rows(position_ids_T: Int[AnyArray, " T"], *, config: ModelConfig) -> Int[Array, "T T"]:
-    """Which row of the learnt distances lies between each query and key.
-
-    From 0 (the key comes long after the query) to P - 1 (long before it). Between texts of a row it means nothing, and
-    attention does not see it.
-    """
+def _rows(distance: Int[Array, " distances"], *, config: ModelConfig) -> Int[Array, " distances"]:
+    """Which row of the learnt ones each is: from 0 (the key comes long after the query) to P - 1 (long before it)."""
     options = _options(config)
-    difference_TT = position_ids_T[:, None] - position_ids_T[None, :]
     buckets = _buckets(_last_distance(options) + 1, options.num_buckets, options.max_distance)
-    far_TT = jnp.take(jnp.asarray(buckets, difference_TT.dtype), jnp.abs(difference_TT), mode="clip")
-    return jnp.clip(jnp.sign(difference_TT) * far_TT + options.reach, 0, 2 * options.reach - 1)
+    far = jnp.take(jnp.asarray(buckets, distance.dtype), jnp.abs(distance), mode="clip")
+    return jnp.clip(jnp.sign(distance) * far + options.reach, 0, 2 * options.reach - 1)
 
 
 def _last_distance(options: _Options) -> int:

@@ -36,6 +36,7 @@ def norm(
         functools.partial(_kernel, num_terms=len(terms), eps=eps),
         grid=(math.prod(shape[:-1]) // block,),
         in_specs=[at_tokens] * len(terms) + [at_params] * len(params),
+        name="layer_norm",
         out_specs=at_tokens,
         out_shape=jax.ShapeDtypeStruct((math.prod(shape[:-1]), D), terms[0].dtype),
         compiler_params=pltpu.CompilerParams(dimension_semantics=("parallel",)),
