@@ -175,8 +175,10 @@ def _kernel(
             probs_NQT = jnp.exp(scores_NQT - jnp.max(scores_NQT, axis=-1, keepdims=True)).astype(v_ref.dtype)
             probs = probs_NQT.reshape(len(groups), -1, keys)
             for index, group in enumerate(groups):
-                y_NQG = product(probs[index], v_ref[row, at_keys, group], (((1,), (0,)), ((), ())))
-                y_NQG /= product(probs[index], ones_TG, (((1,), (0,)), ((), ())))
+                # With columns of ones beside the values, the product has the sums, too: an MXU of 256 columns has room.
+                v_T2G = jnp.concatenate([v_ref[row, at_keys, group], ones_TG], axis=-1)
+                y_N2G = product(probs[index], v_T2G, (((1,), (0,)), ((), ())))
+                y_NQG = y_N2G[:, :G] / y_N2G[:, G:]
                 y_NQG = y_NQG.reshape(-1, Q, G)
                 y_QG = y_NQG[0]
                 for head in range(1, G // H):
