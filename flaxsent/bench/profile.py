@@ -7,6 +7,7 @@ to more than the whole; what is left of the wall time is a device without work.
 
 import collections
 import contextlib
+import itertools
 import os
 import re
 import statistics
@@ -263,8 +264,8 @@ _INSTRUCTION = re.compile(r"^\s+(?:ROOT )?%?([\w.\-]+) = ")
 def _kinds_of_program(text: str) -> tuple[str, dict[str, str]]:
     """The name of a compiled program, and the kind of each instruction in it.
 
-    A fusion is what its last part is, or the last part in a scope; an instruction that the compiler made is what the
-    first operand is that was written.
+    A fusion is what the product in it is, else its last part in a scope; an instruction that the compiler made is what
+    the first operand is that was written.
     """
     module = re.match(r"HloModule ([\w.\-]+)", text)
     written, calls, operands = {}, {}, {}
@@ -285,13 +286,14 @@ def _kinds_of_program(text: str) -> tuple[str, dict[str, str]]:
         parts = [one for computation in calls.get(name, ()) for one in inside[computation]]
         places = [written[one] for one in (*parts, name) if one in written][::-1]
         if places or depth > _DEPTH:
-            return next(filter(_scope, places), places[0] if places else "")
+            products = (place for place in places if place.endswith(_PRODUCT))
+            return next(itertools.chain(products, filter(_scope, places), places), "")
         return next(filter(None, (place(one, depth + 1) for one in operands.get(name, ()))), "")
 
     return module[1] if module else "", {name: _kind(place(name)) for name in operands}
 
 
-_DEPTH = 3
+_DEPTH, _PRODUCT = 3, "dot_general"
 
 
 def _scope(place: str) -> str | None:
@@ -301,8 +303,8 @@ def _scope(place: str) -> str | None:
 def _kind(place: str) -> str:
     """Of what was written there, such as "jit(step)/vmap(attention)/QNH,TNH->NQT/dot_general"."""
     scope, work = _scope(place), place.rpartition("/")[2]
-    if scope == "attention" and work in ("dot_general", "pallas_call"):
-        return ATTENTION_PRODUCTS if work == "dot_general" else ATTENTION_KERNEL
+    if scope == "attention" and work in (_PRODUCT, "pallas_call"):
+        return ATTENTION_PRODUCTS if work == _PRODUCT else ATTENTION_KERNEL
     return _KINDS[scope] if scope else OTHER if place else UNKNOWN
 
 

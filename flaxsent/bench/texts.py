@@ -1,7 +1,6 @@
 """What is measured: made-up texts of known lengths, the lines of a file, and a model with random weights."""
 
 import json
-import math
 import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -13,7 +12,7 @@ import tokenizers
 from jaxtyping import Float
 
 from flaxsent import models
-from flaxsent.base import FlaxsentError
+from flaxsent.base import Backend, FlaxsentError
 from flaxsent.bench.machine import is_on_cpu
 from flaxsent.checkpoint import hub, weights
 from flaxsent.checkpoint.folder import load
@@ -62,7 +61,7 @@ def of_length(num_tokens: int, *, is_mixed: bool = False) -> Workload:
 
     mean = draw(np.random.default_rng(0), 1000).mean()
     name = f"up to {num_tokens:,} tokens" if is_mixed else f"{num_tokens:,} tokens"
-    return Workload(name, make_texts(draw, math.ceil(total / mean)))
+    return Workload(name, make_texts(draw, max(round(total / mean), 1)))
 
 
 _TOKENS, _TOKENS_ON_ACCELERATOR = 1 << 13, 1 << 20
@@ -149,6 +148,7 @@ def open_model(
     scratch: Path,
     *,
     dtype: str | None = None,
+    backend: Backend | None = None,
     size: str = "DistilBERT",
     **changes: Any,
 ) -> Opened:
@@ -158,9 +158,9 @@ def open_model(
     """
     if model is None:
         write_model(scratch, size=size, **changes)
-        return Opened(f"{size}'s size, random weights", scratch, load(scratch, dtype=dtype))
+        return Opened(f"{size}'s size, random weights", scratch, load(scratch, dtype=dtype, backend=backend))
     folder = hub.find(model)
-    return Opened(str(model), folder, load(folder, dtype=dtype))
+    return Opened(str(model), folder, load(folder, dtype=dtype, backend=backend))
 
 
 _LABELS = {"id2label": {"0": "NEGATIVE", "1": "POSITIVE"}, "label2id": {"NEGATIVE": 0, "POSITIVE": 1}}
@@ -212,6 +212,8 @@ def write_model(folder: Path, *, size: str = "DistilBERT", **changes: Any) -> No
     (folder / "config.json").write_text(json.dumps(raw))
     (folder / "tokenizer.json").write_bytes(tokenizer)
     settings = {"tokenizer_class": "BertTokenizer", "model_max_length": raw["max_position_embeddings"]}
+    if size != "BERT-base":  # transformers' pipeline passes on what the tokenizer gives
+        settings["model_input_names"] = ["input_ids", "attention_mask"]
     (folder / "tokenizer_config.json").write_text(json.dumps(settings | {"do_lower_case": True}))
     tensors = dict(weights.to_tensors(random_params(models.shapes(read_config(json.dumps(raw))))))
     # Positions as large as words would make all long texts alike.

@@ -112,3 +112,12 @@ def test_the_command_prints_it(capsys, monkeypatch):
     assert told["first_answers"][COLD] == [6.0, 7.0, 5.0]
     assert told["memory"]["resident"] == FLAT.resident
     assert abs(told["memory"]["slope"]) < 1e-6
+
+
+def test_a_start_that_keeps_nothing_makes_no_warm_one(small_model, monkeypatch):
+    def start(command, **_):
+        return subprocess.CompletedProcess(command, 0, "", "")
+
+    monkeypatch.setattr(footprint.subprocess, "run", start)
+    with pytest.raises(FlaxsentError, match="none is warm"):
+        footprint.first_answers(small_model, rounds=1)

@@ -86,17 +86,25 @@ def test_scopes_are_found_from_outside_and_work_without_one_is_other():
     assert profile._kind("") == UNKNOWN
 
 
-def test_what_the_compiler_made_has_the_name_of_what_it_calls_or_reads():
+def test_what_is_fused_is_its_product_or_what_is_in_a_scope_and_what_the_compiler_made_is_what_it_reads():
     text = """HloModule jit_step, is_scheduled=true
 
 %inside (p: f32[4]) -> f32[4] {
   %p = f32[4]{0} parameter(0), metadata={op_name="params['head']"}
-  ROOT %sum = f32[4]{0} add(%p, %p), metadata={op_name="jit(step)/vmap(activation)/add"}
+  %sum = f32[4]{0} add(%p, %p), metadata={op_name="jit(step)/vmap(activation)/add"}
+  ROOT %gated = f32[4]{0} multiply(%sum, %p), metadata={op_name="jit(step)/vmap()/mul"}
+}
+
+%with_product (q: f32[4]) -> f32[] {
+  %q = f32[4]{0} parameter(0)
+  %dot = f32[] dot(%q, %q), metadata={op_name="jit(step)/vmap(dense)/dot_general"}
+  ROOT %max = f32[] maximum(%dot, %dot), metadata={op_name="jit(step)/vmap(layer_norm)/max"}
 }
 
 ENTRY %main (x: f32[4]) -> f32[4] {
   %x = f32[4]{0} parameter(0), metadata={op_name="x"}
-  %fusion = f32[4]{0} fusion(%x), kind=kLoop, calls=%inside
+  %fusion = f32[4]{0} fusion(%x), kind=kLoop, calls=%inside, metadata={op_name="jit(step)/vmap()/mul"}
+  %product = f32[] fusion(%x), kind=kCustom, calls=%with_product, metadata={op_name="jit(step)/vmap(layer_norm)/max"}
   %wide = f32[4]{0} reduce-window(%fusion, %x), window={size=2}, to_apply=%none
   ROOT %copy = f32[4]{0} copy(%x)
 }
@@ -104,6 +112,7 @@ ENTRY %main (x: f32[4]) -> f32[4] {
     module, kinds = profile._kinds_of_program(text)
     assert module == "jit_step"
     assert (kinds["fusion"], kinds["wide"], kinds["copy"]) == ("activation", "activation", UNKNOWN)
+    assert kinds["product"] == "matrix products, biases"
 
 
 @pytest.mark.parametrize("family", ["modernbert", "deberta-v2"])
