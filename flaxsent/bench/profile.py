@@ -7,7 +7,6 @@ to more than the whole; what is left of the wall time is a device without work.
 
 import collections
 import contextlib
-import itertools
 import os
 import re
 import statistics
@@ -268,7 +267,8 @@ def _kinds_of_program(text: str) -> tuple[str, dict[str, str]]:
     the first operand is that was written.
     """
     module = re.match(r"HloModule ([\w.\-]+)", text)
-    written, calls, operands = {}, {}, {}
+    written: dict[str, _Written] = {}
+    calls, operands = {}, {}
     inside: dict[str, list[str]] = collections.defaultdict(list)
     computation = ""
     for line in text.splitlines():
@@ -278,34 +278,47 @@ def _kinds_of_program(text: str) -> tuple[str, dict[str, str]]:
             name, (body, _, rest) = found[1], line[found.end() :].partition("metadata=")
             inside[computation].append(name)
             if (at := re.search(r'op_name="([^"]*)"', rest)) and " parameter(" not in body:
-                written[name] = at[1]
+                is_product = re.search(r"[ )](dot|convolution)\(", body) is not None
+                is_library_call = " custom-call(" in body and at[1].endswith("/dot_general")
+                written[name] = _Written(at[1], is_product or is_library_call)
             calls[name] = re.findall(r"(?:calls|to_apply)=%?([\w.\-]+)", body)
             operands[name] = re.findall(r"[(, ]%([\w.\-]+)", body.partition("calls=")[0])
 
-    def place(name: str, depth: int = 0) -> str:
+    def main(name: str, depth: int = 0) -> _Written | None:
         parts = [one for computation in calls.get(name, ()) for one in inside[computation]]
-        places = [written[one] for one in (*parts, name) if one in written][::-1]
-        if places or depth > _DEPTH:
-            products = (place for place in places if place.endswith(_PRODUCT))
-            return next(itertools.chain(products, filter(_scope, places), places), "")
-        return next(filter(None, (place(one, depth + 1) for one in operands.get(name, ()))), "")
+        each = [written[one] for one in (*parts, name) if one in written][::-1]
+        if each:
+            return next((one for one in each if one.is_product), next((one for one in each if one.scope), each[0]))
+        read = (main(one, depth + 1) for one in operands.get(name, ()) if depth < _DEPTH)
+        return next(filter(None, read), None)
 
-    return module[1] if module else "", {name: _kind(place(name)) for name in operands}
-
-
-_DEPTH, _PRODUCT = 3, "dot_general"
+    return module[1] if module else "", {name: _kind(main(name)) for name in operands}
 
 
-def _scope(place: str) -> str | None:
-    return next((scope for scope in re.split(r"[/()]", place) if scope in _KINDS), None)
+_DEPTH = 4
+"""So far an instruction may stand behind the one that it gets its name from."""
 
 
-def _kind(place: str) -> str:
-    """Of what was written there, such as "jit(step)/vmap(attention)/QNH,TNH->NQT/dot_general"."""
-    scope, work = _scope(place), place.rpartition("/")[2]
-    if scope == "attention" and work in (_PRODUCT, "pallas_call"):
-        return ATTENTION_PRODUCTS if work == _PRODUCT else ATTENTION_KERNEL
-    return _KINDS[scope] if scope else OTHER if place else UNKNOWN
+class _Written(NamedTuple):
+    """An instruction that is in the source."""
+
+    place: str
+    """Such as "jit(step)/vmap(attention)/QNH,TNH->NQT/dot_general"."""
+    is_product: bool
+
+    @property
+    def scope(self) -> str | None:
+        return next((scope for scope in re.split(r"[/()]", self.place) if scope in _KINDS), None)
+
+
+def _kind(written: _Written | None) -> str:
+    if written is None:
+        return UNKNOWN
+    if written.scope == "attention" and written.is_product:
+        return ATTENTION_PRODUCTS
+    if written.scope == "attention" and written.place.endswith("/pallas_call"):
+        return ATTENTION_KERNEL
+    return _KINDS[written.scope] if written.scope else OTHER
 
 
 def table(figures: Figures) -> str:

@@ -73,17 +73,17 @@ def test_work_takes_as_long_as_it_takes():
 
 
 def test_scopes_are_found_from_outside_and_work_without_one_is_other():
-    def kind(place):
-        return profile._kind(f"jit(step_8x128)/{place}")
+    def kind(place, *, is_product=False):
+        return profile._kind(profile._Written(f"jit(step_8x128)/{place}", is_product))
 
-    assert kind("vmap(attention)/QNH,TNH->NQT/dot_general") == ATTENTION_PRODUCTS
+    assert kind("vmap(attention)/QNH,TNH->NQT/dot_general", is_product=True) == ATTENTION_PRODUCTS
     assert kind("vmap(attention)/pallas_call") == ATTENTION_KERNEL
     assert kind("vmap(attention)/exp") == "attention: softmax, mask, layout"
-    assert kind("vmap(head)/dense/...d,df->...f/dot_general") == "head"
+    assert kind("vmap(head)/dense/...d,df->...f/dot_general", is_product=True) == "head"
     assert kind("vmap(embeddings)/layer_norm/mul") == "embeddings"
     assert kind("while/body/vmap(layer_norm)/layer_norm/rsqrt") == "LayerNorm, residual sums"
     assert kind("exp") == OTHER
-    assert profile._kind("") == UNKNOWN
+    assert profile._kind(None) == UNKNOWN
 
 
 def test_what_is_fused_is_its_product_or_what_is_in_a_scope_and_what_the_compiler_made_is_what_it_reads():
@@ -91,7 +91,8 @@ def test_what_is_fused_is_its_product_or_what_is_in_a_scope_and_what_the_compile
 
 %inside (p: f32[4]) -> f32[4] {
   %p = f32[4]{0} parameter(0), metadata={op_name="params['head']"}
-  %sum = f32[4]{0} add(%p, %p), metadata={op_name="jit(step)/vmap(activation)/add"}
+  %cast = f32[4]{0} bitcast(%p), metadata={op_name="jit(step)/vmap(dense)/dot_general"}
+  %sum = f32[4]{0} add(%cast, %p), metadata={op_name="jit(step)/vmap(activation)/add"}
   ROOT %gated = f32[4]{0} multiply(%sum, %p), metadata={op_name="jit(step)/vmap()/mul"}
 }
 
@@ -131,6 +132,17 @@ def test_the_table_adds_up(profiled):
     assert shares["all"] == 100
     assert sum(shares.get(kind, 0) for kind in (*KINDS, profile.IDLE)) == pytest.approx(100, abs=0.6)  # of rounding
     assert json.loads(json.dumps(profile.to_json(figures)))["profiles"][0]["idle"] == profiled.idle
+
+
+def test_unknown_work_is_named(engine, monkeypatch):
+    """Of programs of which nothing is known: another name, as if a trace had them from elsewhere."""
+    monkeypatch.setattr(profile, "_kinds_of_program", lambda text: ("jit_other", {}))
+    found = profile.profile(engine, Workload("w", ["a b", "c"]), rounds=1)
+    assert found.devices[UNKNOWN] == sum(found.devices.values()) > 0
+    assert 0 < sum(found.unknown.values()) <= found.devices[UNKNOWN]
+    table = profile.table(profile.Figures("m", "a machine", {}, "float32", 1e11, [found]))
+    assert f"unknown are {', '.join(found.unknown)}" in table.splitlines()
+    assert len(found.unknown) == 5, "the largest"
 
 
 def test_command_line(small_model, tmp_path, capsys, monkeypatch):
