@@ -81,22 +81,21 @@ def plot(report: Report, file: str | os.PathLike) -> None:
     figure = Figure(figsize=(13, 5), layout="constrained")
     for panel, is_by_number in zip(figure.subplots(1, 2), (True, False), strict=True):
         results = [result for result in report.results if result.workload.endswith(_TEXTS) == is_by_number]
+        at = [result.num_texts if is_by_number else result.num_tokens / result.num_texts for result in results]
         for name in dict.fromkeys(name for result in results for name in result.timings):
-            measured = [result for result in results if name in result.timings]
-            speeds = [texts_per_second(result, name) for result in measured]
-            if is_by_number:
-                panel.plot([result.num_texts for result in measured], speeds, **_style(name))
-            else:
-                means = [result.num_tokens / result.num_texts for result in measured]
-                panel.plot(means, [speed * mean for speed, mean in zip(speeds, means, strict=True)], **_style(name))
+            points = [
+                (x, texts_per_second(result, name) * (1 if is_by_number else x))
+                for x, result in zip(at, results, strict=True)
+                if name in result.timings
+            ]
+            width = 2.5 if name in OURS else 1
+            panel.plot(*zip(*points, strict=True), label=name, marker="o", linewidth=width)
         unit, each = ("texts", "number of texts") if is_by_number else ("tokens", "tokens in each text")
         panel.set(xscale="log", xlabel=each, ylabel=f"{unit} a second", ylim=(0, None))
+        panel.set_xticks(at, [f"{x:,.0f}" for x in at])
+        panel.minorticks_off()
         panel.grid(alpha=0.3)
         panel.legend()
     figure.suptitle(f"{report.model} · {report.machine} · each peer at its best batch at each point")
     with appearing(Path(file)) as stream:
         figure.savefig(stream, format=form)
-
-
-def _style(name: str) -> dict[str, object]:
-    return {"label": name, "marker": "o", "linewidth": 2.5 if name in OURS else 1}

@@ -36,9 +36,10 @@ _KINDS = {
 }
 """By the outermost scope of `models/` that an instruction stands in."""
 ATTENTION_PRODUCTS, ATTENTION_KERNEL = "attention: products", "attention: kernel"
-OTHER, UNKNOWN, IDLE = "other", "unknown", "no work"
-KINDS = (*_KINDS.values(), ATTENTION_PRODUCTS, ATTENTION_KERNEL, OTHER, UNKNOWN)
-"""`OTHER` is work outside those scopes; of `UNKNOWN` work the program does not say where it was written."""
+COPIES, OTHER, UNKNOWN, IDLE = "copies of params and rows", "other", "unknown", "no work"
+KINDS = (*_KINDS.values(), ATTENTION_PRODUCTS, ATTENTION_KERNEL, COPIES, OTHER, UNKNOWN)
+"""`COPIES` are the compiler's, to faster memory or another layout; `OTHER` is work outside those scopes; of `UNKNOWN`
+work the program does not say where it was written."""
 
 
 class Profile(NamedTuple):
@@ -268,7 +269,7 @@ def _kinds_of_program(text: str) -> tuple[str, dict[str, str]]:
     """
     module = re.match(r"HloModule ([\w.\-]+)", text)
     written: dict[str, _Written] = {}
-    calls, operands = {}, {}
+    calls, operands, copies = {}, {}, set()
     inside: dict[str, list[str]] = collections.defaultdict(list)
     computation = ""
     for line in text.splitlines():
@@ -277,10 +278,12 @@ def _kinds_of_program(text: str) -> tuple[str, dict[str, str]]:
         elif found := _INSTRUCTION.match(line):
             name, (body, _, rest) = found[1], line[found.end() :].partition("metadata=")
             inside[computation].append(name)
-            if (at := re.search(r'op_name="([^"]*)"', rest)) and " parameter(" not in body:
+            if at := re.search(r'op_name="(jit\([^"]*)"', rest):  # those of params are their names
                 is_product = re.search(r"[ )](dot|convolution)\(", body) is not None
                 is_library_call = " custom-call(" in body and at[1].endswith("/dot_general")
                 written[name] = _Written(at[1], is_product or is_library_call)
+            if re.search(r" copy(-start|-done)?\(", body):
+                copies.add(name)
             calls[name] = re.findall(r"(?:calls|to_apply)=%?([\w.\-]+)", body)
             operands[name] = re.findall(r"[(, ]%([\w.\-]+)", body.partition("calls=")[0])
 
@@ -292,7 +295,7 @@ def _kinds_of_program(text: str) -> tuple[str, dict[str, str]]:
         read = (main(one, depth + 1) for one in operands.get(name, ()) if depth < _DEPTH)
         return next(filter(None, read), None)
 
-    return module[1] if module else "", {name: _kind(main(name)) for name in operands}
+    return module[1] if module else "", {name: _kind(main(name), name in copies) for name in operands}
 
 
 _DEPTH = 4
@@ -311,9 +314,9 @@ class _Written(NamedTuple):
         return next((scope for scope in re.split(r"[/()]", self.place) if scope in _KINDS), None)
 
 
-def _kind(written: _Written | None) -> str:
+def _kind(written: _Written | None, is_copy: bool = False) -> str:
     if written is None:
-        return UNKNOWN
+        return COPIES if is_copy else UNKNOWN
     if written.scope == "attention" and written.is_product:
         return ATTENTION_PRODUCTS
     if written.scope == "attention" and written.place.endswith("/pallas_call"):

@@ -51,7 +51,8 @@ _INSTEAD = {
     "minutes go; --plot draws both",
     "gpu": "on a GPU, time models of BERT-base's and ModernBERT-base's size in bfloat16 beside PyTorch, on texts of "
     "128, 512 and 8,192 tokens and of mixed length",
-    "footprint": "measure the time to a new process's first answer, and the memory that a file of 100,000 texts takes",
+    "footprint": "measure the time to a new process's first answer, and the memory that a file of 100,000 texts takes, "
+    "or of as many as --num-texts says",
     "explain": "time integrated gradients beside Captum's, of 32 short texts or as many as --num-texts says",
     "zero_shot": "time ten labels named at run time beside transformers' zero-shot pipeline, of 64 short texts or as "
     "many as --num-texts says",

@@ -8,7 +8,7 @@ from flaxsent.bench.peers import PEERS
 from flaxsent.cli import main
 
 _SMALL = {"hidden_size": 32, "intermediate_size": 48, "num_attention_heads": 2, "max_position_embeddings": 64}
-SMALL = {"BERT-base": _SMALL | {"num_hidden_layers": 2}, "ModernBERT-base": _SMALL | {"num_hidden_layers": 4}}
+SMALL = {"BERT-base": _SMALL | {"num_hidden_layers": 1}, "ModernBERT-base": _SMALL | {"num_hidden_layers": 2}}
 
 
 def test_without_a_gpu_it_is_one_line(capsys, monkeypatch):

@@ -9,7 +9,7 @@ import pytest
 import flaxsent
 from flaxsent.base import FlaxsentError
 from flaxsent.bench import machine, profile
-from flaxsent.bench.profile import ATTENTION_KERNEL, ATTENTION_PRODUCTS, KINDS, OTHER, UNKNOWN
+from flaxsent.bench.profile import ATTENTION_KERNEL, ATTENTION_PRODUCTS, COPIES, KINDS, OTHER, UNKNOWN
 from flaxsent.bench.texts import Workload, like_imdb, like_sst2, make_texts
 from flaxsent.cli import main
 from flaxsent.engine import Engine
@@ -33,7 +33,7 @@ def profiled(engine):
 
 def test_every_kind_of_work_is_found_and_little_is_unknown(profiled):
     assert [*profiled.devices] == [*KINDS]
-    assert {kind for kind, taken in profiled.devices.items() if not taken} <= {ATTENTION_KERNEL, UNKNOWN}
+    assert {kind for kind, taken in profiled.devices.items() if not taken} <= {ATTENTION_KERNEL, COPIES, UNKNOWN}
     busy = sum(profiled.devices.values())
     # 0 today: what the compiler makes of its own accord has the name of what it reads.
     assert profiled.devices[UNKNOWN] <= 0.05 * busy
@@ -107,12 +107,15 @@ ENTRY %main (x: f32[4]) -> f32[4] {
   %fusion = f32[4]{0} fusion(%x), kind=kLoop, calls=%inside, metadata={op_name="jit(step)/vmap()/mul"}
   %product = f32[] fusion(%x), kind=kCustom, calls=%with_product, metadata={op_name="jit(step)/vmap(layer_norm)/max"}
   %wide = f32[4]{0} reduce-window(%fusion, %x), window={size=2}, to_apply=%none
-  ROOT %copy = f32[4]{0} copy(%x)
+  %start = (f32[4]{0:S(1)}, f32[4]{0}, u32[]) copy-start(%x)
+  %done = f32[4]{0:S(1)} copy-done(%start)
+  ROOT %tuple = (f32[4]{0}) tuple(%x)
 }
 """
     module, kinds = profile._kinds_of_program(text)
     assert module == "jit_step"
-    assert (kinds["fusion"], kinds["wide"], kinds["copy"]) == ("activation", "activation", UNKNOWN)
+    assert (kinds["fusion"], kinds["wide"]) == ("activation", "activation")
+    assert (kinds["start"], kinds["done"], kinds["tuple"]) == (COPIES, COPIES, UNKNOWN)
     assert kinds["product"] == "matrix products, biases"
 
 
@@ -121,7 +124,7 @@ def test_other_families_have_the_same_kinds(family, tmp_path):
     random_checkpoint(tmp_path, family)
     with Engine(flaxsent.load(tmp_path, backend="native"), row_lengths=(64,), tokens_per_step=256) as engine:
         found = profile.profile(engine, Workload("w", ["a b c d e f", "d e"]), rounds=1)
-    assert {kind for kind, taken in found.devices.items() if not taken} <= {ATTENTION_KERNEL, UNKNOWN}
+    assert {kind for kind, taken in found.devices.items() if not taken} <= {ATTENTION_KERNEL, COPIES, UNKNOWN}
     assert found.devices[UNKNOWN] <= 0.05 * sum(found.devices.values())
 
 
