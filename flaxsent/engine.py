@@ -254,9 +254,11 @@ class Engine:
     def _prepare(self, texts: Texts) -> _Window:
         batch = [*checked(texts)]
         unique = {text: index for index, text in enumerate(dict.fromkeys(batch))}
-        windowed = self.classifier.tokenizer.encode_windows(unique, self.classifier.windows)
+        with _traced("tokenizing"):
+            windowed = self.classifier.tokenizer.encode_windows(unique, self.classifier.windows)
         encodings = windowed.encodings
-        steps = pack_steps(encodings, self.shapes)
+        with _traced("packing"):
+            steps = pack_steps(encodings, self.shapes)
         return _Window(
             steps,
             [unique[text] for text in batch],
@@ -273,11 +275,14 @@ class Engine:
 
     def _start(self, step: Step) -> PyTree[Array]:
         params, executable = self._executable(step.shape)
-        return executable(params, jax.device_put(step.tokens, self._placement.by_row))
+        with _traced("transfer"):
+            tokens = jax.device_put(step.tokens, self._placement.by_row)
+        with _traced("launching"):
+            return executable(params, tokens)
 
     def _finish(self, window: _Window, results: Sequence[PyTree[Array]]) -> Any:
         if window.steps:
-            steps = [_by_text(step, jax.device_get(result)) for step, result in zip(window.steps, results, strict=True)]
+            steps = [_by_text(step, _fetch(result)) for step, result in zip(window.steps, results, strict=True)]
             order = np.concatenate([step.texts for step in window.steps])
             places = np.argsort(order)
             joined = jax.tree.map(lambda leaf: _take(leaf, places), jax.tree.map(_concatenate, *steps))
@@ -342,6 +347,18 @@ def _take(leaf: Any, indices: Sequence[int] | Shaped[np.ndarray, " B"]) -> Any:
 
 _CHARACTERS_PER_TOKEN = 4
 
+HOST_WORK = "flaxsent: "
+"""What the names of the host's work begin with in a trace of JAX's profiler."""
+
+
+def _traced(work: str) -> jax.profiler.TraceAnnotation:
+    return jax.profiler.TraceAnnotation(HOST_WORK + work)
+
+
+def _fetch(results: PyTree[Array]) -> Any:
+    with _traced("waiting for results"):
+        return jax.device_get(results)
+
 
 def _ahead(items: Iterator[_T], *, depth: int = 2) -> Generator[_T, None, None]:
     """The same items, made in a thread up to `depth` before they are asked for; closing it ends the thread."""
@@ -368,7 +385,8 @@ def _ahead(items: Iterator[_T], *, depth: int = 2) -> Generator[_T, None, None]:
     thread.start()
     try:
         while True:
-            kind, value = made.get()
+            with _traced("waiting for texts"):
+                kind, value = made.get()
             if kind == "error":
                 raise value
             if kind == "end":

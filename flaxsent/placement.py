@@ -55,7 +55,11 @@ def lower(function: Function, params: Params, shape: StepShape, placement: Place
 
 
 def of_shape(function: Function, shape: StepShape) -> Callable[[Params, Tokens], PyTree[Array]]:
-    return lambda params, tokens: function(params, tokens, shape.num_segments)
+    def step(params: Params, tokens: Tokens) -> PyTree[Array]:
+        return function(params, tokens, shape.num_segments)
+
+    step.__name__ = f"step_{shape.num_rows}x{shape.row_length}"  # the name of what is compiled, in a trace too
+    return step
 
 
 def no_tokens(shape: StepShape) -> Tokens:

@@ -1,1 +1,1 @@
-"""The speed and the memory beside other libraries, and what a large job takes."""
+"""The speed and the memory beside other libraries, where the time goes, and what a large job takes."""

@@ -2,59 +2,32 @@
 
 import inspect
 import os
-import statistics
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any, NamedTuple
+from typing import Any
 
-import jax
 import numpy as np
 from jaxtyping import Float
 
 from flaxsent import models
 from flaxsent.base import FlaxsentError
-from flaxsent.bench import machine
-from flaxsent.bench.machine import is_on_cpu, seconds
+from flaxsent.bench import beside
+from flaxsent.bench.beside import Figures
+from flaxsent.bench.beside import table as table
+from flaxsent.bench.beside import to_json as to_json
 from flaxsent.bench.peers import pytorch_device
-from flaxsent.bench.rounds import try_batch_sizes
-from flaxsent.bench.texts import workloads, write_model
-from flaxsent.checkpoint import hub
-from flaxsent.checkpoint.folder import load
+from flaxsent.bench.texts import open_model, workloads
 from flaxsent.classifier import Classifier
-from flaxsent.engine import Engine
 from flaxsent.files import require
 from flaxsent.packing import pad, select
 from flaxsent.parity import pytorch
 from flaxsent.transforms.explain import integrated_gradients
 
-NUM_TEXTS, ROUNDS = 32, 5
+NUM_TEXTS = 32
 
 Scores = list[Float[np.ndarray, " T"]]
 """Those of the tokens of each text."""
-
-
-class Figures(NamedTuple):
-    """Integrated gradients of a label, by flaxsent and by Captum."""
-
-    model: str
-    machine: str
-    versions: dict[str, str]
-    num_texts: int
-    num_tokens: int
-    steps: int
-    flaxsent: list[float]
-    """Seconds for all texts, one a round."""
-    captum: list[float]
-    batch_size: int
-    """Captum's best: so many texts at a time, each with all its steps."""
-    difference: float
-    """The largest between the scores of a token."""
-
-    @property
-    def ratio(self) -> float:
-        """How many times as fast flaxsent is: the median of what each round says."""
-        return statistics.median(theirs / ours for ours, theirs in zip(self.flaxsent, self.captum, strict=True))
 
 
 def run(
@@ -66,55 +39,36 @@ def run(
     steps: int = 50,
     report: Callable[[str], None] = lambda line: None,
 ) -> Figures:
-    """Looks for Captum's best batch size, shows both every text once, then times rounds in which each has its turn.
-
-    Both explain the first label, from [PAD] tokens, in as many steps by the same rule.
+    """Both explain the first label, from [PAD] tokens, in as many steps by the same rule; see `beside.compare`.
 
     Raises:
         FlaxsentError: a number that is not positive, or a family whose embeddings are not one module in PyTorch.
         MissingPackageError: PyTorch or Captum is not installed.
         Whatever `load` raises.
     """
-    if rounds is not None and rounds < 1:
-        raise FlaxsentError(f"rounds={rounds}: expected a positive number.")
     require("torch", needed_by="the comparison", install="torch")
     require("captum", needed_by="the comparison", install="captum")
     workload, *_ = workloads(texts, NUM_TEXTS if num_texts is None else num_texts)
     with TemporaryDirectory() as scratch:
         report("opening the model")
-        if model is None:
-            write_model(Path(scratch))
-        folder = Path(scratch) if model is None else hub.find(model)
-        classifier = load(folder, backend="native")
-        theirs = _captum(folder, classifier, steps)
-        function = integrated_gradients(classifier, label=classifier.config.labels[0], steps=steps)
-        devices = jax.local_devices() if is_on_cpu() else jax.local_devices()[:1]
-        with Engine(classifier, function=function, devices=devices) as engine:
-            report("warming up flaxsent")
-            expected = engine(workload.texts).scores
-            report("looking for the batch size of Captum")
-            sample = workload.texts[: max(len(workload.texts) // 4, 1)]
-            tried = try_batch_sizes(
-                lambda size: seconds(lambda: theirs(sample, size)), start=1, largest=1 << (len(sample) - 1).bit_length()
-            )
-            batch_size = min(tried, key=tried.__getitem__)
-            found = theirs(workload.texts, batch_size)
-            taken: dict[str, list[float]] = {"flaxsent": [], "captum": []}
-            for number in range(1, (rounds or ROUNDS) + 1):
-                report(f"round {number} of {rounds or ROUNDS}")
-                taken["flaxsent"].append(seconds(lambda: engine(workload.texts)))
-                taken["captum"].append(seconds(lambda: theirs(workload.texts, batch_size)))
-    return Figures(
-        model="DistilBERT's size, random weights" if model is None else str(model),
-        machine=machine.describe(),
-        versions=machine.versions(),
-        num_texts=len(workload.texts),
-        num_tokens=sum(map(len, expected)),
-        steps=steps,
-        batch_size=batch_size,
-        difference=max(float(np.abs(a - b).max()) for a, b in zip(expected, found, strict=True)),
-        **taken,
-    )
+        opened = open_model(model, Path(scratch), backend="native")
+        classifier = opened.classifier
+        num_tokens = sum(classifier.tokenizer.encode(workload.texts).lengths)
+        return beside.compare(
+            opened,
+            _captum(opened.folder, classifier, steps),
+            workload.texts,
+            function=integrated_gradients(classifier, label=classifier.config.labels[0], steps=steps),
+            scores=lambda results: results.scores,
+            difference=lambda ours, found: max(float(np.abs(a - b).max()) for a, b in zip(ours, found, strict=True)),
+            peer="captum",
+            start=1,
+            rounds=rounds,
+            report=report,
+            setting=f"integrated gradients with {steps} steps of {len(workload.texts)} texts, {num_tokens} tokens",
+            unit="explanations",
+            batch_unit="texts",
+        )
 
 
 def _captum(folder: Path, classifier: Classifier, steps: int) -> Callable[[Sequence[str], int], Scores]:
@@ -155,25 +109,3 @@ def _captum(folder: Path, classifier: Classifier, steps: int) -> Callable[[Seque
         return [found[index] for index in range(len(texts))]
 
     return scores
-
-
-def table(figures: Figures) -> str:
-    """The figures, line by line."""
-    lines = [figures.model, figures.machine, ", ".join(f"{name} {one}" for name, one in figures.versions.items())]
-    lines.append(
-        f"integrated gradients with {figures.steps} steps of {figures.num_texts} texts, {figures.num_tokens} tokens; "
-        f"{len(figures.flaxsent)} rounds"
-    )
-    for name in ("captum", "flaxsent"):
-        each = getattr(figures, name)
-        batch = f", {figures.batch_size} texts at a time" if name == "captum" else ""
-        lines.append(f"{name:9} {figures.num_texts / statistics.median(each):8.2f} explanations/s{batch}")
-    lines.append(
-        f"flaxsent is {figures.ratio:.2f} times as fast; no score differs by more than {figures.difference:.0e}"
-    )
-    return "\n".join(lines)
-
-
-def to_json(figures: Figures) -> dict[str, Any]:
-    """Every figure."""
-    return figures._asdict() | {"ratio": figures.ratio}

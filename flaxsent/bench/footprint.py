@@ -94,6 +94,10 @@ def first_answers(model: Path, *, rounds: int) -> dict[str, list[float]]:
             with TemporaryDirectory() as empty:
                 start = functools.partial(_start, command, cache=empty if name == COLD else kept)
                 taken = seconds(start)
+            if not os.listdir(kept):
+                raise FlaxsentError(
+                    "a start kept nothing of what it compiled, so none is warm; unset JAX_ENABLE_COMPILATION_CACHE."
+                )
             if number:
                 found[name].append(taken)
     return found

@@ -14,6 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from flaxsent.models import modernbert
 from flaxsent.models.config import ModelConfig
 from flaxsent.placement import num_cores
 
@@ -21,6 +22,11 @@ from flaxsent.placement import num_cores
 def is_on_cpu() -> bool:
     """Whether JAX computes on the CPU."""
     return jax.default_backend() == "cpu"
+
+
+def is_on_gpu() -> bool:
+    """Whether JAX computes on a GPU."""
+    return jax.default_backend() == "gpu"
 
 
 def describe() -> str:
@@ -95,7 +101,8 @@ _PLAIN_FAMILIES = {
     "roberta-prelayernorm",
     "xlm-roberta",
 }
-"""Six matrices a layer: queries, keys, values, output, and two of the feed-forward."""
+"""Six matrices a layer: queries, keys, values, output, and two of the feed-forward. ModernBERT has a third one of the
+feed-forward, and windows in most layers."""
 
 
 def operations(lengths: Sequence[int], config: ModelConfig) -> float | None:
@@ -104,10 +111,15 @@ def operations(lengths: Sequence[int], config: ModelConfig) -> float | None:
     Of the last layer these are the keys and values of all tokens, and the rest for the classified token only. None for
     a family with other matrices.
     """
-    if config.family not in _PLAIN_FAMILIES:
-        return None
     lengths_B, size = np.asarray(lengths, np.float64), config.hidden_size
-    keys_values = lengths_B * 2 * size**2
-    a_token = 2 * size**2 + 2 * size * config.intermediate_size + lengths_B * 2 * size
-    each = keys_values + lengths_B * a_token
-    return float(2 * ((config.num_layers - 1) * each + keys_values + a_token).sum())
+    is_gated = config.family == "modernbert"
+    if not is_gated and config.family not in _PLAIN_FAMILIES:
+        return None
+    windows = modernbert.windows(config) if is_gated else [None] * config.num_layers
+    total_B = np.zeros_like(lengths_B)
+    for index, window in enumerate(windows):
+        keys_values = lengths_B * 2 * size**2
+        seen_B = lengths_B if window is None else np.minimum(lengths_B, window)
+        a_token = 2 * size**2 + (3 if is_gated else 2) * size * config.intermediate_size + seen_B * 2 * size
+        total_B += keys_values + (1 if index == config.num_layers - 1 else lengths_B) * a_token
+    return float(2 * total_B.sum())

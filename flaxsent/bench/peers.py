@@ -1,6 +1,7 @@
 """The libraries that are compared: each makes a predictor of a checkpoint. `PEERS` names those beside flaxsent."""
 
 import bisect
+import concurrent.futures
 import functools
 import os
 import shutil
@@ -51,7 +52,7 @@ class Peer(NamedTuple):
     """Takes long the first time that it sees a shape."""
 
 
-def flaxsent(folder: Path, dtype: str, stats: list[Stats]) -> Predict:
+def engine_predictor(folder: Path, dtype: str, stats: list[Stats]) -> Predict:
     """On one accelerator, or on all cores of the CPU, as the peers; `stats` gets the figures of each window."""
     devices = jax.local_devices() if is_on_cpu() else jax.local_devices()[:1]
     engine = Engine(load(folder, dtype=dtype), devices=devices, on_window=stats.append)
@@ -102,14 +103,19 @@ def _pipeline(source: Source, *, sort: bool) -> Predict:
     return predict
 
 
-def _pytorch(source: Source, *, dtype: str, compiled: bool = False) -> Predict:
+def _pytorch(source: Source, *, dtype: str, compiled: bool = False, attention: str | None = None) -> Predict:
+    """By transformers' choice of attention, which is PyTorch's own (SDPA) where the family has it, or as asked for."""
     torch = _require("torch")
     device = pytorch_device(torch)
+    if attention == _FLASH:
+        if device == "cpu":
+            raise RuntimeError("FlashAttention runs on a GPU")
+        require("flash_attn", needed_by="it", install="flash-attn")
     if device == "cpu" and dtype == "bfloat16" and not torch.ops.mkldnn._is_mkldnn_bf16_supported():
         raise RuntimeError("PyTorch is slower in bfloat16 than in float32 on this processor")
     if device == "cpu" and compiled and shutil.which(os.environ.get("CXX", "g++")) is None:
         raise RuntimeError("torch.compile needs a C++ compiler")
-    model = pytorch.model(source.folder, dtype=dtype).to(device)
+    model = pytorch.model(source.folder, dtype=dtype, attention=attention).to(device)
     names = pytorch.input_names(model)
     if compiled:
         model = torch.compile(model, dynamic=True)
@@ -149,7 +155,12 @@ def _length_sorted(classifier: Classifier, logits: Logits) -> Predict:
     return predict
 
 
-def _onnxruntime(source: Source, *, quantized: bool) -> Predict:
+_FLASH = "flash_attention_2"
+"""transformers' name of what leaves the padding of a batch out: in the whole of ModernBERT, in attention of others."""
+
+
+def _onnxruntime(source: Source, *, quantized: bool, side_by_side: bool = False) -> Predict:
+    """A batch at a time on all cores, or `side_by_side` a batch on each."""
     onnxruntime = _require("onnxruntime")
     file = _onnx_file(source)
     if quantized:
@@ -157,18 +168,24 @@ def _onnxruntime(source: Source, *, quantized: bool) -> Predict:
         with quietly("root"):  # under which it logs advice
             quantization.quantize_dynamic(file, file := source.scratch / "int8.onnx", per_channel=True)
     options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = num_cores()
+    options.intra_op_num_threads = 1 if side_by_side else num_cores()
     session = onnxruntime.InferenceSession(str(file), options, providers=["CPUExecutionProvider"])
     names = [argument.name for argument in session.get_inputs()]
 
-    def logits(batches: Iterable[Tokens]) -> Iterator[Float[np.ndarray, "B C"]]:
-        return (np.asarray(session.run(None, _int64(batch, names))[0]) for batch in batches)
+    def run(batch: Tokens) -> Float[np.ndarray, "B C"]:
+        return np.asarray(session.run(None, _int64(batch, names))[0])
+
+    def logits(batches: Iterable[Tokens]) -> Iterable[Float[np.ndarray, "B C"]]:
+        if not side_by_side:
+            return map(run, batches)
+        with concurrent.futures.ThreadPoolExecutor(num_cores()) as threads:
+            return [*threads.map(run, batches)]
 
     return _length_sorted(source.classifier, logits)
 
 
-def _openvino(source: Source, *, precision: str) -> Predict:
-    """With the hint THROUGHPUT: batches side by side on a core each, faster here than one on all cores (LATENCY)."""
+def _openvino(source: Source, *, precision: str, hint: str = "THROUGHPUT") -> Predict:
+    """By the hint THROUGHPUT batches run side by side on some cores each, by LATENCY one at a time on all."""
     openvino = _require("openvino")
     core = openvino.Core()
     if precision == "bf16" and "BF16" not in core.get_property("CPU", "OPTIMIZATION_CAPABILITIES"):
@@ -176,7 +193,7 @@ def _openvino(source: Source, *, precision: str) -> Predict:
     # openvino.convert_model would give the same; it reports its use to the maker.
     file = _onnx_file(source)
     hints = {
-        "PERFORMANCE_HINT": "THROUGHPUT",
+        "PERFORMANCE_HINT": hint,
         "INFERENCE_PRECISION_HINT": precision,
         "INFERENCE_NUM_THREADS": num_cores(),
     }
@@ -255,9 +272,13 @@ PEERS: dict[str, Peer] = {
     "torch-bf16": Peer(functools.partial(_pytorch, dtype="bfloat16")),
     "torch-compiled-f32": Peer(functools.partial(_pytorch, dtype="float32", compiled=True), compiles=True),
     "torch-compiled-bf16": Peer(functools.partial(_pytorch, dtype="bfloat16", compiled=True), compiles=True),
+    "torch-flash-bf16": Peer(functools.partial(_pytorch, dtype="bfloat16", attention=_FLASH)),
     "onnx-f32": Peer(functools.partial(_onnxruntime, quantized=False), is_cpu_only=True),
+    "onnx-f32-side": Peer(functools.partial(_onnxruntime, quantized=False, side_by_side=True), is_cpu_only=True),
     "onnx-int8": Peer(functools.partial(_onnxruntime, quantized=True), is_cpu_only=True),
+    "onnx-int8-side": Peer(functools.partial(_onnxruntime, quantized=True, side_by_side=True), is_cpu_only=True),
     "openvino-f32": Peer(functools.partial(_openvino, precision="f32"), is_cpu_only=True),
+    "openvino-f32-whole": Peer(functools.partial(_openvino, precision="f32", hint="LATENCY"), is_cpu_only=True),
     "openvino-bf16": Peer(functools.partial(_openvino, precision="bf16"), is_cpu_only=True),
     "flax-auto": Peer(_flax_auto, compiles=True),
 }

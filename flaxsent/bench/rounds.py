@@ -5,6 +5,7 @@ A machine that slows down slows all of them alike; tokenizing counts.
 
 import contextlib
 import functools
+import math
 import time
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, NamedTuple
@@ -14,7 +15,7 @@ from jaxtyping import Int
 
 from flaxsent.bench.machine import is_on_cpu, seconds
 from flaxsent.bench.peers import OURS, PEERS, Predict
-from flaxsent.bench.texts import Workload
+from flaxsent.bench.texts import NUM_TEXTS, NUM_TEXTS_ON_ACCELERATOR, Workload
 
 
 class Timing(NamedTuple):
@@ -23,7 +24,7 @@ class Timing(NamedTuple):
     batch_size: int | None
     """The best of those tried; None where the library chooses."""
     tried: dict[int, float]
-    """Seconds for half of the texts, by batch size; empty where the library chooses."""
+    """Seconds for a sample of the texts, by batch size; empty where the library chooses."""
     seconds: list[float]
     """One a round."""
     agreement: float
@@ -89,40 +90,64 @@ _START, _START_ON_ACCELERATOR = 16, 256
 
 
 def _try_batch_sizes(predict: Predict, texts: list[str], *, compiles: bool) -> dict[int, float]:
-    """Seconds for the first half of the texts, by batch size."""
-    sample = texts[: max(len(texts) // 2, 1)]
+    """Seconds for half of the texts, or for fewer of very many, from all over them, by batch size."""
+    most = NUM_TEXTS if is_on_cpu() else NUM_TEXTS_ON_ACCELERATOR
+    sample = texts[:: max(2, -(-len(texts) // most))]
     largest = 1 << (len(sample) - 1).bit_length()
     start = min(_START if is_on_cpu() else _START_ON_ACCELERATOR, largest)
-    predict(sample, start)  # threads and memory of the first call are nobody's fault
+    with contextlib.suppress(Exception):  # too large a batch: the search finds smaller ones
+        predict(sample, start)  # threads and memory of the first call are nobody's fault
+    seen = set()
 
     def time_one(size: int) -> float:
-        if compiles:
+        if compiles and size not in seen:
             predict(sample, size)
+        seen.add(size)
         return seconds(lambda: predict(sample, size))
 
     return try_batch_sizes(time_one, start=start, largest=largest)
 
 
-_WORSE = 1.05
-"""A batch size that takes so many times as long as the best is worse: more than one timing differs from the next."""
+_WORSE, _CLOSE = 1.5, (1.25, 1.1)
+"""Times the best: so much is worse, whatever the noise of one timing; so much may be the best after one, after two."""
 
 
 def try_batch_sizes(time_one: Callable[[int], float], *, start: int, largest: int) -> dict[int, float]:
-    """What `time_one` gives for batch sizes from `start` down, halved each time, and up, doubled, until it is worse.
+    """What `time_one` gives for batch sizes from `start` down, halved each time, and up, doubled.
 
-    The smallest is 1; `largest` is as good as any above it: all the texts at once.
+    A direction ends at 1, at `largest`, which is all the texts at once, or after two worse sizes one after the other:
+    neither a dip nor a slow timing ends it. The sizes that may be the best are timed again, and the least counts.
+    A size that fails, as for want of memory, is left out.
 
-    >>> try_batch_sizes(lambda size: {1: 5, 2: 4, 4: 3, 8: 4, 16: 6}[size], start=16, largest=64)
-    {16: 6, 8: 4, 4: 3, 2: 4}
-    >>> [*try_batch_sizes(lambda size: 1 / size, start=16, largest=64)]
-    [16, 8, 32, 64]
+    Raises: what `time_one` does, if it does so for all sizes.
+
+    >>> try_batch_sizes(lambda size: {1: 9, 2: 5, 4: 3, 8: 5, 16: 6}[size], start=16, largest=16)
+    {16: 6, 8: 5, 4: 3, 2: 5, 1: 9}
+    >>> [*try_batch_sizes(lambda size: size, start=16, largest=64)]
+    [16, 8, 4, 2, 1, 32, 64]
     """
-    found = {start: time_one(start)}
+    found: dict[int, float] = {}
+    errors: list[Exception] = []
+
+    def try_one(size: int) -> None:
+        try:
+            found[size] = min(found.get(size, math.inf), time_one(size))
+        except Exception as err:
+            errors.append(err)
+
+    try_one(start)
     for smaller in (True, False):
-        size = start
-        while found[size] <= _WORSE * min(found.values()):
+        size, num_worse = start, 0
+        while num_worse < 2:
             size = size // 2 if smaller else size * 2
             if not 1 <= size <= largest:
                 break
-            found[size] = time_one(size)
+            try_one(size)
+            is_worse = found and found.get(size, math.inf) > _WORSE * min(found.values())
+            num_worse = num_worse + 1 if is_worse else 0
+    if not found:
+        raise errors[0]
+    for close in _CLOSE:
+        for size in [size for size in found if found[size] <= close * min(found.values())]:
+            try_one(size)
     return found

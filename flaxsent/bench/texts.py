@@ -12,9 +12,11 @@ import tokenizers
 from jaxtyping import Float
 
 from flaxsent import models
-from flaxsent.base import FlaxsentError
+from flaxsent.base import Backend, FlaxsentError
+from flaxsent.bench.machine import is_on_cpu
 from flaxsent.checkpoint import hub, weights
 from flaxsent.checkpoint.folder import load
+from flaxsent.classifier import Classifier
 from flaxsent.engine import Engine
 from flaxsent.models.config import read_config
 from flaxsent.parity.random_checkpoints import random_params
@@ -27,18 +29,42 @@ class Workload(NamedTuple):
     texts: list[str]
 
 
-def workloads(file: str | os.PathLike | None, num_texts: int) -> list[Workload]:
+NUM_TEXTS, NUM_TEXTS_ON_ACCELERATOR = 320, 16384
+
+
+def workloads(file: str | os.PathLike | None, num_texts: int | None) -> list[Workload]:
     """The texts of a file, or made-up ones: `num_texts` short ones, and one seventh as many long ones.
+
+    Of None there are `NUM_TEXTS`.
 
     Raises:
         FlaxsentError: `num_texts` is less than 1, or the file has no texts.
         OSError: the file cannot be read.
     """
+    if num_texts is None:
+        num_texts = NUM_TEXTS if is_on_cpu() else NUM_TEXTS_ON_ACCELERATOR
     if num_texts < 1:
         raise FlaxsentError(f"num_texts={num_texts}: expected a positive number.")
     if file is not None:
         return [Workload(Path(file).name, read_texts(file, num_texts))]
     return [Workload(name, make_texts(draw, max(num_texts // divisor, 1))) for name, draw, divisor in _MADE_UP]
+
+
+def of_length(num_tokens: int, *, is_mixed: bool = False) -> Workload:
+    """Texts of so many tokens each, or of up to as many if `is_mixed`; together as many tokens whatever the length."""
+    total = _TOKENS if is_on_cpu() else _TOKENS_ON_ACCELERATOR
+
+    def draw(rng: np.random.Generator, num_texts: int) -> Float[np.ndarray, " B"]:
+        deviation = 0.8 if is_mixed else 0.0
+        median = num_tokens / 4 if is_mixed else num_tokens
+        return np.clip(rng.lognormal(np.log(median), deviation, num_texts), min(16, num_tokens), num_tokens)
+
+    mean = draw(np.random.default_rng(0), 1000).mean()
+    name = f"up to {num_tokens:,} tokens" if is_mixed else f"{num_tokens:,} tokens"
+    return Workload(name, make_texts(draw, max(round(total / mean), 1)))
+
+
+_TOKENS, _TOKENS_ON_ACCELERATOR = 1 << 13, 1 << 20
 
 
 Draw = Callable[[np.random.Generator, int], Float[np.ndarray, " B"]]
@@ -109,35 +135,91 @@ def read_texts(file: str | os.PathLike, num_texts: int) -> list[str]:
     return texts
 
 
-_DISTILBERT = {
-    "model_type": "distilbert",
-    "architectures": ["DistilBertForSequenceClassification"],
-    "dim": 768,
-    "hidden_dim": 3072,
-    "n_layers": 6,
-    "n_heads": 12,
-    "max_position_embeddings": 512,
-    "id2label": {"0": "NEGATIVE", "1": "POSITIVE"},
-    "label2id": {"NEGATIVE": 0, "POSITIVE": 1},
+class Opened(NamedTuple):
+    """The model that is measured."""
+
+    name: str
+    folder: Path
+    classifier: Classifier
+
+
+def open_model(
+    model: str | os.PathLike | None,
+    scratch: Path,
+    *,
+    dtype: str | None = None,
+    backend: Backend | None = None,
+    size: str = "DistilBERT",
+    **changes: Any,
+) -> Opened:
+    """That of a folder or of the Hub; None is one that is written to `scratch`, as `write_model` does.
+
+    Raises: whatever `load` raises.
+    """
+    if model is None:
+        write_model(scratch, size=size, **changes)
+        return Opened(f"{size}'s size, random weights", scratch, load(scratch, dtype=dtype, backend=backend))
+    folder = hub.find(model)
+    return Opened(str(model), folder, load(folder, dtype=dtype, backend=backend))
+
+
+_LABELS = {"id2label": {"0": "NEGATIVE", "1": "POSITIVE"}, "label2id": {"NEGATIVE": 0, "POSITIVE": 1}}
+SIZES: dict[str, dict[str, Any]] = {
+    "DistilBERT": {
+        "model_type": "distilbert",
+        "architectures": ["DistilBertForSequenceClassification"],
+        "dim": 768,
+        "hidden_dim": 3072,
+        "n_layers": 6,
+        "n_heads": 12,
+        "max_position_embeddings": 512,
+    },
+    "BERT-base": {
+        "model_type": "bert",
+        "architectures": ["BertForSequenceClassification"],
+        "hidden_size": 768,
+        "intermediate_size": 3072,
+        "num_hidden_layers": 12,
+        "num_attention_heads": 12,
+        "max_position_embeddings": 512,
+    },
+    "ModernBERT-base": {
+        "model_type": "modernbert",
+        "architectures": ["ModernBertForSequenceClassification"],
+        "hidden_size": 768,
+        "intermediate_size": 1152,
+        "num_hidden_layers": 22,
+        "num_attention_heads": 12,
+        "max_position_embeddings": 8192,
+        "pad_token_id": 0,
+        "cls_token_id": 101,
+        "bos_token_id": 101,
+        "sep_token_id": 102,
+        "eos_token_id": 102,
+    },
 }
-_POSITIONS = "distilbert.embeddings.position_embeddings.weight"
+"""The config.json of models that are made up, but for vocabulary and labels."""
 
 
-def write_model(folder: Path, **changes: Any) -> None:
-    """Writes a DistilBERT with random weights and the embedded checkpoint's vocabulary, BERT's 30,522 pieces.
+def write_model(folder: Path, *, size: str = "DistilBERT", **changes: Any) -> None:
+    """Writes a model of one of `SIZES` with random weights and the embedded checkpoint's vocabulary, BERT's.
 
-    About half the texts of `make_texts` get each label. `changes` go into its config.json: other sizes.
+    About half the texts of `make_texts` get each label. `changes` go into its config.json.
     """
     tokenizer = (hub.EMBEDDED / "tokenizer.json").read_bytes()
     vocab_size = tokenizers.Tokenizer.from_buffer(tokenizer).get_vocab_size()
-    raw = json.dumps(_DISTILBERT | {"vocab_size": vocab_size} | changes)
-    (folder / "config.json").write_text(raw)
+    raw = SIZES[size] | _LABELS | {"vocab_size": vocab_size} | changes
+    (folder / "config.json").write_text(json.dumps(raw))
     (folder / "tokenizer.json").write_bytes(tokenizer)
-    settings = {"tokenizer_class": "DistilBertTokenizer", "model_max_length": 512, "do_lower_case": True}
-    (folder / "tokenizer_config.json").write_text(json.dumps(settings))
-    tensors = dict(weights.to_tensors(random_params(models.shapes(read_config(raw)))))
+    settings = {"tokenizer_class": "BertTokenizer", "model_max_length": raw["max_position_embeddings"]}
+    if size != "BERT-base":  # transformers' pipeline passes on what the tokenizer gives
+        settings["model_input_names"] = ["input_ids", "attention_mask"]
+    (folder / "tokenizer_config.json").write_text(json.dumps(settings | {"do_lower_case": True}))
+    tensors = dict(weights.to_tensors(random_params(models.shapes(read_config(json.dumps(raw))))))
     # Positions as large as words would make all long texts alike.
-    tensors[_POSITIONS] = tensors[_POSITIONS] * np.float32(0.1)
+    for name in tensors:
+        if name.endswith("position_embeddings.weight"):
+            tensors[name] = tensors[name] * np.float32(0.1)
     safetensors.numpy.save_file(tensors, folder / weights.SAFETENSORS, metadata={"format": "pt"})
     classifier = load(folder)
     with Engine(classifier, function=classifier.logits) as engine:

@@ -1,25 +1,20 @@
 """Texts a second with labels named at run time, beside transformers' pipeline: `flaxsent bench --zero-shot`."""
 
 import os
-import statistics
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any, NamedTuple
+from typing import Any
 
-import jax
 import numpy as np
 from jaxtyping import Float
 
-from flaxsent.base import FlaxsentError
-from flaxsent.bench import machine
-from flaxsent.bench.machine import is_on_cpu, seconds
+from flaxsent.bench import beside
+from flaxsent.bench.beside import Figures
+from flaxsent.bench.beside import table as table
+from flaxsent.bench.beside import to_json as to_json
 from flaxsent.bench.peers import pytorch_device
-from flaxsent.bench.rounds import try_batch_sizes
-from flaxsent.bench.texts import workloads, write_model
-from flaxsent.checkpoint import hub
-from flaxsent.checkpoint.folder import load
-from flaxsent.engine import Engine
+from flaxsent.bench.texts import open_model, workloads
 from flaxsent.files import require
 from flaxsent.parity import pytorch
 from flaxsent.transforms.zero_shot import zero_shot
@@ -36,30 +31,9 @@ LABELS = (
     "entertainment",
     "the environment",
 )
-NUM_TEXTS, ROUNDS = 64, 5
+NUM_TEXTS = 64
 
 _NLI = ("contradiction", "neutral", "entailment")
-
-
-class Figures(NamedTuple):
-    """The scores of `LABELS`, by flaxsent and by transformers."""
-
-    model: str
-    machine: str
-    versions: dict[str, str]
-    num_texts: int
-    flaxsent: list[float]
-    """Seconds for all texts, one a round."""
-    transformers: list[float]
-    batch_size: int
-    """The pipeline's best: so many pairs of a text and a label at a time."""
-    difference: float
-    """The largest between two scores."""
-
-    @property
-    def ratio(self) -> float:
-        """How many times as fast flaxsent is: the median of what each round says."""
-        return statistics.median(theirs / ours for ours, theirs in zip(self.flaxsent, self.transformers, strict=True))
 
 
 def run(
@@ -70,13 +44,13 @@ def run(
     rounds: int | None = None,
     report: Callable[[str], None] = lambda line: None,
 ) -> Figures:
-    """Looks for the pipeline's best batch size, shows both every text once, then times rounds in which both take turns.
+    """Both score `LABELS` for each text; see `beside.compare`.
 
     Args:
         model: folder or Hub id of an NLI checkpoint; None is a model of DistilBERT's size with random weights.
         texts: a file with a text on each line; None is made-up texts as long as those of SST-2.
         num_texts: how many texts; `NUM_TEXTS` by default.
-        rounds: how often both are timed; `ROUNDS` by default.
+        rounds: how often both are timed.
         report: called with a line on what goes on.
 
     Raises:
@@ -84,45 +58,27 @@ def run(
         MissingPackageError: PyTorch is not installed.
         Whatever `load` raises.
     """
-    if rounds is not None and rounds < 1:
-        raise FlaxsentError(f"rounds={rounds}: expected a positive number.")
     require("torch", needed_by="the comparison", install="torch")
     workload, *_ = workloads(texts, NUM_TEXTS if num_texts is None else num_texts)
+    names = dict(enumerate(_NLI))
+    labels = {"id2label": names, "label2id": {name: index for index, name in names.items()}}
     with TemporaryDirectory() as scratch:
         report("opening the model")
-        if model is None:
-            names = dict(enumerate(_NLI))
-            write_model(Path(scratch), id2label=names, label2id={name: index for index, name in names.items()})
-        folder = Path(scratch) if model is None else hub.find(model)
-        classifier = zero_shot(load(folder, backend="native"), LABELS)
-        theirs = _pipeline(folder, classifier.tokenizer.max_length)
-        devices = jax.local_devices() if is_on_cpu() else jax.local_devices()[:1]
-        with Engine(classifier, devices=devices) as engine:
-            report("warming up flaxsent")
-            expected = engine(workload.texts)
-            report("looking for the batch size of transformers")
-            sample = workload.texts[: max(len(workload.texts) // 4, 1)]
-            tried = try_batch_sizes(
-                lambda size: seconds(lambda: theirs(sample, size)),
-                start=8,
-                largest=1 << (len(sample) * len(LABELS) - 1).bit_length(),
-            )
-            batch_size = min(tried, key=tried.__getitem__)
-            found = theirs(workload.texts, batch_size)
-            taken: dict[str, list[float]] = {"flaxsent": [], "transformers": []}
-            for number in range(1, (rounds or ROUNDS) + 1):
-                report(f"round {number} of {rounds or ROUNDS}")
-                taken["flaxsent"].append(seconds(lambda: engine(workload.texts)))
-                taken["transformers"].append(seconds(lambda: theirs(workload.texts, batch_size)))
-    return Figures(
-        model="DistilBERT's size, random weights" if model is None else str(model),
-        machine=machine.describe(),
-        versions=machine.versions(),
-        num_texts=len(workload.texts),
-        batch_size=batch_size,
-        difference=float(np.abs(expected - found).max()),
-        **taken,
-    )
+        opened = open_model(model, Path(scratch), backend="native", **labels)
+        return beside.compare(
+            opened._replace(classifier=zero_shot(opened.classifier, LABELS)),
+            _pipeline(opened.folder, opened.classifier.tokenizer.max_length),
+            workload.texts,
+            difference=lambda ours, found: float(np.abs(ours - found).max()),
+            peer="transformers",
+            start=8,
+            per_text=len(LABELS),
+            rounds=rounds,
+            report=report,
+            setting=f"{len(LABELS)} labels for each of {len(workload.texts)} texts",
+            unit="texts",
+            batch_unit="pairs",
+        )
 
 
 def _pipeline(folder: Path, limit: int) -> Callable[[Sequence[str], int], Float[np.ndarray, "B L"]]:
@@ -150,22 +106,3 @@ def _pipeline(folder: Path, limit: int) -> Callable[[Sequence[str], int], Float[
         return found
 
     return scores
-
-
-def table(figures: Figures) -> str:
-    """The figures, line by line."""
-    lines = [figures.model, figures.machine, ", ".join(f"{name} {one}" for name, one in figures.versions.items())]
-    lines.append(f"{len(LABELS)} labels for each of {figures.num_texts} texts; {len(figures.flaxsent)} rounds")
-    for name in ("transformers", "flaxsent"):
-        each = getattr(figures, name)
-        batch = f", {figures.batch_size} pairs at a time" if name == "transformers" else ""
-        lines.append(f"{name:12} {figures.num_texts / statistics.median(each):8.2f} texts/s{batch}")
-    lines.append(
-        f"flaxsent is {figures.ratio:.2f} times as fast; no score differs by more than {figures.difference:.0e}"
-    )
-    return "\n".join(lines)
-
-
-def to_json(figures: Figures) -> dict[str, Any]:
-    """Every figure."""
-    return figures._asdict() | {"ratio": figures.ratio}

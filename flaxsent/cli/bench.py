@@ -1,9 +1,14 @@
 """`flaxsent bench`: the speed beside other libraries."""
 
 import argparse
+import importlib
+import inspect
 import json
+import os
 import sys
 from typing import Any
+
+from flaxsent.base import FlaxsentError
 
 
 def add(commands: Any) -> None:
@@ -28,61 +33,51 @@ def add(commands: Any) -> None:
         help="how often each library is timed (default 5, or fewer when 30 minutes are over)",
     )
     command.add_argument("--json", action="store_true", help="print one JSON object with every figure")
-    command.add_argument("--plot", metavar="FILE", help="write a bar chart, such as bench.png")
-    command.add_argument(
-        "--footprint",
-        action="store_true",
-        help="instead, measure the time to a new process's first answer, and the memory that a file of 100,000 texts "
-        "takes",
-    )
-    command.add_argument(
-        "--explain",
-        action="store_true",
-        help="instead, time integrated gradients beside Captum's, of 32 short texts or as many as --num-texts says",
-    )
-    command.add_argument(
-        "--zero-shot",
-        action="store_true",
-        help="instead, time ten labels named at run time beside transformers' zero-shot pipeline, of 64 short texts or "
-        "as many as --num-texts says",
-    )
-    command.set_defaults(run=run, uses_cores=True)
+    command.add_argument("--plot", metavar="FILE", help="write a chart, such as bench.png")
+    instead = command.add_mutually_exclusive_group()
+    for module, text in _INSTEAD.items():
+        option = f"--{module.replace('_', '-')}"
+        instead.add_argument(option, action="store_const", const=module, dest="module", help=f"instead, {text}")
+    command.set_defaults(run=run, uses_cores=True, module="speed")
 
 
 _BENCH = """Times flaxsent and other libraries on the same texts, each library at its best batch size. On two cores this
 takes about half an hour; --peers, --rounds and --num-texts make it shorter. Fewer than 5 rounds, or few texts, are
 marked as not enough for a claim."""
 
+_INSTEAD = {
+    "profile": "trace flaxsent, and tell the share of each kind of work in the engine's steps",
+    "curves": "time all by the number of texts, from 10 to 100,000 or --num-texts, and by their length, as far as 30 "
+    "minutes go; --plot draws both",
+    "gpu": "on a GPU, time models of BERT-base's and ModernBERT-base's size in bfloat16 beside PyTorch, on texts of "
+    "128, 512 and 8,192 tokens and of mixed length",
+    "footprint": "measure the time to a new process's first answer, and the memory that a file of 100,000 texts takes, "
+    "or of as many as --num-texts says",
+    "explain": "time integrated gradients beside Captum's, of 32 short texts or as many as --num-texts says",
+    "zero_shot": "time ten labels named at run time beside transformers' zero-shot pipeline, of 64 short texts or as "
+    "many as --num-texts says",
+}
+"""Modules of `bench/`, each with a `run`, a `table` and a `to_json`; their names are the options."""
+
 
 def run(options: argparse.Namespace) -> None:
-    from flaxsent.bench import explain, footprint, report, speed, zero_shot
+    os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")  # else JAX leaves a quarter of a GPU to the peers
+    module = importlib.import_module(f"flaxsent.bench.{options.module}")
 
     def tell(line: str) -> None:
         print(line, file=sys.stderr, flush=True)
 
-    if options.footprint:
-        figures = footprint.run(report=tell)
-        return print(json.dumps(footprint.to_json(figures)) if options.json else footprint.table(figures))
-    if options.explain:
-        explained = explain.run(
-            options.model, texts=options.texts, num_texts=options.num_texts, rounds=options.rounds, report=tell
-        )
-        return print(json.dumps(explain.to_json(explained)) if options.json else explain.table(explained))
-    if options.zero_shot:
-        timed = zero_shot.run(
-            options.model, texts=options.texts, num_texts=options.num_texts, rounds=options.rounds, report=tell
-        )
-        return print(json.dumps(zero_shot.to_json(timed)) if options.json else zero_shot.table(timed))
+    asked = {name: getattr(options, name) for name in ("model", "texts", "num_texts", "rounds", "peers")}
+    asked = {name: value for name, value in asked.items() if value is not None}
+    if "peers" in asked:
+        asked["peers"] = asked["peers"].split(",")
+    taken = [*inspect.signature(module.run).parameters, *(["plot"] if hasattr(module, "plot") else [])]
+    for name in [*asked, *(["plot"] if options.plot else [])]:
+        if name not in taken:
+            raise FlaxsentError(f"bench --{options.module.replace('_', '-')} takes no --{name.replace('_', '-')}.")
     if options.plot is not None:
-        report.check_plot(options.plot)
-    figures = speed.run(
-        options.model,
-        names=None if options.peers is None else options.peers.split(","),
-        texts=options.texts,
-        num_texts=options.num_texts,
-        rounds=options.rounds,
-        report=tell,
-    )
-    print(json.dumps(report.to_json(figures)) if options.json else report.table(figures))
+        module.check_plot(options.plot)
+    figures = module.run(**asked, report=tell)
+    print(json.dumps(module.to_json(figures)) if options.json else module.table(figures))
     if options.plot is not None:
-        report.plot(figures, options.plot)
+        module.plot(figures, options.plot)

@@ -34,6 +34,7 @@ def forward(
     return head(params, states[-1], config=config, key=head_key)
 
 
+@jax.named_scope("embeddings")
 def embed(
     params: Params,
     tokens: Tokens,
@@ -83,6 +84,7 @@ def encoder_states(
     return family.encoder_states(params[family.base], embedded, _on_device(tokens), config=config, key=key)
 
 
+@jax.named_scope("head")
 def head(
     params: Params, x_SD: Float[Array, "S D"], *, config: ModelConfig, key: OptionalKey = None
 ) -> Float[Array, "S C"]:

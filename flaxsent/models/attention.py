@@ -51,6 +51,7 @@ class _Keys(NamedTuple):
     segment_ids: Int[AnyArray, "*blocks T"]
 
 
+@jax.named_scope("attention")
 def attend(
     q_QD: Float[Array, "Q D"],
     k_TD: Float[Array, "T D"],

@@ -63,8 +63,10 @@ ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
     "laplace": lambda x: (1 + jax.lax.erf((x - 0.707107) / (0.282095 * 2**0.5))) / 2,
     "linear": lambda x: x,
 }
+ACTIVATIONS = {name: jax.named_scope("activation")(activation) for name, activation in ACTIVATIONS.items()}
 
 
+@jax.named_scope("dense")
 def dense(params: Params, x: Float[Array, "*rows inp"]) -> Float[Array, "*rows out"]:
     """`x @ kernel + bias` in the dtype of the kernel, accumulated in float32; a layer may have no bias.
 
@@ -95,11 +97,13 @@ def to_int8(x: Float[Array, "*shape"], *, axis: int) -> tuple[Int8[Array, "*shap
     return jnp.round(x_f32 / scale).astype(jnp.int8), scale
 
 
+@jax.named_scope("layer_norm")
 def layer_norm(params: Params, x: Float[Array, "*rows D"], *, eps: float) -> Float[Array, "*rows D"]:
     """LayerNorm (Ba et al. 2016) by two passes: E[x²] − E[x]² loses 1.5e-3 at a row mean of 30; it may have no bias."""
     return _norm(params, x, eps=eps)
 
 
+@jax.named_scope("layer_norm")
 def add_and_norm(
     params: Params, x: Float[Array, "*rows D"], y: Float[Array, "*rows D"], *, eps: float
 ) -> Float[Array, "*rows D"]:

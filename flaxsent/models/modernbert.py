@@ -128,6 +128,12 @@ def _is_global(config: ModelConfig) -> tuple[bool, ...]:
     return tuple(kind == "full_attention" for kind in kinds)
 
 
+def windows(config: ModelConfig) -> list[int | None]:
+    """Of each layer: how many tokens one sees, itself among them; None is its whole text."""
+    options = _options(config)
+    return [None if is_global else 2 * options.reach + 1 for is_global in options.is_global]
+
+
 def _thetas(config: ModelConfig) -> tuple[float, float]:
     """By `rope_parameters` (transformers 5) or two keys (4), where a null of local layers means that of global ones."""
     new = config.get("rope_parameters", {})

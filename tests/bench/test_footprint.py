@@ -104,11 +104,31 @@ def test_a_cold_start_compiles_and_a_warm_one_reads(small_model):
 
 
 def test_the_command_prints_it(capsys, monkeypatch):
-    monkeypatch.setattr(footprint, "run", lambda report: MEASURED)
+    asked = []
+    monkeypatch.setattr(footprint, "run", lambda *, report, rounds=5: asked.append(rounds) or MEASURED)
     assert main(["bench", "--footprint"]) == 0
     assert capsys.readouterr().out == footprint.table(MEASURED) + "\n"
-    assert main(["bench", "--footprint", "--json"]) == 0
+    assert main(["bench", "--footprint", "--json", "--rounds", "2"]) == 0
+    assert asked == [5, 2]
     told = json.loads(capsys.readouterr().out)
     assert told["first_answers"][COLD] == [6.0, 7.0, 5.0]
     assert told["memory"]["resident"] == FLAT.resident
     assert abs(told["memory"]["slope"]) < 1e-6
+
+
+def test_what_it_does_not_take_is_refused(capsys):
+    assert main(["bench", "--footprint", "--peers", "onnx-f32"]) == 2
+    assert main(["bench", "--footprint", "--plot", "bench.png"]) == 2
+    assert [line.partition("error: ")[2] for line in capsys.readouterr().err.splitlines()] == [
+        "bench --footprint takes no --peers.",
+        "bench --footprint takes no --plot.",
+    ]
+
+
+def test_a_start_that_keeps_nothing_makes_no_warm_one(small_model, monkeypatch):
+    def start(command, **_):
+        return subprocess.CompletedProcess(command, 0, "", "")
+
+    monkeypatch.setattr(footprint.subprocess, "run", start)
+    with pytest.raises(FlaxsentError, match="none is warm"):
+        footprint.first_answers(small_model, rounds=1)

@@ -6,6 +6,7 @@ import pytest
 
 import flaxsent
 from flaxsent.bench import machine
+from flaxsent.parity.random_checkpoints import random_checkpoint
 
 MEGABYTES_100 = 100 * 10**6
 
@@ -18,8 +19,19 @@ def test_operations_are_those_of_the_matrices(small_model):
     assert machine.operations([5, 5], config) == 2 * 2 * (first + last)
 
 
+def test_operations_of_modernbert_are_those_of_its_windows(tmp_path):
+    """By hand: 40 tokens, hidden 32, feed-forward 48, gated; the first and the last layer see all, the others 9."""
+    changes = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 4, "local_attention": 8}
+    random_checkpoint(tmp_path, "modernbert", num_attention_heads=2, **changes)
+    config = flaxsent.load(tmp_path, backend="native").config
+    matrices = 4 * 32 * 32 + 3 * 32 * 48
+    first, local = 40 * (matrices + 2 * 40 * 32), 40 * (matrices + 2 * 9 * 32)
+    last = 40 * 2 * 32 * 32 + 2 * 32 * 32 + 3 * 32 * 48 + 2 * 40 * 32
+    assert machine.operations([40], config) == 2 * (first + 2 * local + last)
+
+
 def test_operations_of_other_architectures_are_not_told(tiny_folder):
-    assert machine.operations([5], flaxsent.load(tiny_folder("modernbert")).config) is None
+    assert machine.operations([5], flaxsent.load(tiny_folder("deberta-v2")).config) is None
 
 
 def test_resident_memory_is_what_is_held_now():

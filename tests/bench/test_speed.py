@@ -40,7 +40,7 @@ def test_installed_peers_give_the_same_labels(small_model, tmp_path, capsys):
     (tmp_path / "texts.txt").write_text("\n".join(short.texts))
     names = ["pipeline", "pipeline-sorted", "torch-f32", "flax-auto"]
     lines = []
-    report = speed.run(small_model, names=names, texts=tmp_path / "texts.txt", rounds=2, report=lines.append)
+    report = speed.run(small_model, peers=names, texts=tmp_path / "texts.txt", rounds=2, report=lines.append)
     assert report.skipped == {}
     (result,) = report.results
     assert [*result.timings] == [*OURS, *names]
@@ -72,7 +72,7 @@ def test_a_peer_that_is_missing_fails_or_computes_something_else_does_not_end_th
     monkeypatch.setattr(speed, "BUDGET", 0)
     lines = []
     names = ["onnx-int8", "breaks", "breaks_late", "guesses"]
-    report = speed.run(small_model, names=names, num_texts=30, report=lines.append)
+    report = speed.run(small_model, peers=names, num_texts=30, report=lines.append)
     assert [len(result.timings["guesses"].seconds) for result in report.results] == [1, 1], "no time for another round"
     assert any("up to 5 rounds, or as many as fit into 0 minutes" in line for line in lines)
     assert report.skipped.keys() == {"onnx-int8", "breaks", "breaks_late"}
@@ -90,7 +90,7 @@ def test_the_default_is_five_rounds_of_several_hundred_texts(small_model, monkey
 
     monkeypatch.setattr(speed, "measure", measure)
     with pytest.raises(FlaxsentError, match="enough"):
-        speed.run(small_model, names=[])
+        speed.run(small_model, peers=[])
     assert asked == [("sst2-like", 320, 5)]
 
 
