@@ -83,7 +83,11 @@ def dense(params: Params, x: Float[Array, "*rows inp"]) -> Float[Array, "*rows o
     else:
         if "kernel_scale" in params:
             kernel = (kernel.astype(jnp.float32) * params["kernel_scale"][None, :]).astype(dtype)
-        y = jnp.einsum("...d,df->...f", x.astype(dtype), kernel, preferred_element_type=jnp.float32)
+        # Products of 16 bits are exact in float32; asked for more, a TPU writes the feed-forward's middle to memory.
+        precision = None if dtype == jnp.float32 else jax.lax.Precision.DEFAULT
+        y = jnp.einsum(
+            "...d,df->...f", x.astype(dtype), kernel, precision=precision, preferred_element_type=jnp.float32
+        )
     if "bias" in params:
         y = y + _along_last_axis(params["bias"], y.ndim)
     return y.astype(dtype)
