@@ -25,6 +25,7 @@ from flaxsent.classifier import Classifier, Outputs, tell_truncated, tell_window
 from flaxsent.packing import Step, StepShape, list_steps, pack_steps, stream_shapes, unpack
 from flaxsent.placement import Function
 from flaxsent.postprocessing import check_top_k, decode
+from flaxsent.sharding import check_heads
 from flaxsent.tokenization import Windowed, checked
 from flaxsent.transforms.windows import pooled, pooled_scores
 
@@ -123,9 +124,10 @@ class Engine:
         tokens_per_step: int | None = None,
         steps_per_window: int = 64,
         devices: Sequence[Any] | None = None,
+        sharding: str = "data",
         on_window: Callable[[Stats], None] | None = None,
     ) -> None:
-        """Puts the parameters on the devices, once on each; compiles nothing yet.
+        """Puts the parameters on the devices, once on each that has them; compiles nothing yet.
 
         Args:
             classifier: whose params and tokenizer are used.
@@ -133,13 +135,17 @@ class Engine:
                 `Function`. Of a classifier with `windows`, texts beyond the limit have pooled values of theirs.
             layout: "packed" rows hold several texts, "padded" ones one; packed by default where the family can be.
             row_lengths: tokens in a row, one compiled shape each; the longest must take the longest text.
-            tokens_per_step: tokens and padding in a step, on each device.
+            tokens_per_step: tokens and padding in a step, on each device that has rows of its own.
             steps_per_window: how many steps' worth of texts are looked at together, and held in memory.
             devices: all local ones by default; the rows of a step are spread over them.
+            sharding: "data" gives each device all of the params. With "fsdp" each holds a part and fetches the others
+                for each layer; with "tensor=N" N neighbours in `devices` compute the same rows together, each with some
+                of the heads and of the feed-forward; "fsdp,tensor=N" is both (`sharding.RULES`).
             on_window: called with the figures of each window, when its results are there.
 
         Raises:
-            FlaxsentError: the row lengths do not fit the checkpoint or the step, or the family does not pack.
+            FlaxsentError: the row lengths do not fit the checkpoint or the step, the family does not pack, or so many
+                devices cannot share the heads or a parameter.
         """
         if layout not in ("packed", "padded", None):
             raise FlaxsentError(f"layout={layout!r}: expected 'packed', 'padded' or None.")
@@ -155,14 +161,15 @@ class Engine:
         self.function = classifier.scores if function is None else function
         self._on_window = on_window
         devices = jax.local_devices() if devices is None else devices
-        self._placement = placement.over(devices)
+        self._placement = placement.over(devices, sharding)
+        check_heads(classifier.config, self._placement.sharding)
         self._running: _Running | None = _Running(placement.put(classifier.params, self._placement), {})
         self.shapes = stream_shapes(
             row_lengths,
             is_packed=classifier.packs if layout is None else layout == "packed",
             longest=classifier.tokenizer.max_length,
             tokens_per_step=tokens_per_step or placement.tokens_per_device(devices),
-            num_devices=len(devices),
+            num_devices=self._placement.num_groups,
         )
         largest_step = max(shape.num_rows * shape.row_length for shape in self.shapes)
         self.characters_per_window = steps_per_window * largest_step * _CHARACTERS_PER_TOKEN

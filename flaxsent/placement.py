@@ -11,6 +11,7 @@ from jaxtyping import Array, PyTree
 
 from flaxsent.base import Params, Tokens
 from flaxsent.packing import StepShape
+from flaxsent.sharding import ROWS, Sharding, mesh_of, parse, shardings
 
 Function = Callable[[Params, Tokens, int], PyTree[Array]]
 """`function(params, tokens, num_segments)` of rows `[R, T]` gives a pytree of arrays with one entry for each text,
@@ -19,38 +20,72 @@ computed once."""
 
 
 class Placement(NamedTuple):
-    """The rows of a step are spread over the devices; each device has all of the params."""
+    """A mesh of devices, and what of the rows and of the params each of them has."""
 
-    by_row: NamedSharding
-    replicated: NamedSharding
+    mesh: Mesh
+    sharding: Sharding
 
     @property
     def devices(self) -> list[Any]:
-        return list(self.by_row.mesh.devices.flat)
+        return list(self.mesh.devices.flat)
+
+    @property
+    def num_groups(self) -> int:
+        """Groups of devices with rows of their own."""
+        return self.mesh.shape[ROWS]
+
+    @property
+    def by_row(self) -> NamedSharding:
+        return NamedSharding(self.mesh, PartitionSpec(ROWS))
+
+    @property
+    def replicated(self) -> NamedSharding:
+        return NamedSharding(self.mesh, PartitionSpec())
+
+    def of(self, params: Params) -> PyTree[NamedSharding]:
+        """Where each of the params lies, or of a pytree with leaves of their names.
+
+        Raises: as `shardings`.
+        """
+        return shardings(params, self.mesh, self.sharding)
 
 
-def over(devices: Sequence[Any]) -> Placement:
-    """On these devices, which may be those of a topology that is not there (`jax.experimental.topologies`)."""
-    mesh = Mesh(np.asarray(devices), ("rows",))
-    return Placement(NamedSharding(mesh, PartitionSpec("rows")), NamedSharding(mesh, PartitionSpec()))
+def over(devices: Sequence[Any], sharding: str = "data") -> Placement:
+    """On these devices, which may be those of a topology that is not there (`jax.experimental.topologies`).
+
+    Raises:
+        FlaxsentError: as `sharding.parse`, or the devices are no multiple of `tensor`.
+    """
+    parsed = parse(sharding)
+    return Placement(mesh_of(devices, parsed), parsed)
 
 
 def put(params: Params, placement: Placement) -> Params:
-    """The params on all devices, once on each; the devices of one CPU all read the same memory."""
-    devices, sharding = placement.devices, placement.replicated
+    """The params on the devices, each part once on each that has it; those of one CPU all read the same memory.
 
-    def put_leaf(leaf: Array) -> Array:
-        source = np.asarray(leaf) if devices[0].platform == "cpu" else leaf
+    Raises: as `Placement.of`.
+    """
+
+    def put_leaf(leaf: Array, sharding: NamedSharding) -> Array:
+        is_on_host = placement.devices[0].platform == "cpu" or not isinstance(leaf, jax.Array)
+        source = np.asarray(leaf) if is_on_host else leaf
+        parts = sharding.addressable_devices_indices_map(leaf.shape)
         # Of an array on the host, a CPU's device needs no copy; of one on a device, this device needs none.
-        copies = [jax.device_put(source, device, may_alias=True) for device in devices]
+        copies = [
+            jax.device_put(source if sharding.is_fully_replicated else source[part], device, may_alias=True)
+            for device, part in parts.items()
+        ]
         return jax.make_array_from_single_device_arrays(leaf.shape, sharding, copies)
 
-    return jax.tree.map(put_leaf, params)
+    return jax.tree.map(put_leaf, params, placement.of(params))
 
 
 def lower(function: Function, params: Params, shape: StepShape, placement: Placement) -> jax.stages.Lowered:
-    """A step of the function, ready to be compiled; the params are arrays, or only their shapes and dtypes."""
-    shardings = {"in_shardings": (placement.replicated, placement.by_row), "out_shardings": placement.by_row}
+    """A step of the function, ready to be compiled; the params are arrays, or only their shapes and dtypes.
+
+    Raises: as `Placement.of`.
+    """
+    shardings = {"in_shardings": (placement.of(params), placement.by_row), "out_shardings": placement.by_row}
     return jax.jit(of_shape(function, shape), **shardings).lower(params, no_tokens(shape))
 
 

@@ -24,6 +24,7 @@ ROOMS = (
     "checkpoint",
     "flax",
     "transforms",
+    "sharding",
     "placement",
     "engine",
     "data",
