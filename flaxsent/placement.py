@@ -42,12 +42,29 @@ class Placement(NamedTuple):
     def replicated(self) -> NamedSharding:
         return NamedSharding(self.mesh, PartitionSpec())
 
-    def of(self, params: Params) -> PyTree[NamedSharding]:
-        """Where each of the params lies, or of a pytree with leaves of their names.
+    def of(self, params: PyTree) -> PyTree[NamedSharding]:
+        """Where each of the params lies, or of what is kept for each of them (`sharding.shardings`).
 
         Raises: as `shardings`.
         """
         return shardings(params, self.mesh, self.sharding)
+
+    def fetched(self, params: Params) -> Params:
+        """Inside `jit`: what devices along "rows" hold in parts is whole again before it is used.
+
+        Left to itself, XLA may cut the states along their hidden axis instead, and exchange these in each layer. Of
+        stacked layers, `[L, ...]`, whoever loops over them fetches each in its turn.
+        """
+        if not self.sharding.fsdp:
+            return params
+
+        def fetch(leaf: Array, sharding: NamedSharding) -> Array:
+            if leaf.ndim > 2 or ROWS not in sharding.spec:
+                return leaf
+            spec = PartitionSpec(*(None if axis == ROWS else axis for axis in sharding.spec))
+            return jax.lax.with_sharding_constraint(leaf, NamedSharding(self.mesh, spec))
+
+        return jax.tree.map(fetch, params, self.of(params))
 
 
 def over(devices: Sequence[Any], sharding: str = "data") -> Placement:
@@ -86,7 +103,10 @@ def lower(function: Function, params: Params, shape: StepShape, placement: Place
     Raises: as `Placement.of`.
     """
     shardings = {"in_shardings": (placement.of(params), placement.by_row), "out_shardings": placement.by_row}
-    return jax.jit(of_shape(function, shape), **shardings).lower(params, no_tokens(shape))
+    step = of_shape(function, shape)
+    return jax.jit(lambda params, tokens: step(placement.fetched(params), tokens), **shardings).lower(
+        params, no_tokens(shape)
+    )
 
 
 def of_shape(function: Function, shape: StepShape) -> Callable[[Params, Tokens], PyTree[Array]]:

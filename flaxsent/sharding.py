@@ -47,6 +47,14 @@ RULES: tuple[tuple[str, Cuts], ...] = (
 """Ends of the name of a layer, as the families have them, and how its parameters are cut; the first that fits counts."""
 
 
+SHARDING = (
+    "how the devices share the work: data (each has all parameters and some of the rows), fsdp (each holds some of the "
+    "parameters, and fetches the others layer by layer), tensor=N (N of them compute the same rows, each with some of "
+    "the heads), or fsdp,tensor=N"
+)
+"""What the command line says of it."""
+
+
 class Sharding(NamedTuple):
     """How the devices share the work, besides the rows."""
 
@@ -119,7 +127,7 @@ def shardings(tree: PyTree, mesh: Mesh, sharding: Sharding) -> PyTree[NamedShard
 def spec_of(name: str, shape: tuple[int, ...], *, num_rows: int = 1, num_model: int = 1) -> PartitionSpec:
     """How a parameter is cut, by its name and shape; axes before those of its rule, as of stacked layers, are not.
 
-    Of a matrix, the largest axis that is left is cut along "rows", if `num_rows` divides it.
+    Of a kernel or a table of words, the largest axis that is left and that `num_rows` divides is cut along "rows".
 
     Raises:
         FlaxsentError: as `shardings`.
@@ -140,7 +148,7 @@ def spec_of(name: str, shape: tuple[int, ...], *, num_rows: int = 1, num_model: 
                 f"number that divides {shape[len(shape) - len(cuts[last][0]) + cuts[last][0].index(MODEL)]}."
             )
         axes[len(shape) - len(cut) :] = cut
-    if num_rows > 1 and last in ("kernel", "embedding"):
+    if num_rows > 1 and (last == "kernel" and cuts or last == "embedding" and cuts is WORDS):
         left = [axis for axis in (-2, -1) if axes[axis] is None and shape[axis] % num_rows == 0]
         if left:
             axes[max(left, key=lambda axis: shape[axis])] = ROWS

@@ -9,6 +9,7 @@ from collections.abc import Callable
 from typing import Any, Literal, NamedTuple
 
 from flaxsent.base import FlaxsentError, ProblemType
+from flaxsent.sharding import SHARDING, parse
 
 
 class Range(NamedTuple):
@@ -109,9 +110,11 @@ class TrainOptions:
     teacher_weight: float = option("share of the loss that is the distance to the teacher's scores", 0.5, range=_SHARE)
     teacher_temperature: float = option("what the logits of both are divided by for that", 2.0, range=_POSITIVE)
     seed: int = option("of the order of the texts, dropout and a new head", 0, range=_INDEX)
+    sharding: str = option(SHARDING, "data", metavar="HOW")
 
     def __post_init__(self) -> None:
         _check(self)
+        parse(self.sharding)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

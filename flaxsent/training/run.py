@@ -232,9 +232,11 @@ def _scores(teacher: Classifier, data: Data, config: ModelConfig) -> Float[np.nd
 def _facts(
     options: RunOptions, train_options: TrainOptions, data: Data, classifier: Classifier, teacher: Classifier | None
 ) -> Facts:
-    """All that the parameters depend on, but the number of devices, which only changes how they are rounded."""
+    """All that the parameters depend on, but devices and sharding, which only change how they are rounded."""
+    options_of_run = dataclasses.asdict(train_options)
+    del options_of_run["sharding"]
     facts = {
-        "options": dataclasses.asdict(train_options),
+        "options": options_of_run,
         "save_dtype": options.save_dtype,
         "special_tokens_in_text": options.special_tokens_in_text,
         "model": _identity(options.model, classifier),

@@ -12,15 +12,17 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array, Float, Key
 
+from flaxsent import placement
 from flaxsent.base import FlaxsentError, Params, ProblemType, Text, Tokens
 from flaxsent.classifier import Classifier, check_has_own_labels, tell_truncated
 from flaxsent.data.labels import Examples
 from flaxsent.models.config import as_trained
 from flaxsent.packing import StepShape
+from flaxsent.placement import Placement
 from flaxsent.postprocessing import postprocess
+from flaxsent.sharding import Sharding, check_heads
 from flaxsent.training.batches import Batch, Corpus, Plan, labels_as_arrays, plan_epoch, step_shapes
 from flaxsent.training.optimizer import is_frozen, make_optimizer, make_schedule
 from flaxsent.training.options import TrainOptions
@@ -114,6 +116,8 @@ class Trainer:
         expected = (len(train.texts) + len(unlabelled), config.num_labels)
         if teacher is not None and teacher.shape != expected:
             raise FlaxsentError(f"teacher has the shape {teacher.shape}; expected {expected}.")
+        everywhere = placement.over(_devices(), options.sharding)
+        check_heads(config, everywhere.sharding)
         self.max_length = min(options.max_length, classifier.tokenizer.max_length)
         self._train = self._corpus(train, unlabelled, teacher)
         self._dev = None if dev is None else self._corpus(dev)
@@ -127,16 +131,16 @@ class Trainer:
             is_packed=self.is_packed,
             batch_size=options.batch_size,
             tokens_per_step=options.tokens_per_step,
-            multiple_of=jax.device_count() * options.accumulation,
+            multiple_of=everywhere.num_groups * options.accumulation,
         )
-        mesh = Mesh(np.asarray(_devices(self.shapes, options.accumulation)), ("rows",))
-        self._by_row, self._replicated = (NamedSharding(mesh, PartitionSpec(*axes)) for axes in (("rows",), ()))
+        self._placement = _placement(everywhere, self.shapes, options)
         self.steps_by_epoch = [len(self._plan(epoch)) for epoch in range(options.num_epochs)]
         self.num_steps = sum(self.steps_by_epoch)
         self.learning_rate = make_schedule(options, self.num_steps)
         self._optimizer = make_optimizer(options, self.num_steps, classifier.params)
+        forward = forward_of_rows(classifier, options, self.shapes[0].num_segments, fetch=self._placement.fetched)
         task = {
-            "forward": forward_of_rows(classifier, options, self.shapes[0].num_segments),
+            "forward": forward,
             "problem_type": config.problem_type,
         }
         trained = functools.partial(
@@ -153,32 +157,27 @@ class Trainer:
             average_decay=options.average_decay,
             accumulation=options.accumulation,
         )
-        self.step = jax.jit(step, donate_argnums=0, out_shardings=self._replicated)
-        self.sums = jax.jit(functools.partial(score_sums, **task), out_shardings=self._replicated)
-        self._copy = jax.jit(lambda tree: jax.tree.map(jnp.copy, tree), out_shardings=self._replicated)
+        state = jax.eval_shape(self._begin, classifier.params)
+        replicated, (of_state, of_params) = self._placement.replicated, map(self._placement.of, (state, state.params))
+        self.step = jax.jit(step, donate_argnums=0, out_shardings=(of_state, replicated))
+        self.sums = jax.jit(functools.partial(score_sums, **task), out_shardings=replicated)
+        self._start = jax.jit(self._begin, out_shardings=of_state)
+        self._copy = jax.jit(lambda tree: jax.tree.map(jnp.copy, tree), out_shardings=of_params)
 
     def start(self) -> Snapshot:
         """Before the first step."""
-        params = jax.tree.map(lambda leaf: leaf.astype(jnp.float32), self.classifier.params)
+        params = placement.put(self.classifier.params, self._placement)
+        state = self._start(params)
+        return Snapshot(state, self._copy(state.params) if self.options.early_stopping else None)
+
+    def _begin(self, params: Params) -> TrainState:
+        params, average = (jax.tree.map(lambda leaf: jnp.copy(leaf.astype(jnp.float32)), params) for _ in range(2))
         with jax.numpy_dtype_promotion("standard"):
             opt_state = self._optimizer.init(params)
         # rbg draws dropout masks several times faster on a CPU, but every device draws those of all rows.
         impl = "unsafe_rbg" if jax.default_backend() == "cpu" else "threefry2x32"
         key = jax.random.key(self.options.seed, impl=impl)
-        state = TrainState(params, params, opt_state, jnp.zeros((), jnp.int32), key)
-        return Snapshot(self.put(state), self.put(params) if self.options.early_stopping else None)
-
-    def put(self, tree: Any) -> Any:
-        """A copy of a pytree on all devices, whose memory the steps may take over."""
-
-        def put_leaf(leaf: Any) -> Any:
-            if jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
-                data = put_leaf(jax.random.key_data(leaf))
-                return jax.random.wrap_key_data(data, impl=jax.random.key_impl(leaf))
-            host = np.array(leaf)
-            return jax.make_array_from_process_local_data(self._replicated, host, host.shape)
-
-        return self._copy(jax.tree.map(put_leaf, tree))
+        return TrainState(params, average, opt_state, jnp.zeros((), jnp.int32), key)
 
     def events(self, snapshot: Snapshot) -> Iterator[StepEvent]:
         """Makes the steps that follow, one by one; a snapshot is used up once the next step is asked for."""
@@ -226,7 +225,7 @@ class Trainer:
         """The classifier with the average of the last step, or of the best epoch where the run may end early."""
         params = snapshot.state.average if snapshot.best is None else snapshot.best
         dtype = jax.tree.leaves(self.classifier.params)[0].dtype
-        copied = jax.tree.map(lambda leaf: jnp.asarray(np.array(leaf.addressable_data(0)), dtype), params)
+        copied = jax.tree.map(lambda leaf: jnp.asarray(np.array(leaf), dtype), params)
         config = as_trained(self.classifier.config)
         scores = functools.partial(postprocess, config=config)
         return dataclasses.replace(self.classifier, params=copied, config=config, postprocess=scores)
@@ -246,7 +245,7 @@ class Trainer:
         """Each process makes its own rows."""
         num_rows = plan.shape.num_rows // jax.process_count()
         batch = corpus.batch(plan, slice(jax.process_index() * num_rows, (jax.process_index() + 1) * num_rows))
-        return jax.tree.map(lambda leaf: jax.make_array_from_process_local_data(self._by_row, leaf), batch)
+        return jax.tree.map(lambda leaf: jax.make_array_from_process_local_data(self._placement.by_row, leaf), batch)
 
     def _is_over(self, evaluations: tuple[Evaluation, ...]) -> bool:
         scores = [evaluation.score for evaluation in evaluations]
@@ -254,32 +253,51 @@ class Trainer:
         return bool(patience and scores) and len(scores) - 1 - int(np.argmax(scores)) >= patience
 
 
-def _devices(shapes: Sequence[StepShape], accumulation: int) -> list[Any]:
-    """As many devices, of all processes, as share the rows of each step evenly.
+def _devices() -> list[Any]:
+    """Of all processes, those of one side by side."""
+    return sorted(jax.devices(), key=lambda device: (device.process_index, device.id))
+
+
+def _placement(everywhere: Placement, shapes: Sequence[StepShape], options: TrainOptions) -> Placement:
+    """Over as many groups of devices as share the rows of each step evenly.
 
     Raises:
-        FlaxsentError: that would leave out devices of several processes, each of which must have its own rows.
+        FlaxsentError: that would leave out devices of several processes, each of which must have its own rows; or
+            these would not share the rows alone.
     """
-    devices = sorted(jax.devices(), key=lambda device: (device.process_index, device.id))
-    numbers = range(len(devices), 0, -1)
-    num = next(n for n in numbers if all(shape.num_rows % (n * accumulation) == 0 for shape in shapes))
-    if num < len(devices) and jax.process_count() > 1:
+    devices, sharding = everywhere.devices, everywhere.sharding
+    if jax.process_count() > 1 and sharding != Sharding():
+        raise FlaxsentError(
+            f"sharding={options.sharding!r}: {jax.process_count()} processes share the rows only; expected data."
+        )
+    numbers = range(everywhere.num_groups, 0, -1)
+    num = next(n for n in numbers if all(shape.num_rows % (n * options.accumulation) == 0 for shape in shapes))
+    if num * sharding.tensor < len(devices) and jax.process_count() > 1:
         raise FlaxsentError(
             f"{len(devices)} devices in {jax.process_count()} processes cannot share the {shapes[0].num_rows} rows of "
-            f"a step evenly; go on with a number of devices that divides {shapes[0].num_rows // accumulation}."
+            f"a step evenly; go on with a number of devices that divides {shapes[0].num_rows // options.accumulation}."
         )
-    return devices[:num]
+    return placement.over(devices[: num * sharding.tensor], options.sharding)
 
 
-def forward_of_rows(classifier: Classifier, options: TrainOptions, num_segments: int) -> Forward:
-    """The forward on rows `[R, T]`, logits `[R, S, C]`, computed in the dtype of the options."""
+def forward_of_rows(
+    classifier: Classifier,
+    options: TrainOptions,
+    num_segments: int,
+    *,
+    fetch: Callable[[Params], Params] = lambda params: params,
+) -> Forward:
+    """The forward on rows `[R, T]`, logits `[R, S, C]`, computed in the dtype of the options.
+
+    `fetch` makes whole what devices hold in parts.
+    """
     own = jax.tree.leaves(classifier.params)[0].dtype
     dtype = own if options.dtype is None else jnp.dtype(options.dtype)
     # A Flax module computes in the dtype that it was built for, whatever that of the parameters.
     built_for = {} if classifier.backend == "native" or dtype == own else {"dtype": dtype}
 
     def forward(params: Params, tokens: Tokens, key: Key[Array, ""] | None) -> Float[Array, "R S C"]:
-        cast = jax.tree.map(lambda leaf: leaf.astype(dtype), params)
+        cast = fetch(jax.tree.map(lambda leaf: leaf.astype(dtype), params))
         if classifier.forward_packed is None:
             return classifier.forward(cast, tokens, key, **built_for)[:, None]
         return classifier.forward_packed(cast, tokens, num_segments, key)
