@@ -1,5 +1,6 @@
 """Where a function's params and rows lie on the devices, and how one of its steps is compiled for them."""
 
+import contextlib
 import os
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
@@ -9,7 +10,7 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array, PyTree
 
-from flaxsent.base import Params, Tokens
+from flaxsent.base import AnyArray, Params, Tokens
 from flaxsent.packing import StepShape
 from flaxsent.sharding import ROWS, Sharding, mesh_of, parse, shardings
 
@@ -83,8 +84,9 @@ def put(params: Params, placement: Placement) -> Params:
     Raises: as `Placement.of`.
     """
 
-    def put_leaf(leaf: Array, sharding: NamedSharding) -> Array:
-        is_on_host = placement.devices[0].platform == "cpu" or not isinstance(leaf, jax.Array)
+    def put_leaf(leaf: AnyArray, sharding: NamedSharding) -> Array:
+        own = device_of(leaf)
+        is_on_host = own is None or "cpu" in (own.platform, placement.devices[0].platform)
         source = np.asarray(leaf) if is_on_host else leaf
         parts = sharding.addressable_devices_indices_map(leaf.shape)
         # Of an array on the host, a CPU's device needs no copy; of one on a device, this device needs none.
@@ -95,6 +97,18 @@ def put(params: Params, placement: Placement) -> Params:
         return jax.make_array_from_single_device_arrays(leaf.shape, sharding, copies)
 
     return jax.tree.map(put_leaf, params, placement.of(params))
+
+
+def device_of(leaf: AnyArray) -> Any:
+    """The device, or one of them, that an array lies on; None if that is NumPy's."""
+    return min(leaf.devices(), key=lambda device: device.id) if isinstance(leaf, jax.Array) else None
+
+
+def on_host(sharding: str) -> contextlib.AbstractContextManager[Any]:
+    """Where params that one device may be too small for are read: in it, the memory of the host holds new arrays."""
+    if parse(sharding) == Sharding():
+        return contextlib.nullcontext()
+    return jax.default_device(jax.local_devices(backend="cpu")[0])
 
 
 def lower(function: Function, params: Params, shape: StepShape, placement: Placement) -> jax.stages.Lowered:

@@ -44,7 +44,7 @@ RULES: tuple[tuple[str, Cuts], ...] = (
     (r"output/dense|ffn_output|lin2|fc2|mlp/Wo", INPUTS),
     (r"word_embeddings|tok_embeddings|shared", WORDS),
 )
-"""Ends of the name of a layer, as the families have them, and how its parameters are cut; the first that fits counts."""
+"""Ends of the names of layers in all families, and how their parameters are cut; the first that fits counts."""
 
 
 SHARDING = (
@@ -66,17 +66,18 @@ class Sharding(NamedTuple):
 
 
 def parse(text: str) -> Sharding:
-    """
+    """What an option says, as `SHARDING` explains it.
+
     Raises:
-        FlaxsentError: it is none of `data`, `fsdp`, `tensor=N` and `fsdp,tensor=N`.
+        FlaxsentError: it is none of these.
 
     >>> parse("fsdp,tensor=4")
     Sharding(fsdp=True, tensor=4)
     """
-    found = re.fullmatch(r"data|(fsdp)?(?:(?:^|(?<=p),)tensor=([1-9][0-9]{0,5}))?", text)
-    if not text or found is None:
+    found = re.fullmatch(r"data|fsdp|(?:fsdp,)?tensor=([1-9][0-9]{0,5})", text)
+    if found is None:
         raise FlaxsentError(f"sharding={text!r}; expected data, fsdp, tensor=N or fsdp,tensor=N.")
-    return Sharding(found[1] is not None, int(found[2] or 1))
+    return Sharding(text.startswith("fsdp"), int(found[1] or 1))
 
 
 def mesh_of(devices: Sequence[Any], sharding: Sharding) -> Mesh:
@@ -94,7 +95,8 @@ def mesh_of(devices: Sequence[Any], sharding: Sharding) -> Mesh:
 
 
 def check_heads(config: ModelConfig, sharding: Sharding) -> None:
-    """
+    """Refuses what would give a device a part of a head.
+
     Raises:
         FlaxsentError: the devices along "model" cannot have as many heads each.
     """
@@ -127,7 +129,7 @@ def shardings(tree: PyTree, mesh: Mesh, sharding: Sharding) -> PyTree[NamedShard
 def spec_of(name: str, shape: tuple[int, ...], *, num_rows: int = 1, num_model: int = 1) -> PartitionSpec:
     """How a parameter is cut, by its name and shape; axes before those of its rule, as of stacked layers, are not.
 
-    Of a kernel or a table of words, the largest axis that is left and that `num_rows` divides is cut along "rows".
+    Of a kernel or a table of words, the largest axis that is left and that `num_rows` divides is cut along "rows", too.
 
     Raises:
         FlaxsentError: as `shardings`.
@@ -148,8 +150,8 @@ def spec_of(name: str, shape: tuple[int, ...], *, num_rows: int = 1, num_model: 
                 f"number that divides {shape[len(shape) - len(cuts[last][0]) + cuts[last][0].index(MODEL)]}."
             )
         axes[len(shape) - len(cut) :] = cut
-    if num_rows > 1 and (last == "kernel" and cuts or last == "embedding" and cuts is WORDS):
-        left = [axis for axis in (-2, -1) if axes[axis] is None and shape[axis] % num_rows == 0]
+    if num_rows > 1 and last in cuts and (last == "kernel" or cuts is WORDS):
+        left = [axis for axis, size in enumerate(shape) if axes[axis] is None and size % num_rows == 0]
         if left:
             axes[max(left, key=lambda axis: shape[axis])] = ROWS
     return PartitionSpec(*axes)

@@ -31,8 +31,9 @@ from flaxsent.jobs import shards
 from flaxsent.jobs.plan import JobOptions, plan
 from flaxsent.jobs.progress import Progress
 from flaxsent.jobs.run import run as run_job
-from flaxsent.placement import Function
+from flaxsent.placement import Function, on_host
 from flaxsent.postprocessing import decode
+from flaxsent.sharding import SHARDING
 from flaxsent.transforms.embedded import with_embeddings
 from flaxsent.transforms.ensemble import MEASURES, Uncertainty, columns, mean, members_of, uncertainty
 from flaxsent.transforms.zero_shot import TEMPLATE, hypotheses, zero_shot
@@ -122,6 +123,7 @@ def _add_files(command: argparse.ArgumentParser) -> None:
         help="write rows that are broken, have no text or get no finite score to this JSONL file; without it, the "
         "first one ends the job",
     )
+    files.add_argument("--sharding", metavar="HOW", help=f"{SHARDING} (default data)")
     files.add_argument(
         "--resume", action="store_true", help="go on with the job if it has begun, with the same inputs and options"
     )
@@ -143,6 +145,7 @@ _OF_FILES = (
     "embeddings",
     "prefix",
     "bad_rows",
+    "sharding",
     "resume",
     "overwrite",
     "shard",
@@ -285,9 +288,14 @@ def _classify_files(options: argparse.Namespace) -> None:
         shard=None if options.shard is None else shards.parse(options.shard),
     )
     job = plan(options.input, options.output, job_options)
-    classifier, function = _open(options, job_options.zero_shot)
+    sharding = options.sharding or "data"
+    with on_host(sharding):
+        classifier, function = _open(options, job_options.zero_shot)
     try:
-        with Progress(job) as progress, Engine(classifier, function=function, on_window=progress.add) as engine:
+        with (
+            Progress(job) as progress,
+            Engine(classifier, function=function, sharding=sharding, on_window=progress.add) as engine,
+        ):
             outcome = run_job(job, engine, progress=progress)
     except KeyboardInterrupt:
         if job.folder.exists():

@@ -30,6 +30,7 @@ from flaxsent.engine import Engine
 from flaxsent.files import require
 from flaxsent.models.config import ModelConfig
 from flaxsent.packing import StepShape
+from flaxsent.placement import on_host
 from flaxsent.postprocessing import probabilities
 from flaxsent.training import distributed
 from flaxsent.training.checkpoints import Checkpoints
@@ -65,7 +66,8 @@ def run(
     _check(options, train_options)
     work = plan(options)
     data = _read(options)
-    classifier, has_new_head = _load(options, data, seed=train_options.seed)
+    with on_host(train_options.sharding):
+        classifier, has_new_head = _load(options, data, seed=train_options.seed)
     teacher = None if options.teacher is None else _load_teacher(options.teacher, classifier)
     facts = _facts(options, train_options, data, classifier, teacher)
     begun = work.begun

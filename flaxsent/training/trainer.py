@@ -20,7 +20,7 @@ from flaxsent.classifier import Classifier, check_has_own_labels, tell_truncated
 from flaxsent.data.labels import Examples
 from flaxsent.models.config import as_trained
 from flaxsent.packing import StepShape
-from flaxsent.placement import Placement
+from flaxsent.placement import Placement, device_of
 from flaxsent.postprocessing import postprocess
 from flaxsent.sharding import Sharding, check_heads
 from flaxsent.training.batches import Batch, Corpus, Plan, labels_as_arrays, plan_epoch, step_shapes
@@ -224,8 +224,9 @@ class Trainer:
     def result(self, snapshot: Snapshot) -> Classifier:
         """The classifier with the average of the last step, or of the best epoch where the run may end early."""
         params = snapshot.state.average if snapshot.best is None else snapshot.best
-        dtype = jax.tree.leaves(self.classifier.params)[0].dtype
-        copied = jax.tree.map(lambda leaf: jnp.asarray(np.array(leaf), dtype), params)
+        own = jax.tree.leaves(self.classifier.params)[0]
+        with jax.default_device(device_of(own)):
+            copied = jax.tree.map(lambda leaf: jnp.asarray(np.array(leaf), own.dtype), params)
         config = as_trained(self.classifier.config)
         scores = functools.partial(postprocess, config=config)
         return dataclasses.replace(self.classifier, params=copied, config=config, postprocess=scores)
