@@ -88,8 +88,7 @@ def mesh_of(devices: Sequence[Any], sharding: Sharding) -> Mesh:
     """
     if len(devices) % sharding.tensor:
         raise FlaxsentError(
-            f"tensor={sharding.tensor}: {len(devices)} devices are no groups of {sharding.tensor}; expected a number "
-            "that divides that of the devices."
+            f"tensor={sharding.tensor}: expected a divisor of the number of devices, which is {len(devices)}."
         )
     return Mesh(np.asarray(devices).reshape(-1, sharding.tensor), (ROWS, MODEL))
 
@@ -103,8 +102,7 @@ def check_heads(config: ModelConfig, sharding: Sharding) -> None:
     for num_heads in (config.num_heads, config.get("decoder_attention_heads", config.num_heads)):
         if num_heads % sharding.tensor:
             raise FlaxsentError(
-                f"tensor={sharding.tensor}: {sharding.tensor} devices cannot have as many of {num_heads} heads each; "
-                f"expected a number that divides {num_heads}."
+                f"tensor={sharding.tensor}: expected a divisor of the number of heads, which is {num_heads}."
             )
 
 
@@ -145,10 +143,8 @@ def spec_of(name: str, shape: tuple[int, ...], *, num_rows: int = 1, num_model: 
     if num_model > 1 and last in cuts:
         cut = next((cut for cut in cuts[last] if _divides(cut, shape, num_model)), None)
         if cut is None:
-            raise FlaxsentError(
-                f"tensor={num_model}: {num_model} devices cannot share {name} of shape {shape} evenly; expected a "
-                f"number that divides {shape[len(shape) - len(cuts[last][0]) + cuts[last][0].index(MODEL)]}."
-            )
+            size = shape[len(shape) - len(cuts[last][0]) + cuts[last][0].index(MODEL)]
+            raise FlaxsentError(f"tensor={num_model}: expected a divisor of {size}, which {name} {shape} is cut along.")
         axes[len(shape) - len(cut) :] = cut
     if num_rows > 1 and last in cuts and (last == "kernel" or cuts is WORDS):
         left = [axis for axis, size in enumerate(shape) if axes[axis] is None and size % num_rows == 0]
