@@ -1,6 +1,7 @@
 """Where a function's params and rows lie on the devices, and how one of its steps is compiled for them."""
 
 import contextlib
+import functools
 import os
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
@@ -62,10 +63,22 @@ class Placement(NamedTuple):
         def fetch(leaf: Array, sharding: NamedSharding) -> Array:
             if leaf.ndim > 2 or ROWS not in sharding.spec:
                 return leaf
-            spec = PartitionSpec(*(None if axis == ROWS else axis for axis in sharding.spec))
-            return jax.lax.with_sharding_constraint(leaf, NamedSharding(self.mesh, spec))
+            whole = PartitionSpec(*(None if axis == ROWS else axis for axis in sharding.spec))
+            return _moved(leaf, NamedSharding(self.mesh, whole), sharding)
 
         return jax.tree.map(fetch, params, self.of(params))
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(1, 2))
+def _moved(leaf: Array, to: NamedSharding, back: NamedSharding) -> Array:
+    """The leaf on other devices; its gradient is wanted where the leaf was, and its sum goes nowhere else."""
+    return jax.lax.with_sharding_constraint(leaf, to)
+
+
+_moved.defvjp(
+    lambda leaf, to, back: (_moved(leaf, to, back), None),
+    lambda to, back, _, gradient: (jax.lax.with_sharding_constraint(gradient, back),),
+)
 
 
 def over(devices: Sequence[Any], sharding: str = "data") -> Placement:

@@ -68,7 +68,7 @@ def training(folder, hows, accumulation):
     classifier, found = flaxsent.load(folder, backend="native"), {}
     for how in hows:
         options = TrainOptions(
-            tokens_per_step=8 * 128, accumulation=accumulation, learning_rate=1e-3, sharding=how, average_decay=0.9
+            tokens_per_step=16 * 128, accumulation=accumulation, learning_rate=1e-3, sharding=how, average_decay=0.9
         )
         _, state, losses = steps(classifier, toy_data(300), options, 3)
         moments = [leaf for leaf in jax.tree.leaves(state.opt_state) if leaf.ndim]

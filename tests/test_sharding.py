@@ -141,9 +141,9 @@ def test_what_devices_cannot_share_is_refused(tiny_folder):
 def check_scores(family, found):
     for how, one in found.items():
         assert one["difference"] <= TOLERANCE, how
-        # Of all bytes. What is not cut, positions and the head, weighs more in a tiny model than in a large one.
+        # Of all bytes, beside 1/8 and 1/4: what is not cut, positions and the head, weighs more in a tiny model.
         shares = [held / one["whole"] for held in one["bytes"]]
-        assert min(shares) == max(shares) <= {"fsdp": 0.25, "tensor=4": 0.35, "fsdp,tensor=4": 0.25}[how], how
+        assert min(shares) == max(shares) <= (0.3 if "fsdp" in how else 0.4), how
         names = collections.Counter(name for name, _ in one["collectives"])
         # Each matrix that is cut is fetched once, and no states go from device to device for that.
         gathered = [types for name, types in one["collectives"] if name == "all-gather"]
@@ -178,8 +178,9 @@ def test_int8_is_cut_likewise(tiny_folder, mode):
     for how, one in found.items():
         assert one["difference"] <= TOLERANCE, how
         names = collections.Counter(name for name, _ in one["collectives"])
-        # Where rows meet int8 kernels as integers, devices must agree on the largest number of each row, twice a layer.
-        num_sums = {"weights": 5, "dynamic": 9}[mode]
+        # As in float32, and one for the scales of the words. Where rows meet int8 kernels as integers, devices agree on
+        # the largest number of each row, twice a layer.
+        num_sums = {"weights": 6, "dynamic": 10}[mode]
         assert names["all-reduce"] == (num_sums if "tensor" in how else 0), how
 
 
@@ -197,8 +198,7 @@ def check_training(found):
         of_params, of_average, of_moments = one["bytes"]
         assert of_params == of_average == [held // 2 for held in of_moments]
         shares = [held / most for held, most in zip(of_params, whole["bytes"][0], strict=True)]
-        limit = {"data": 1, "fsdp": 0.25, "tensor=4": 0.35, "fsdp,tensor=4": 0.25}[how]
-        assert min(shares) == max(shares) <= limit, how
+        assert min(shares) == max(shares) <= {"data": 1, "tensor=4": 0.45}.get(how, 0.35), how
 
 
 def test_training_cuts_params_averages_and_moments_and_comes_to_the_same(tiny_folder):
@@ -210,4 +210,7 @@ def test_training_cuts_params_averages_and_moments_and_comes_to_the_same(tiny_fo
 @pytest.mark.slow
 @pytest.mark.parametrize("family", KINDS)
 def test_training_is_the_same_under_each_sharding(tiny_folder, family):
-    check_training(in_new_process("training", tiny_folder(family, **even(family)), ["data", *HOWS], 2))
+    """With dropout, and each step in two parts."""
+    layers = {"encoder_layers": 1, "decoder_layers": 1} if family == "bart" else {"num_hidden_layers": 1}
+    folder = tiny_folder(family, **even(family) | layers)
+    check_training(in_new_process("training", folder, ["data", *HOWS], 2))

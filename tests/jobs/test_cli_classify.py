@@ -39,6 +39,21 @@ def test_the_command_writes_the_file_and_is_quiet(folder, capsys, tiny_folder):
     assert 'made by another job: its special tokens in text: "special" then, "literal" now' in err
 
 
+@pytest.mark.slow
+def test_devices_that_share_the_params_write_what_one_writes(folder, tiny_folder):
+    model = tiny_folder("bert", hidden_size=64, num_attention_heads=4, intermediate_size=128)
+    options = ["--model", str(model), "--input", str(folder / "in.csv"), "--output"]
+    flags = {"XLA_FLAGS": "--xla_force_host_platform_device_count=8"}
+    for output, how in (("one.csv", "data"), ("eight.csv", "fsdp,tensor=4")):
+        environment = os.environ | (flags if how != "data" else {})
+        subprocess.run([*COMMAND, *options, str(folder / output), "--sharding", how], env=environment, check=True)
+    one, eight = (read_csv(folder / name) for name in ("one.csv", "eight.csv"))
+    assert [row["label"] for row in one] == [row["label"] for row in eight]
+    for row, other in zip(one, eight, strict=True):
+        # Sums in another order, in float32.
+        assert abs(float(row["score"]) - float(other["score"])) <= 1e-5
+
+
 def test_standard_input_is_read_as_lines(tmp_path, tiny_folder):
     options = ["--model", str(tiny_folder("bert")), "--input", "-", "--output", str(tmp_path / "out.jsonl")]
     done = subprocess.run(

@@ -196,24 +196,54 @@ def test_a_run_goes_on_with_another_number_of_devices_up_to_rounding(tmp_path, f
     """Begun on 2 devices with steps of 4 rows, it goes on with 8 of them, of which 4 have a row each."""
     more = ("--tokens-per-step", "512", "--epochs", "4")
     whole, moved = (arguments_of(tiny_folder("bert"), files, tmp_path / name, *more) for name in ("whole", "moved"))
-
-    def start(num_devices, *command):
-        flags = {"XLA_FLAGS": f"--xla_force_host_platform_device_count={num_devices}"}
-        return subprocess.run(command, env=ENVIRONMENT | flags, capture_output=True, text=True, check=False)
-
     assert start(2, *COMMAND, *whole).returncode == 0
     assert start(2, sys.executable, "-c", STOPPED, *moved).returncode == 130
     resumed = start(8, *COMMAND, *moved, "--resume")
     assert resumed.returncode == 0, resumed.stderr
-    logs = [without_speed(tmp_path / name / "log.jsonl") for name in ("whole", "moved")]
-    assert [entry["step"] for entry in logs[0]] == [entry["step"] for entry in logs[1]]
+    logs = check_logs(tmp_path)
     assert logs[0][:2] == logs[1][:2]  # made by 2 devices in both runs
+    facts = json.loads((tmp_path / "moved" / "training.json").read_bytes())
+    assert facts["shapes"][0][0] == 4
+
+
+def start(num_devices, *command):
+    flags = {"XLA_FLAGS": f"--xla_force_host_platform_device_count={num_devices}"}
+    return subprocess.run(command, env=ENVIRONMENT | flags, capture_output=True, text=True, check=False)
+
+
+def check_logs(folder):
+    """Those of a whole run and of one that was moved, which are the same up to rounding."""
+    logs = [without_speed(folder / name / "log.jsonl") for name in ("whole", "moved")]
+    assert [entry["step"] for entry in logs[0]] == [entry["step"] for entry in logs[1]]
     for entry, other in zip(*logs, strict=True):
         for name in entry.keys() & {"loss", "dev_loss", "learning_rate"}:
             # Sums over the rows in another order, from step to step.
             assert abs(entry[name] - other[name]) <= 1e-4 * abs(entry[name]), (entry, other)
-    facts = json.loads((tmp_path / "moved" / "training.json").read_bytes())
-    assert facts["shapes"][0][0] == 4
+    return logs
+
+
+@pytest.mark.slow
+def test_a_run_goes_on_under_another_sharding_up_to_rounding(tmp_path, files, tiny_folder):
+    """Begun with params in eight parts, it goes on with heads in two; what it writes is whole, as PyTorch reads it."""
+    model = tiny_folder("bert", hidden_size=64, num_attention_heads=4, intermediate_size=128, vocab_size=64)
+    names = ("whole", "moved")
+    whole, moved = (
+        arguments_of(model, files, tmp_path / name, "--epochs", "6", "--early-stopping", "5") for name in names
+    )
+    assert start(8, *COMMAND, *whole).returncode == 0
+    assert start(8, sys.executable, "-c", STOPPED, *moved, "--sharding", "fsdp").returncode == 130
+    resumed = start(8, *COMMAND, *moved, "--resume", "--sharding", "fsdp,tensor=2")
+    assert resumed.returncode == 0, resumed.stderr
+    check_logs(tmp_path)
+    one, other = (safetensors.numpy.load_file(tmp_path / name / "model.safetensors") for name in names)
+    assert {name: tensor.shape for name, tensor in one.items()} == {name: t.shape for name, t in other.items()}
+    # Adam makes steps of size 1e-3 of gradients near 0.
+    assert max(np.abs(one[name] - other[name]).max() for name in one) <= 1e-2
+    again = start(8, *COMMAND, *moved, "--overwrite", "--sharding", "tensor=3")
+    assert (again.returncode, again.stderr.splitlines()[-1]) == (
+        2,
+        "flaxsent: error: tensor=3: expected a divisor of the number of devices, which is 8.",
+    )
 
 
 # what is made of the checkpoint
