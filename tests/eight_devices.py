@@ -81,5 +81,5 @@ def training(folder, hows, accumulation):
 
 
 if __name__ == "__main__":
-    name, arguments = sys.argv[1], json.loads(sys.argv[2])
-    json.dump({"scores": scores, "training": training}[name](*arguments), sys.stdout)
+    functions = {"scores": scores, "training": training}
+    json.dump([functions[name](*arguments) for name, *arguments in json.loads(sys.argv[1])], sys.stdout)

@@ -41,8 +41,9 @@ def even(family: str, **more) -> dict:
     return {str(keys[field][0]): size for field, size in sizes.items()} | of_decoder | more
 
 
-def in_new_process(name: str, *arguments):
-    command = [sys.executable, "-m", "tests.eight_devices", name, json.dumps(arguments, default=str)]
+def on_eight_devices(*calls):
+    """What functions of `tests.eight_devices` give, each told by its name and its arguments."""
+    command = [sys.executable, "-m", "tests.eight_devices", json.dumps(calls, default=str)]
     done = subprocess.run(command, capture_output=True, text=True, check=False, env=os.environ)
     assert done.returncode == 0, done.stderr
     return json.loads(done.stdout.splitlines()[-1])
@@ -156,25 +157,37 @@ def check_scores(family, found):
         assert names.keys() <= {"all-gather", "all-reduce"} | permuted, how
 
 
-BOTH = HOWS[-1:]
+FEW = {"bert": HOWS, "deberta-v2": HOWS[-1:], "modernbert": HOWS[-1:]}
 
 
-@pytest.mark.parametrize(
-    ("family", "hows"),
-    [
-        ("bert", HOWS),
-        *((family, BOTH) for family in KINDS[1:]),
-        *(pytest.param(family, HOWS, marks=pytest.mark.slow) for family in NATIVE if family != "bert"),
-    ],
-)
-def test_scores_are_those_of_one_device_with_less_memory_and_megatrons_two_sums_a_layer(tiny_folder, family, hows):
-    check_scores(family, in_new_process("scores", tiny_folder(family, **even(family)), hows))
+@pytest.fixture(scope="module")
+def found(tiny_folder):
+    """Of a few families, and of training, in one process: it takes some seconds to begin."""
+    scores = [("scores", tiny_folder(family, **even(family)), hows) for family, hows in FEW.items()]
+    no_dropout = {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
+    folder = tiny_folder("bert", **even("bert", num_hidden_layers=1, **no_dropout))
+    names = [*FEW, "training"]
+    results = on_eight_devices(*scores, ("training", folder, ["data", HOWS[-1]], 1))
+    return dict(zip(names, results, strict=True))
+
+
+@pytest.mark.parametrize("family", FEW)
+def test_scores_are_those_of_one_device_with_less_memory_and_megatrons_two_sums_a_layer(found, family):
+    check_scores(family, found[family])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("family", NATIVE)
+def test_so_they_are_in_every_family(tiny_folder, family):
+    (found,) = on_eight_devices(("scores", tiny_folder(family, **even(family)), HOWS))
+    check_scores(family, found)
+    assert {name for name, _ in found["fsdp"]["collectives"]} == {"all-gather"}
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("mode", ["weights", "dynamic"])
 def test_int8_is_cut_likewise(tiny_folder, mode):
-    found = in_new_process("scores", tiny_folder("bert", **even("bert")), HOWS, mode)
+    (found,) = on_eight_devices(("scores", tiny_folder("bert", **even("bert")), HOWS, mode))
     for how, one in found.items():
         assert one["difference"] <= TOLERANCE, how
         names = collections.Counter(name for name, _ in one["collectives"])
@@ -201,10 +214,8 @@ def check_training(found):
         assert min(shares) == max(shares) <= {"data": 1, "tensor=4": 0.45}.get(how, 0.35), how
 
 
-def test_training_cuts_params_averages_and_moments_and_comes_to_the_same(tiny_folder):
-    no_dropout = {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
-    folder = tiny_folder("bert", **even("bert", num_hidden_layers=1, **no_dropout))
-    check_training(in_new_process("training", folder, ["data", "fsdp,tensor=4"], 1))
+def test_training_cuts_params_averages_and_moments_and_comes_to_the_same(found):
+    check_training(found["training"])
 
 
 @pytest.mark.slow
@@ -213,4 +224,12 @@ def test_training_is_the_same_under_each_sharding(tiny_folder, family):
     """With dropout, and each step in two parts."""
     layers = {"encoder_layers": 1, "decoder_layers": 1} if family == "bart" else {"num_hidden_layers": 1}
     folder = tiny_folder(family, **even(family) | layers)
-    check_training(in_new_process("training", folder, ["data", *HOWS], 2))
+    (found,) = on_eight_devices(("training", folder, ["data", *HOWS], 2))
+    check_training(found)
+
+
+def test_several_processes_share_the_rows_only(tiny_folder, monkeypatch):
+    classifier = flaxsent.load(tiny_folder("bert"), backend="native")
+    monkeypatch.setattr(jax, "process_count", lambda: 2)
+    with pytest.raises(FlaxsentError, match="sharding='fsdp': 2 processes share the rows only; expected data"):
+        Trainer(classifier, Examples(["a"], [0]), options=TrainOptions(sharding="fsdp"))
