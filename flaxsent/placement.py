@@ -12,6 +12,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array, PyTree
 
 from flaxsent.base import AnyArray, Params, Tokens
+from flaxsent.models.layers import FETCH
 from flaxsent.packing import StepShape
 from flaxsent.sharding import ROWS, Sharding, mesh_of, parse, shardings
 
@@ -51,27 +52,34 @@ class Placement(NamedTuple):
         """
         return shardings(params, self.mesh, self.sharding)
 
-    def fetched(self, params: Params) -> Params:
-        """Inside `jit`: what devices along "rows" hold in parts is whole again before it is used.
+    def call(self, function: Callable[..., Any], params: Params, *arguments: Any) -> Any:
+        """`function(params, *arguments)` inside `jit`, where what devices along "rows" hold in parts is whole again.
 
-        Left to itself, XLA may cut the states along their hidden axis instead, and exchange these in each layer. Of
-        stacked layers, `[L, ...]`, whoever loops over them fetches each in its turn.
+        Left to itself, XLA may cut the states along their hidden axis instead, and exchange these in each layer.
         """
         if not self.sharding.fsdp:
-            return params
+            return function(params, *arguments)
+        token = FETCH.set(self._fetched)
+        try:
+            return function(self._fetched(params), *arguments)
+        finally:
+            FETCH.reset(token)
 
-        def fetch(leaf: Array, sharding: NamedSharding) -> Array:
-            if leaf.ndim > 2 or ROWS not in sharding.spec:
+    def _fetched(self, params: Params) -> Params:
+        """Of stacked layers, the loop over them fetches each in its turn."""
+
+        def fetch(path: tuple[Any, ...], leaf: Array, sharding: NamedSharding) -> Array:
+            if ROWS not in sharding.spec or any("-" in str(key.key) for key in path):
                 return leaf
             whole = PartitionSpec(*(None if axis == ROWS else axis for axis in sharding.spec))
             return _moved(leaf, NamedSharding(self.mesh, whole), sharding)
 
-        return jax.tree.map(fetch, params, self.of(params))
+        return jax.tree_util.tree_map_with_path(fetch, params, self.of(params))
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(1, 2))
 def _moved(leaf: Array, to: NamedSharding, back: NamedSharding) -> Array:
-    """The leaf on other devices; its gradient is wanted where the leaf was, and its sum goes nowhere else."""
+    """The leaf on other devices; its gradient is summed to where the leaf was, and nowhere else."""
     return jax.lax.with_sharding_constraint(leaf, to)
 
 
@@ -131,9 +139,8 @@ def lower(function: Function, params: Params, shape: StepShape, placement: Place
     """
     shardings = {"in_shardings": (placement.of(params), placement.by_row), "out_shardings": placement.by_row}
     step = of_shape(function, shape)
-    return jax.jit(lambda params, tokens: step(placement.fetched(params), tokens), **shardings).lower(
-        params, no_tokens(shape)
-    )
+    called = jax.jit(lambda params, tokens: placement.call(step, params, tokens), **shardings)
+    return called.lower(params, no_tokens(shape))
 
 
 def of_shape(function: Function, shape: StepShape) -> Callable[[Params, Tokens], PyTree[Array]]:

@@ -14,6 +14,7 @@ jax.config.update("jax_default_matmul_precision", "highest")
 import numpy as np
 
 import flaxsent
+from flaxsent.models.stacking import stack
 from flaxsent.training.options import TrainOptions
 from flaxsent.transforms.quantize import quantize
 from tests.conftest import texts_of_lengths
@@ -37,11 +38,15 @@ def bytes_by_device(tree) -> list[int]:
     return [held[device.id] for device in jax.devices()]
 
 
-def scores(folder, hows, mode=None):
-    """The logits of a folder under each sharding beside those of one device."""
+def scores(folder, hows, form=None):
+    """The logits of a folder under each sharding beside those of one device; of its params stacked or in int8, if so
+    told."""
     classifier = flaxsent.load(folder, backend="native")
-    if mode is not None:
-        classifier = dataclasses.replace(classifier, params=quantize(classifier.params, mode=mode))
+    if form == "stacked":
+        params = stack(classifier.params, config=classifier.config)
+        classifier = dataclasses.replace(classifier, params=params)
+    elif form is not None:
+        classifier = dataclasses.replace(classifier, params=quantize(classifier.params, mode=form))
     options = {"function": classifier.logits, **SHAPES}
     with flaxsent.Engine(classifier, devices=jax.devices()[:1], **options) as engine:
         expected = engine(TEXTS)

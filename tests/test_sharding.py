@@ -139,6 +139,13 @@ def test_what_devices_cannot_share_is_refused(tiny_folder):
 # scores
 
 
+def check_fetched(one):
+    """Each matrix that is cut is fetched once, those of stacked layers one by one, and no states are for that."""
+    gathered = [types for name, types in one["collectives"] if name == "all-gather"]
+    shapes = [[1, *shape[1:]] if len(shape) > 2 else shape for shape in one["fetched"]]
+    assert sorted(gathered) == sorted(f"f32{json.dumps(shape, separators=(',', ':'))}" for shape in shapes)
+
+
 def check_scores(family, found):
     for how, one in found.items():
         assert one["difference"] <= TOLERANCE, how
@@ -146,9 +153,7 @@ def check_scores(family, found):
         shares = [held / one["whole"] for held in one["bytes"]]
         assert min(shares) == max(shares) <= (0.3 if "fsdp" in how else 0.4), how
         names = collections.Counter(name for name, _ in one["collectives"])
-        # Each matrix that is cut is fetched once, and no states go from device to device for that.
-        gathered = [types for name, types in one["collectives"] if name == "all-gather"]
-        assert sorted(gathered) == sorted(f"f32{json.dumps(shape, separators=(',', ':'))}" for shape in one["fetched"])
+        check_fetched(one)
         num_sums = 2 * 2 + 2 * 3 if family.endswith("bart") else 2 * 2  # Megatron's two of a layer; a decoder has three
         assert names["all-reduce"] == (num_sums + 1 if "tensor" in how else 0), how  # and one for the words
         # ModernBERT's queries, keys and values, and the two halves of its feed-forward, are one kernel each, whose
@@ -166,8 +171,12 @@ def found(tiny_folder):
     scores = [("scores", tiny_folder(family, **even(family)), hows) for family, hows in FEW.items()]
     no_dropout = {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
     folder = tiny_folder("bert", **even("bert", num_hidden_layers=1, **no_dropout))
-    names = [*FEW, "training"]
-    results = on_eight_devices(*scores, ("training", folder, ["data", HOWS[-1]], 1))
+    names = [*FEW, "bert stacked", "modernbert stacked", "training"]
+    stacked = [
+        ("scores", tiny_folder(family, **even(family, num_hidden_layers=num)), HOWS[::2], "stacked")
+        for family, num in (("bert", 4), ("modernbert", 7))
+    ]
+    results = on_eight_devices(*scores, *stacked, ("training", folder, ["data", HOWS[-1]], 1))
     return dict(zip(names, results, strict=True))
 
 
@@ -195,6 +204,13 @@ def test_int8_is_cut_likewise(tiny_folder, mode):
         # the largest number of each row, twice a layer.
         num_sums = {"weights": 6, "dynamic": 10}[mode]
         assert names["all-reduce"] == (num_sums if "tensor" in how else 0), how
+
+
+@pytest.mark.parametrize("family", ["bert", "modernbert"])
+def test_layers_in_a_loop_are_fetched_one_by_one(found, family):
+    for how, one in found[f"{family} stacked"].items():
+        assert one["difference"] <= TOLERANCE, how
+        check_fetched(one)
 
 
 # training

@@ -6,6 +6,7 @@ classification head are float32 throughout. A `key` of None means no dropout.
 
 import functools
 from collections.abc import Callable, Mapping, Sequence
+from contextvars import ContextVar
 from typing import Any, cast
 
 import jax
@@ -250,13 +251,18 @@ def _scan(
 
     def body(x_TD: Array, group: tuple[Params, Array | None]) -> tuple[Array, None]:
         params, keys_P = group
-        for index, layer_params in enumerate(in_order(params)):
+        for index, layer_params in enumerate(in_order(FETCH.get()(params))):
             layer_key = None if keys_P is None else keys_P[index]
             layer = layer_of(numbers.start + index)
             x_TD = checkpoint_name(layer(layer_params, x_TD, at_Q=None, key=layer_key), STATE)
         return x_TD, None
 
     return jax.lax.scan(body, x_TD, (stacked, keys_GP))[0]
+
+
+FETCH: ContextVar[Callable[[Params], Params]] = ContextVar("fetch", default=lambda params: params)
+"""What is done to the params of stacked layers, one after the other, before these compute: while a function is traced
+for devices that hold a part of each (`placement.Placement.call`), the other parts are fetched."""
 
 
 def range_of(name: str) -> range:

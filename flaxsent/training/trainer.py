@@ -138,7 +138,7 @@ class Trainer:
         self.num_steps = sum(self.steps_by_epoch)
         self.learning_rate = make_schedule(options, self.num_steps)
         self._optimizer = make_optimizer(options, self.num_steps, classifier.params)
-        forward = forward_of_rows(classifier, options, self.shapes[0].num_segments, fetch=self._placement.fetched)
+        forward = forward_of_rows(classifier, options, self.shapes[0].num_segments, call=self._placement.call)
         task = {
             "forward": forward,
             "problem_type": config.problem_type,
@@ -286,22 +286,19 @@ def forward_of_rows(
     options: TrainOptions,
     num_segments: int,
     *,
-    fetch: Callable[[Params], Params] = lambda params: params,
+    call: Callable[..., Any] = lambda function, *arguments: function(*arguments),
 ) -> Forward:
-    """The forward on rows `[R, T]`, logits `[R, S, C]`, computed in the dtype of the options.
-
-    `fetch` makes whole what devices hold in parts.
-    """
+    """The forward on rows `[R, T]`, logits `[R, S, C]`, computed in the dtype of the options; `call` calls it."""
     own = jax.tree.leaves(classifier.params)[0].dtype
     dtype = own if options.dtype is None else jnp.dtype(options.dtype)
     # A Flax module computes in the dtype that it was built for, whatever that of the parameters.
     built_for = {} if classifier.backend == "native" or dtype == own else {"dtype": dtype}
 
     def forward(params: Params, tokens: Tokens, key: Key[Array, ""] | None) -> Float[Array, "R S C"]:
-        cast = fetch(jax.tree.map(lambda leaf: leaf.astype(dtype), params))
+        cast = jax.tree.map(lambda leaf: leaf.astype(dtype), params)
         if classifier.forward_packed is None:
-            return classifier.forward(cast, tokens, key, **built_for)[:, None]
-        return classifier.forward_packed(cast, tokens, num_segments, key)
+            return call(functools.partial(classifier.forward, **built_for), cast, tokens, key)[:, None]
+        return call(classifier.forward_packed, cast, tokens, num_segments, key)
 
     return forward
 
