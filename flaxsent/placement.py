@@ -138,9 +138,12 @@ def lower(function: Function, params: Params, shape: StepShape, placement: Place
     Raises: as `Placement.of`.
     """
     shardings = {"in_shardings": (placement.of(params), placement.by_row), "out_shardings": placement.by_row}
-    step = of_shape(function, shape)
-    called = jax.jit(lambda params, tokens: placement.call(step, params, tokens), **shardings)
-    return called.lower(params, no_tokens(shape))
+    step = functools.partial(placement.call, of_shape(function, shape))
+    if placement.sharding == Sharding() and placement.devices[0].platform == "tpu":
+        # Each chip has a program of its rows alone, in which kernels may stand: XLA does not divide these among chips.
+        specs = {"in_specs": (PartitionSpec(), PartitionSpec(ROWS)), "out_specs": PartitionSpec(ROWS)}
+        step = jax.shard_map(step, mesh=placement.mesh, check_vma=False, **specs)
+    return jax.jit(step, **shardings).lower(params, no_tokens(shape))
 
 
 def of_shape(function: Function, shape: StepShape) -> Callable[[Params, Tokens], PyTree[Array]]:
