@@ -132,10 +132,10 @@ def spec_of(name: str, shape: tuple[int, ...], *, num_rows: int = 1, num_model: 
     Raises:
         FlaxsentError: as `shardings`.
 
-    >>> spec_of("layer/0/attention/self/query/kernel", (768, 768), num_model=4)
-    PartitionSpec(None, 'model')
-    >>> spec_of("layer/0/output/dense/kernel", (3072, 768), num_model=4, num_rows=2)
-    PartitionSpec('model', 'rows')
+    >>> tuple(spec_of("layer/0/attention/self/query/kernel", (768, 768), num_model=4))
+    (None, 'model')
+    >>> tuple(spec_of("layer/0/output/dense/kernel", (3072, 768), num_model=4, num_rows=2))
+    ('model', 'rows')
     """
     layer, _, last = name.rpartition("/")
     axes: list[str | None] = [None] * len(shape)
