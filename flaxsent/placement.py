@@ -55,13 +55,14 @@ class Placement(NamedTuple):
     def call(self, function: Callable[..., Any], params: Params, *arguments: Any) -> Any:
         """`function(params, *arguments)` inside `jit`, where what devices along "rows" hold in parts is whole again.
 
-        Left to itself, XLA may cut the states along their hidden axis instead, and exchange these in each layer.
+        Left to itself, XLA may cut the states along their hidden axis instead, and exchange these in each layer. A
+        gradient fetches the parts once more, rather than keep them from the way up to the way down.
         """
         if not self.sharding.fsdp:
             return function(params, *arguments)
         token = FETCH.set(self._fetched)
         try:
-            return function(self._fetched(params), *arguments)
+            return jax.checkpoint(lambda params: function(self._fetched(params), *arguments), policy=_keeps)(params)
         finally:
             FETCH.reset(token)
 
@@ -75,6 +76,11 @@ class Placement(NamedTuple):
             return _moved(leaf, NamedSharding(self.mesh, whole), sharding)
 
         return jax.tree_util.tree_map_with_path(fetch, params, self.of(params))
+
+
+def _keeps(primitive: Any, *_: Any, **__: Any) -> bool:
+    """Of all that a function computes, what a gradient keeps for the way down: not what `_moved` gives."""
+    return primitive.name not in ("sharding_constraint", "custom_vjp_call")
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(1, 2))

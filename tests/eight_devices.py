@@ -16,6 +16,7 @@ import numpy as np
 import flaxsent
 from flaxsent.models.stacking import stack
 from flaxsent.training.options import TrainOptions
+from flaxsent.training.trainer import Trainer
 from flaxsent.transforms.quantize import quantize
 from tests.conftest import texts_of_lengths
 from tests.training.test_trainer import steps, toy_data
@@ -85,6 +86,17 @@ def training(folder, hows, accumulation):
     return found
 
 
+def fetches(folder):
+    """How many matrices are cut while a classifier trains, and the shapes that its step gathers."""
+    classifier = flaxsent.load(folder, backend="native")
+    options = TrainOptions(tokens_per_step=8 * 128, sharding="fsdp")
+    trainer = Trainer(classifier, toy_data(300), options=options)
+    state = trainer.start().state
+    lowered = trainer.step.lower(state, trainer._put_batch(trainer._train, trainer._plan(0)[0]))
+    cut = [leaf for leaf in jax.tree.leaves(state.params) if not leaf.sharding.is_fully_replicated]
+    return [len(cut), [types for name, types in collectives(lowered.compile().as_text()) if name == "all-gather"]]
+
+
 if __name__ == "__main__":
-    functions = {"scores": scores, "training": training}
+    functions = {"scores": scores, "training": training, "fetches": fetches}
     json.dump([functions[name](*arguments) for name, *arguments in json.loads(sys.argv[1])], sys.stdout)

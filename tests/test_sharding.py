@@ -244,6 +244,14 @@ def test_training_is_the_same_under_each_sharding(tiny_folder, family):
     check_training(found)
 
 
+@pytest.mark.slow
+def test_a_gradient_fetches_each_matrix_again_rather_than_keep_it(tiny_folder):
+    ((num_cut, gathered),) = on_eight_devices(("fetches", tiny_folder("bert", **even("bert"))))
+    words = [types for types in gathered if types == "f32[256,64]"]
+    # The gradient of a table does not read it.
+    assert (len(words), len(gathered)) == (1, 2 * (num_cut - 1) + 1)
+
+
 def test_several_processes_share_the_rows_only(tiny_folder, monkeypatch):
     classifier = flaxsent.load(tiny_folder("bert"), backend="native")
     monkeypatch.setattr(jax, "process_count", lambda: 2)
