@@ -156,7 +156,7 @@ def _batch_norm(
     return norm_p.bind(*terms, *operands[num_terms:], num_terms=num_terms, eps=eps), 0
 
 
-norm_p = primitive("layer_norm", _norm_by_xla, _norm_on_tpu)
+norm_p = primitive("layer_norm", _norm_by_xla, on_tpu=_norm_on_tpu)
 batching.primitive_batchers[norm_p] = _batch_norm
 
 

@@ -15,7 +15,9 @@ from jax.interpreters import ad, mlir
 Implementation = Callable[..., jax.Array]
 
 
-def primitive(name: str, by_xla: Implementation, on_tpu: Implementation) -> Primitive:
+def primitive(
+    name: str, by_xla: Implementation, *, on_tpu: Implementation, on_cpu: Implementation | None = None
+) -> Primitive:
     """A function of arrays and static keywords whose result is like its first operand; `batching` is the caller's.
 
     A TPU computes it by `on_tpu`, but for gradients, which are those of `by_xla`, and for programs that XLA divides
@@ -46,4 +48,6 @@ def primitive(name: str, by_xla: Implementation, on_tpu: Implementation) -> Prim
     ad.primitive_jvps[bound] = differentiate
     mlir.register_lowering(bound, xla_rule)
     mlir.register_lowering(bound, rule, platform="tpu")
+    if on_cpu is not None:
+        mlir.register_lowering(bound, mlir.lower_fun(on_cpu, multiple_results=False), platform="cpu")
     return bound
