@@ -1,12 +1,14 @@
 """The engine against the classifier text by text, and what it promises: order, bounds, compilations, devices."""
 
 import collections
+import dataclasses
 import itertools
 import json
 import subprocess
 import sys
 import threading
 import time
+from types import SimpleNamespace
 
 import jax
 import jax.numpy as jnp
@@ -14,6 +16,7 @@ import numpy as np
 import pytest
 
 import flaxsent
+from flaxsent import placement, transforms
 from flaxsent.engine import Engine
 from tests.conftest import AWKWARD_TEXTS, counted_compilations, texts_of_lengths
 
@@ -133,6 +136,36 @@ def test_a_function_of_another_shape_is_refused(classifier):
 
 
 @pytest.mark.flax_auto
+def test_only_what_computes_natively_is_given_stacked_layers(tiny_folder, classifier):
+    def engine_of(classifier, **options):
+        return Engine(classifier, **SHAPES, **options)
+
+    for function in (None, classifier.logits, classifier.embeddings):
+        assert engine_of(classifier, function=function)._reads_stacked()
+    assert engine_of(transforms.windows(classifier))._reads_stacked()
+    # A function of one's own may read params by their names.
+    assert not engine_of(classifier, function=by_token)._reads_stacked()
+    replaced = dataclasses.replace(classifier, forward_packed=lambda *arguments: classifier.forward_packed(*arguments))
+    assert not engine_of(replaced)._reads_stacked()
+    topics = transforms.zero_shot(classifier, ["good", "bad"], entailment=classifier.config.labels[0])
+    assert not engine_of(topics)._reads_stacked()
+
+
+def test_an_engine_of_stacked_layers_gives_the_same_scores(monkeypatch, classifier):
+    texts, with_names = mixed_texts(20), []
+    expected = obvious(classifier, texts)
+
+    def put(params, where):
+        with_names.extend(params["bert"]["encoder"]["layer"])
+        return placement.put(params, where)
+
+    monkeypatch.setattr("flaxsent.engine.placement", SimpleNamespace(**vars(placement) | {"put": put}))
+    monkeypatch.setattr("flaxsent.engine._STACKED_ON", ("cpu",))
+    with Engine(classifier, **SHAPES) as engine:
+        assert np.abs(engine(texts) - expected).max() <= TOLERANCE
+    assert with_names == ["0-1", "2"]
+
+
 def test_a_family_that_does_not_pack_is_padded_and_says_so(tiny_folder):
     classifier = flaxsent.load(tiny_folder("roformer"))
     assert not classifier.packs
@@ -282,6 +315,7 @@ EIGHT_DEVICES = """
 import json, sys, jax, numpy as np
 jax.config.update("jax_num_cpu_devices", 8)
 import flaxsent
+from flaxsent import placement, transforms
 from flaxsent.engine import Engine
 texts = [("good " * (i % 37)).strip() + " bad" * (i % 2) for i in range(300)]
 classifier = flaxsent.load(sys.argv[1], backend="native")
