@@ -21,7 +21,7 @@ from jaxtyping import Array, PyTree, Shaped
 from flaxsent import placement
 from flaxsent.base import FlaxsentError, Params, Prediction, Text, Texts
 from flaxsent.checkpoint.folder import load
-from flaxsent.classifier import Classifier, Outputs, forward_packed, tell_truncated, tell_windows
+from flaxsent.classifier import Classifier, Outputs, embeddings, forward_packed, tell_truncated, tell_windows
 from flaxsent.models.stacking import stack
 from flaxsent.packing import Step, StepShape, list_steps, pack_steps, stream_shapes, unpack
 from flaxsent.placement import Function
@@ -166,9 +166,7 @@ class Engine:
         check_heads(classifier.config, self._placement.sharding)
         params = classifier.params
         if devices[0].platform in _STACKED_ON and self._reads_stacked():
-            params = stack(
-                params, config=classifier.config
-            )  # compiled in a fraction of the time; a CPU is as fast without
+            params = stack(params, config=classifier.config)
         self._running: _Running | None = _Running(placement.put(params, self._placement), {})
         self.shapes = stream_shapes(
             row_lengths,
@@ -183,8 +181,9 @@ class Engine:
 
     def _reads_stacked(self) -> bool:
         """Whether the function is one of the classifier's own, and it computes natively: that reads both forms."""
-        native = getattr(self.classifier.forward_packed, "func", None) is forward_packed
-        return native and getattr(self.function, "__self__", None) is self.classifier
+        is_native = getattr(self.classifier.forward_packed, "func", None) is forward_packed
+        is_own = getattr(self.function, "__self__", None) is self.classifier
+        return is_native and (is_own or getattr(self.function, "func", None) is embeddings)
 
     def __call__(self, texts: Texts) -> Any:
         """The function's results for texts or pairs, in their order.
