@@ -142,7 +142,7 @@ def test_only_what_computes_natively_is_given_stacked_layers(tiny_folder, classi
 
     for function in (None, classifier.logits, classifier.embeddings):
         assert engine_of(classifier, function=function)._reads_stacked()
-    assert engine_of(transforms.windows(classifier))._reads_stacked()
+    assert engine_of(transforms.windows(classifier, stride=8))._reads_stacked()
     # A function of one's own may read params by their names.
     assert not engine_of(classifier, function=by_token)._reads_stacked()
     replaced = dataclasses.replace(classifier, forward_packed=lambda *arguments: classifier.forward_packed(*arguments))
