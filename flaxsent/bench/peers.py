@@ -2,6 +2,7 @@
 
 import bisect
 import concurrent.futures
+import dataclasses
 import functools
 import os
 import shutil
@@ -22,6 +23,7 @@ from flaxsent.files import quietly, require
 from flaxsent.packing import pad, row_lengths, select
 from flaxsent.parity import pytorch
 from flaxsent.placement import num_cores
+from flaxsent.transforms.quantize import quantize
 
 OURS = {"flaxsent-f32": "float32", "flaxsent-bf16": "bfloat16"}
 """Always measured, in these dtypes; the labels of the first are the ones that all others are compared with."""
@@ -265,7 +267,16 @@ def _require(module: str) -> Any:
     return require(module, needed_by="it", extra="bench")
 
 
+def _int8(source: Source) -> Predict:
+    """flaxsent with integer products; its engine fills its own batches."""
+    classifier = load(source.folder, backend="native")
+    engine = Engine(dataclasses.replace(classifier, params=quantize(classifier.params, mode="dynamic")))
+    engine.warmup()
+    return lambda texts, batch_size: engine(texts).argmax(axis=-1)
+
+
 PEERS: dict[str, Peer] = {
+    "flaxsent-int8": Peer(_int8),
     "pipeline": Peer(functools.partial(_pipeline, sort=False)),
     "pipeline-sorted": Peer(functools.partial(_pipeline, sort=True)),
     "torch-f32": Peer(functools.partial(_pytorch, dtype="float32")),
