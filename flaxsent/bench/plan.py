@@ -119,7 +119,7 @@ def compiled(work: Work, shape: StepShape) -> Step:
         raise DoesNotFitError(said) from err
     seconds = time.perf_counter() - begin
     memory: Any = executable.memory_analysis()
-    rows = _ARRAYS_OF_TOKENS * 4 * shape.num_rows * shape.row_length // work.num_devices
+    rows = _ARRAYS_OF_TOKENS * 4 * shape.num_rows * shape.row_length // work.multiple_of
     products = work.products(shape)
     return Step(
         asked=shape,

@@ -12,6 +12,7 @@ from flaxsent.bench.work import Work, abstract, check, dtype_of
 from flaxsent.classifier import Classifier
 from flaxsent.data.labels import Examples
 from flaxsent.packing import StepShape
+from flaxsent.sharding import check_heads
 from flaxsent.training.batches import Corpus, Plan, labels_as_arrays, step_shapes
 from flaxsent.training.optimizer import make_optimizer
 from flaxsent.training.options import TrainOptions
@@ -26,6 +27,7 @@ def training(
     tokens_per_step: int | None = None,
     tokens_per_text: float = 25.0,
     dtype: Literal["float32", "bfloat16", "float16"] | None = None,
+    sharding: str = "data",
 ) -> Work:
     """The trainer's step: loss, gradient and update of a batch, with its default options.
 
@@ -39,8 +41,9 @@ def training(
     if classifier.backend == "exported":
         raise FlaxsentError("an exported folder cannot be trained; plan for the checkpoint that it was exported from.")
     check(row_lengths, tokens_per_step)
-    options = TrainOptions(dtype=dtype)
-    placed = placement.over(devices)
+    options = TrainOptions(dtype=dtype, sharding=sharding)
+    placed = placement.over(devices, sharding)
+    check_heads(classifier.config, placed.sharding)
     lengths = [min(options.max_length, classifier.tokenizer.max_length)] if row_lengths is None else row_lengths
     shapes = [
         step_shapes(
@@ -48,8 +51,8 @@ def training(
             longest=length,
             is_packed=classifier.packs,
             batch_size=options.batch_size,
-            tokens_per_step=tokens_per_step and tokens_per_step * len(devices),
-            multiple_of=len(devices) * options.accumulation,
+            tokens_per_step=tokens_per_step and tokens_per_step * placed.num_groups,
+            multiple_of=placed.num_groups * options.accumulation,
         )[-1]
         for length in lengths
     ]
@@ -79,7 +82,7 @@ def training(
         return products.count(step(shape), state, batch(shape))
 
     shapes = tuple(sorted({*shapes}, key=lambda shape: shape.row_length))
-    multiple_of = len(devices) * options.accumulation
+    multiple_of = placed.num_groups * options.accumulation
     return Work("training", dtype or dtype_of(classifier), shapes, len(devices), multiple_of, lower, counted)
 
 

@@ -13,7 +13,9 @@ from flaxsent import placement
 from flaxsent.base import FlaxsentError
 from flaxsent.bench import products
 from flaxsent.classifier import Classifier
+from flaxsent.models.stacking import stack
 from flaxsent.packing import StepShape, stream_shapes
+from flaxsent.sharding import check_heads
 
 
 class Work(NamedTuple):
@@ -38,6 +40,7 @@ def inference(
     *,
     row_lengths: Sequence[int] | None = None,
     tokens_per_step: int | None = None,
+    sharding: str = "data",
 ) -> Work:
     """The engine's step: scores of packed rows, or of padded ones for a family that does not pack.
 
@@ -46,19 +49,23 @@ def inference(
         devices: those of a topology.
         row_lengths: in tokens; those of the engine by default.
         tokens_per_step: tokens and padding in a step, on each device; as many as the engine's by default.
+        sharding: how the devices share params and rows, as for `Engine`.
 
     Raises:
-        FlaxsentError: a number that is not positive.
+        FlaxsentError: a number that is not positive, or a sharding that the devices or the checkpoint do not allow.
     """
     check(row_lengths, tokens_per_step)
-    placed = placement.over(devices)
+    placed = placement.over(devices, sharding)
+    check_heads(classifier.config, placed.sharding)
     params = abstract(classifier.params)
+    if devices[0].platform != "cpu" and classifier.packs and classifier.backend != "exported":
+        params = stack(params, config=classifier.config)  # as the engine does
     shapes = stream_shapes(
         row_lengths,
         is_packed=classifier.packs,
         longest=classifier.tokenizer.max_length if row_lengths is None else 1,
         tokens_per_step=tokens_per_step or placement.tokens_per_device(devices),
-        num_devices=len(devices),
+        num_devices=placed.num_groups,
     )
 
     def counted(shape: StepShape) -> products.Products | None:
@@ -69,7 +76,7 @@ def inference(
         dtype_of(classifier),
         shapes,
         len(devices),
-        len(devices),
+        placed.num_groups,
         lambda shape: placement.lower(classifier.scores, params, shape, placed),
         counted,
     )

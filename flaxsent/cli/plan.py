@@ -5,6 +5,7 @@ import json
 from typing import Any
 
 from flaxsent.cli.options import DTYPES, positive, tell
+from flaxsent.sharding import SHARDING
 
 
 def add(commands: Any) -> None:
@@ -20,6 +21,7 @@ def add(commands: Any) -> None:
     command.add_argument(
         "--tokens-per-step", type=int, metavar="N", help="tokens and padding on each chip (default the engine's)"
     )
+    command.add_argument("--sharding", default="data", metavar="HOW", help=f"{SHARDING} (default data)")
     command.add_argument("--train", action="store_true", help="plan a step of flaxsent train instead of the engine's")
     command.add_argument(
         "--no-largest", action="store_true", help="do not look for the largest step, which compiles a few times more"
@@ -48,7 +50,11 @@ def run(options: argparse.Namespace) -> None:
     from flaxsent.placement import num_cores
 
     topology = chips.topology(options.topology)
-    asked = {"row_lengths": options.row_lengths, "tokens_per_step": options.tokens_per_step}
+    asked = {
+        "row_lengths": options.row_lengths,
+        "tokens_per_step": options.tokens_per_step,
+        "sharding": options.sharding,
+    }
     if options.train:
         from flaxsent.bench import train_work
 
