@@ -29,7 +29,8 @@ jax.config.update("jax_default_matmul_precision", "highest")
 
 with install_import_hook("flaxsent", "beartype.beartype"):
     import flaxsent
-    import flaxsent.bench.scale
+    import flaxsent.bench.plan
+    import flaxsent.bench.train_work
     import flaxsent.cli
     import flaxsent.evaluation.explanations
     import flaxsent.evaluation.report
@@ -46,6 +47,7 @@ with install_import_hook("flaxsent", "beartype.beartype"):
 
 NATIVE = [name for name, family in flaxsent.models.FAMILIES.items() if family.is_native]
 HAS_TORCH = importlib.util.find_spec("torch") is not None
+HAS_LIBTPU = importlib.util.find_spec("libtpu") is not None
 HAS_FLAX = flax_auto.is_installed()
 HAS_FLAX_AUTO = flax_auto.has_theirs()
 
@@ -73,6 +75,8 @@ def pytest_collection_modifyitems(items):
     for item in items:
         if item.get_closest_marker("torch") and not HAS_TORCH:
             item.add_marker(pytest.mark.skip(reason="needs PyTorch"))
+        if item.get_closest_marker("tpu") and not HAS_LIBTPU:
+            item.add_marker(pytest.mark.skip(reason="needs libtpu"))
         if item.get_closest_marker("flax_auto") and not HAS_FLAX_AUTO:
             item.add_marker(pytest.mark.skip(reason="needs the Flax classes of transformers 4"))
 

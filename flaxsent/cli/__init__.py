@@ -23,7 +23,7 @@ COMMANDS = {
     "export": "write a folder that runs without the encoders",
     "parity": "compare the logits with PyTorch's",
     "bench": "compare the speed with that of other libraries",
-    "scale": "estimate the hosts and devices of a large job",
+    "plan": "compile for TPUs that are not here, and say what they would do",
 }
 """Each is a module of this folder with `add(commands)`; only that of the command that runs is imported."""
 
@@ -92,6 +92,8 @@ def _run(arguments: Sequence[str], *, is_own: bool) -> int:
             _keep_compiled()
         if options.uses_cores:
             _use_cores()
+        if options.plans_for_others:
+            _look_for_no_chips()
     return options.run(options) or 0
 
 
@@ -172,6 +174,21 @@ def _use_cores() -> None:
         jax.config.update("jax_num_cpu_devices", num_cores())
 
 
+def _look_for_no_chips() -> None:
+    """Tells libtpu, which compiles for chips that are elsewhere, not to look for any here; JAX uses the CPU.
+
+    What is compiled for them is not kept: JAX cannot read it again without a chip.
+    """
+    import jax
+
+    from flaxsent.bench.chips import ENVIRONMENT
+
+    for name, value in ENVIRONMENT.items():
+        os.environ.setdefault(name, value)
+    jax.config.update("jax_platforms", "cpu")
+    jax.config.update("jax_enable_compilation_cache", False)
+
+
 class _Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
         """One line, and not the usage too, which has a dozen."""
@@ -181,7 +198,7 @@ class _Parser(argparse.ArgumentParser):
 def _parser(arguments: Sequence[str]) -> argparse.ArgumentParser:
     """Knows the options of the command that is among the arguments, and the names of the others."""
     parser = _Parser(prog="flaxsent", description="Text classification in JAX as pure functions.")
-    parser.set_defaults(keeps_compiled=False, uses_cores=False)
+    parser.set_defaults(keeps_compiled=False, uses_cores=False, plans_for_others=False)
     parser.add_argument("--version", action="version", version=f"flaxsent {flaxsent.__version__}")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     wanted = next((argument for argument in arguments if not argument.startswith("-")), None)

@@ -150,7 +150,9 @@ def _kernel(
     if reach is not None or is_causal:
         query_QT, key_QT = (jax.lax.broadcasted_iota(jnp.int32, (Q, keys), axis) for axis in (0, 1))
         after_QT = key_QT + first_key - query_QT - first_query
-    product = functools.partial(jax.lax.dot_general, precision=precision, preferred_element_type=jnp.float32)
+    # In 16 bits one pass is exact, and the compiler refuses more, which None would ask for where JAX's default is more.
+    asked = precision if q_ref.dtype == jnp.float32 else jax.lax.Precision.DEFAULT
+    product = functools.partial(jax.lax.dot_general, precision=asked, preferred_element_type=jnp.float32)
     at_once = max(
         n for n in range(1, W // G + 1) if (W // G) % n == 0 and (n == 1 or n * G // H * Q * keys <= _SCORES_AT_ONCE)
     )

@@ -7,7 +7,7 @@ import dataclasses
 import functools
 import logging
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -18,6 +18,7 @@ from flaxsent import placement
 from flaxsent.base import FlaxsentError, Params, ProblemType, Text, Tokens
 from flaxsent.classifier import Classifier, check_has_own_labels, tell_truncated
 from flaxsent.data.labels import Examples
+from flaxsent.files import require
 from flaxsent.models.config import as_trained
 from flaxsent.packing import StepShape
 from flaxsent.placement import Placement, device_of
@@ -27,6 +28,11 @@ from flaxsent.training.batches import Batch, Corpus, Plan, labels_as_arrays, pla
 from flaxsent.training.optimizer import is_frozen, make_optimizer, make_schedule
 from flaxsent.training.options import TrainOptions
 from flaxsent.training.step import Forward, StepReport, TrainState, loss, score_sums, train_step, with_frozen
+
+if TYPE_CHECKING:
+    import optax
+else:
+    optax = require("optax", needed_by="training", extra="train")
 
 logger = logging.getLogger(__name__)
 
@@ -139,28 +145,12 @@ class Trainer:
         self.learning_rate = make_schedule(options, self.num_steps)
         self._optimizer = make_optimizer(options, self.num_steps, classifier.params)
         forward = forward_of_rows(classifier, options, self.shapes[0].num_segments, call=self._placement.call)
-        task = {
-            "forward": forward,
-            "problem_type": config.problem_type,
-        }
-        trained = functools.partial(
-            loss,
-            **task,
-            label_smoothing=options.label_smoothing,
-            teacher_weight=options.teacher_weight,
-            teacher_temperature=options.teacher_temperature,
-        )
-        step = functools.partial(
-            train_step,
-            loss=with_frozen(trained, is_frozen(classifier.params, options.freeze)),
-            optimizer=self._optimizer,
-            average_decay=options.average_decay,
-            accumulation=options.accumulation,
-        )
+        step = step_of(classifier, options, self._optimizer, forward)
+        sums = functools.partial(score_sums, forward=forward, problem_type=config.problem_type)
         state = jax.eval_shape(self._begin, classifier.params)
         replicated, (of_state, of_params) = self._placement.replicated, map(self._placement.of, (state, state.params))
         self.step = jax.jit(step, donate_argnums=0, out_shardings=(of_state, replicated))
-        self.sums = jax.jit(functools.partial(score_sums, **task), out_shardings=replicated)
+        self.sums = jax.jit(sums, out_shardings=replicated)
         self._start = jax.jit(self._begin, out_shardings=of_state)
         self._copy = jax.jit(lambda tree: jax.tree.map(jnp.copy, tree), out_shardings=of_params)
 
@@ -171,13 +161,9 @@ class Trainer:
         return Snapshot(state, self._copy(state.params) if self.options.early_stopping else None)
 
     def _begin(self, params: Params) -> TrainState:
-        params, average = (jax.tree.map(lambda leaf: jnp.copy(leaf.astype(jnp.float32)), params) for _ in range(2))
-        with jax.numpy_dtype_promotion("standard"):
-            opt_state = self._optimizer.init(params)
         # rbg draws dropout masks several times faster on a CPU, but every device draws those of all rows.
         impl = "unsafe_rbg" if jax.default_backend() == "cpu" else "threefry2x32"
-        key = jax.random.key(self.options.seed, impl=impl)
-        return TrainState(params, average, opt_state, jnp.zeros((), jnp.int32), key)
+        return first_state(params, self._optimizer, jax.random.key(self.options.seed, impl=impl))
 
     def events(self, snapshot: Snapshot) -> Iterator[StepEvent]:
         """Makes the steps that follow, one by one; a snapshot is used up once the next step is asked for."""
@@ -279,6 +265,35 @@ def _placement(everywhere: Placement, shapes: Sequence[StepShape], options: Trai
             f"a step evenly; go on with a number of devices that divides {shapes[0].num_rows // options.accumulation}."
         )
     return placement.over(devices[: num * sharding.tensor], options.sharding)
+
+
+def first_state(params: Params, optimizer: optax.GradientTransformation, key: Key[Array, ""]) -> TrainState:
+    """Before the first step; the params in float32, whatever they were."""
+    params, average = (jax.tree.map(lambda leaf: jnp.copy(leaf.astype(jnp.float32)), params) for _ in range(2))
+    with jax.numpy_dtype_promotion("standard"):
+        opt_state = optimizer.init(params)
+    return TrainState(params, average, opt_state, jnp.zeros((), jnp.int32), key)
+
+
+def step_of(
+    classifier: Classifier, options: TrainOptions, optimizer: optax.GradientTransformation, forward: Forward
+) -> Callable[[TrainState, Batch], tuple[TrainState, StepReport]]:
+    """A step of the run that the options describe."""
+    trained = functools.partial(
+        loss,
+        forward=forward,
+        problem_type=classifier.config.problem_type,
+        label_smoothing=options.label_smoothing,
+        teacher_weight=options.teacher_weight,
+        teacher_temperature=options.teacher_temperature,
+    )
+    return functools.partial(
+        train_step,
+        loss=with_frozen(trained, is_frozen(classifier.params, options.freeze)),
+        optimizer=optimizer,
+        average_decay=options.average_decay,
+        accumulation=options.accumulation,
+    )
 
 
 def forward_of_rows(

@@ -93,7 +93,9 @@ def test_ctrl_c_is_130_and_says_nothing(monkeypatch, capsys):
     assert capsys.readouterr() == ("", "")
 
 
-@pytest.mark.parametrize("arguments", ["frobnicate", "classify --frobnicate", "info a b", "", "scale --hours -1"])
+@pytest.mark.parametrize(
+    "arguments", ["frobnicate", "classify --frobnicate", "info a b", "", "plan --topology v5e:1x1 --hours -1"]
+)
 def test_what_cannot_be_parsed_is_one_line_and_exit_code_2(sh, arguments):
     code, out, err = sh(arguments)
     assert (code, out, err.count("\n")) == (2, "", 1), err
