@@ -50,12 +50,12 @@ class Figures(NamedTuple):
 
     cycles: int
     """The compiler's estimate. It makes none for kernels, nor for what goes over the network."""
-    kernel_operations: int
-    """Of Pallas kernels, as they say themselves."""
+    kernel_numbers: int
+    """That Pallas kernels work through, scores or elements of what is normalised, as they say ("transcendentals")."""
     kernel_bytes: int
     """What these read from and write to the memory off the chip."""
     silent_kernels: int
-    """How many of them say nothing of their operations."""
+    """How many of them say nothing of it."""
     memory_bytes: int
     """Read from and written to the memory off the chip."""
     scores_bytes: int
@@ -89,7 +89,7 @@ def figures(text: str, *, row_length: int) -> Figures:
     """The sums over what a device executes of an optimised module."""
     module = parse(text)
     runs, uncounted = executions(module)
-    cycles = operations = kernel_bytes = silent = memory = scores = 0
+    cycles = numbers = kernel_bytes = silent = memory = scores = 0
     collectives: dict[str, int] = {}
     for name, times in runs.items():
         computation = module.computations[name]
@@ -104,12 +104,12 @@ def figures(text: str, *, row_length: int) -> Figures:
             if "tpu_custom_call" in instruction.attributes.partition("backend_config=")[0]:
                 cost = config.get("custom_call_config", {}).get("cost_estimate")
                 silent += cost is None
-                operations += times * int((cost or {}).get("flops", 0))
+                numbers += times * int((cost or {}).get("transcendentals", 0))
                 kernel_bytes += times * (read + written)
             kind = instruction.opcode.removesuffix("-done")
             if kind in _COLLECTIVES:
                 collectives[kind] = collectives.get(kind, 0) + times * sum(map(_size, _arrays(instruction.shape)))
-    return Figures(cycles, operations, kernel_bytes, silent, memory, scores, collectives, uncounted)
+    return Figures(cycles, numbers, kernel_bytes, silent, memory, scores, collectives, uncounted)
 
 
 def executions(module: Module) -> tuple[dict[str, int], int]:

@@ -268,7 +268,7 @@ def _require(module: str) -> Any:
 
 
 def _int8(source: Source) -> Predict:
-    """flaxsent with integer products; its engine fills its own batches."""
+    """Flaxsent with integer products; its engine fills its own batches."""
     classifier = load(source.folder, backend="native")
     engine = Engine(dataclasses.replace(classifier, params=quantize(classifier.params, mode="dynamic")))
     engine.warmup()

@@ -187,13 +187,13 @@ def _told(shape: StepShape) -> str:
 
 
 def cycles(step: Step, chip: Chip) -> float:
-    """The compiler's estimate; of kernels, of which it makes none, what they take if they fill the chip.
+    """The compiler's estimate; of kernels, of which it makes none, that of `Chip.kernel_cycles` or what they move.
 
-    Kernels that say nothing of their operations count as what they move alone.
+    Kernels that say nothing of their numbers count as what they move alone.
     """
     figures = step.figures
-    by_products = figures.kernel_operations / chip.operations_per_cycle
-    return figures.cycles + max(by_products, figures.kernel_bytes / chip.bytes_per_second * chip.clock)
+    by_numbers = figures.kernel_numbers / 1024 * chip.kernel_cycles
+    return figures.cycles + max(by_numbers, figures.kernel_bytes / chip.bytes_per_second * chip.clock)
 
 
 def matrix_use(step: Step, chip: Chip) -> float | None:
@@ -305,9 +305,11 @@ def _step_lines(step: Step, plan: Plan) -> list[str]:
         f"{tokens / max(seconds, 1e-12):,.0f} tokens/s"
         + ("" if use is None else f", {use:.0%} of the matrix units' peak"),
     ]
-    if figures.kernel_operations or figures.silent_kernels:
+    if figures.kernel_numbers or figures.silent_kernels:
         silent = f", {figures.silent_kernels} of them by what they move alone" if figures.silent_kernels else ""
-        lines.append(f"kernels, which the compiler does not estimate, count as if they filled the chip{silent}")
+        lines.append(
+            f"kernels, which the compiler does not estimate, count {chip.kernel_cycles:g} cycles for 1,024 numbers{silent}"
+        )
     if figures.collectives:
         moved = ", ".join(f"{kind} {_bytes(size)}" for kind, size in sorted(figures.collectives.items()))
         lines.append(f"between chips, which no estimate counts: {moved}")

@@ -196,15 +196,14 @@ def _read_function(file: Path, manifest: Manifest, *, output_ndim: int) -> _Func
     return _Function(jax.jit(function.call), shapes, jax.tree.structure(params))
 
 
-_CALL = re.compile(r"custom_call(?: @(\w+)\()?")
+_CALL = re.compile(r"custom_call(?: @([\w.]+)\()?")
+_OWN = {"shape_assertion", "mhlo.erf"}
+"""The check of shapes, which jax makes when it compiles, and the error function as jax 0.8 writes it: XLA's own."""
 
 
 def _called(function: jax.export.Exported) -> set[str]:
-    """What a function calls that is not part of it: jaxlib knows names, by which any address can be jumped to.
-
-    The check of its shapes, which jax makes when it compiles, is all that an encoder needs.
-    """
-    return {name or "?" for name in _CALL.findall(function.mlir_module())} - {"shape_assertion"}
+    """What a function calls that is not part of it: jaxlib knows names, by which any address can be jumped to."""
+    return {name or "?" for name in _CALL.findall(function.mlir_module())} - _OWN
 
 
 def _names(params: Params) -> dict[str, Any]:

@@ -107,7 +107,9 @@ def _rows_on_tpu(*operands: Any, precision: str | None, **kind: Any) -> Float[Ar
 
     q = operands[0]
     *batch, T, D = q.shape
-    blocks = blocks_of(math.prod(batch), T, D, D // kind["num_heads"], q.dtype.itemsize)
+    num_biases = math.prod(operands[4].shape[: len(batch)]) if len(operands) == 5 else 0
+    head_size = D // kind["num_heads"]
+    blocks = blocks_of(math.prod(batch), T, D, head_size, q.dtype.itemsize, num_biases=num_biases)
     has_precision = q.dtype == jnp.bfloat16 or precision in (None, "default", *_EXACT)
     if blocks is None or not has_precision or q.dtype == jnp.float16:
         return _rows_by_scores(*operands, precision=precision, **kind)

@@ -35,8 +35,13 @@ class _Blocks(NamedTuple):
     """Of the hidden size: whole heads."""
 
 
-def blocks_of(num_rows: int, length: int, hidden_size: int, head_size: int, itemsize: int) -> _Blocks | None:
-    """What a step of the kernel computes; None where no step fits the chip's memory or its registers."""
+def blocks_of(
+    num_rows: int, length: int, hidden_size: int, head_size: int, itemsize: int, *, num_biases: int = 0
+) -> _Blocks | None:
+    """What a step of the kernel computes; None where no step fits the chip's memory or its registers.
+
+    `num_biases` is 0 without a bias, 1 if all rows have the same, else that of the rows.
+    """
     if length % LANES:
         return None
     queries = length if length <= _TOKENS else _QUERIES
@@ -44,9 +49,10 @@ def blocks_of(num_rows: int, length: int, hidden_size: int, head_size: int, item
     least = math.lcm(head_size, LANES) if hidden_size % math.lcm(head_size, LANES) == 0 else hidden_size
     # Queries and outputs, keys and values; two buffers each, one is filled while the other is read.
     bytes_of_width = 2 * 2 * rows * (queries + length) * itemsize
+    bytes_of_head = 2 * min(num_biases, rows) * queries * length * 4
     most = _MOST_BYTES if length <= _TOKENS else _MOST_BYTES_OF_LONG
     widths = [width for width in range(least, hidden_size + 1, least) if hidden_size % width == 0]
-    fitting = [width for width in widths if width * bytes_of_width <= most]
+    fitting = [width for width in widths if width * bytes_of_width + width // head_size * bytes_of_head <= most]
     return _Blocks(rows, queries, fitting[-1]) if fitting else None
 
 
