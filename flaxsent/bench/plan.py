@@ -307,9 +307,7 @@ def _step_lines(step: Step, plan: Plan) -> list[str]:
     ]
     if figures.kernel_numbers or figures.silent_kernels:
         silent = f", {figures.silent_kernels} of them by what they move alone" if figures.silent_kernels else ""
-        lines.append(
-            f"kernels, which the compiler does not estimate, count {chip.kernel_cycles:g} cycles for 1,024 numbers{silent}"
-        )
+        lines.append(f"kernels, which have no estimate, count {chip.kernel_cycles:g} cycles for 1,024 numbers{silent}")
     if figures.collectives:
         moved = ", ".join(f"{kind} {_bytes(size)}" for kind, size in sorted(figures.collectives.items()))
         lines.append(f"between chips, which no estimate counts: {moved}")

@@ -23,7 +23,7 @@ HOST = Host(tokens_per_text=25.0, bytes_per_text=140.0, tokenized_per_second=2e4
 CORPUS = Corpus(documents=1e9, hours=10.0, cores_per_host=100, num_groups=1000)
 FIGURES = hlo.Figures(
     cycles=10**6,
-    kernel_operations=0,
+    kernel_numbers=0,
     kernel_bytes=0,
     silent_kernels=0,
     memory_bytes=10**8,
@@ -53,12 +53,12 @@ def test_the_share_of_the_peak_is_products_over_cycles():
 @pytest.mark.parametrize(
     ("changes", "expected"),
     [
-        ({"kernel_operations": 131_072 * 500}, 10**6 + 500),
+        ({"kernel_numbers": 1024 * 500}, 10**6 + 7.5 * 500),
         ({"kernel_bytes": 819 * 10**6}, 10**6 + V5E.clock * 1e-3),
-        ({"kernel_operations": 131_072 * 500, "kernel_bytes": 8}, 10**6 + 500),
+        ({"kernel_numbers": 1024 * 500, "kernel_bytes": 8}, 10**6 + 7.5 * 500),
     ],
 )
-def test_kernels_take_what_they_would_if_they_filled_the_chip(changes, expected):
+def test_kernels_take_what_their_numbers_or_their_bytes_do(changes, expected):
     assert cycles(STEP._replace(figures=FIGURES._replace(**changes)), V5E) == pytest.approx(expected)
 
 

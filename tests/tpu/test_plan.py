@@ -67,13 +67,7 @@ def classifier_of(tiny_folder):
     return lambda family: flaxsent.load(tiny_folder(family, **MODELS[family]), backend="native", dtype="bfloat16")
 
 
-NOT_YET = pytest.mark.xfail(raises=jax.errors.JaxRuntimeError, strict=True, reason="its kernel asks for too much VMEM")
-
-
-@pytest.mark.parametrize(
-    ("family", "row_length"),
-    [pytest.param(*case, marks=[NOT_YET] if case == ("deberta-v2", 512) else []) for case in BOUNDS],
-)
+@pytest.mark.parametrize(("family", "row_length"), BOUNDS)
 def test_the_engines_step_keeps_its_bounds(classifier_of, family, row_length):
     chips = topology("v5e:1x1")
     planned = work.inference(classifier_of(family), chips.devices, row_lengths=[row_length], tokens_per_step=TOKENS)
