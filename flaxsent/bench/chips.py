@@ -53,9 +53,9 @@ class Chip(NamedTuple):
 
 # cloud.google.com/tpu/docs/v4, v5e, v5p and v6e: memory, peak and bandwidth of a chip, chips of a pod. Operations a
 # cycle are those that give the peak at clocks of 1.05, 1.5, 1.75 and 1.75 GHz: 2 for each cell of matrix units of 128
-# rows and columns (v6e: 256). The compiler's estimate of large products comes to 88-97% of them.
-# Cycles of kernels are VLIW bundles in libtpu's dump of its last schedule (--xla_jf_dump_llo_text): of attention in rows
-# of 128 7.4 on a v5e and 4.5 on a v6e, of 512 6.0 and 2.8, of LayerNorm 3.5 and 3.1; not read for a v4 or a v5p.
+# rows and columns (v6e: 256). The compiler's estimate of large products comes to 88-97% of them. Cycles of kernels are
+# VLIW bundles in libtpu's dump of its last schedule (--xla_jf_dump_llo_text): of attention in rows of 128 7.4 on a v5e
+# and 4.5 on a v6e, of 512 6.0 and 2.8, of LayerNorm 3.5 and 3.1; not read for a v4 or a v5p.
 CHIPS = {
     chip.name: chip
     for chip in (

@@ -75,7 +75,10 @@ def training(
 
     def lower(shape: StepShape) -> jax.stages.Lowered:
         of_state = placed.of(state)
-        shardings = {"in_shardings": (of_state, placed.by_row), "out_shardings": (of_state, placed.replicated)}
+        shardings: dict[str, Any] = {
+            "in_shardings": (of_state, placed.by_row),
+            "out_shardings": (of_state, placed.replicated),
+        }
         return jax.jit(step(shape), donate_argnums=0, **shardings).lower(state, batch(shape))
 
     def counted(shape: StepShape) -> products.Products | None:

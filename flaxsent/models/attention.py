@@ -79,17 +79,18 @@ def attend(
     is_whole = at_Q is None and (key is None or dropout_rate == 0)
     if is_whole and isinstance(q_QD.shape[0], int):  # an export takes rows of any length: its shapes are symbols
         bias = () if bias_NQT is None else (bias_NQT,)
-        precision = jax.config.jax_default_matmul_precision
+        precision = jax.config.jax_default_matmul_precision  # pyright: ignore[reportAttributeAccessIssue]
         return attend_p.bind(q_QD, k_TD, v_TD, jnp.asarray(segment_ids_T), *bias, precision=precision, **kind)
     return _by_scores(q_QD, k_TD, v_TD, segment_ids_T, bias_NQT, at_Q=at_Q, dropout_rate=dropout_rate, key=key, **kind)
 
 
 def _rows_by_scores(*operands: Any, precision: str | None, **kind: Any) -> Float[Array, "*batch T D"]:
     if operands[0].ndim > 2:
-        axes = [0] * len(operands)
-        if len(operands) == 5 and operands[4].shape[0] != operands[0].shape[0]:
-            operands, axes[4] = (*operands[:4], operands[4][0]), None
-        return jax.vmap(functools.partial(_rows_by_scores, precision=precision, **kind), axes)(*operands)
+        *rows, bias = operands if len(operands) == 5 else (*operands, None)
+        of_row, bias_axis = functools.partial(_rows_by_scores, precision=precision, **kind), 0
+        if bias is not None and len(bias) != len(rows[0]):
+            bias, bias_axis = bias[0], None
+        return jax.vmap(of_row, (0, 0, 0, 0, bias_axis))(*rows, bias)
     with contextlib.nullcontext() if precision is None else jax.default_matmul_precision(precision):
         return _by_scores(*operands, **kind)
 

@@ -29,7 +29,8 @@ def norm(
     interpret: bool = False,
 ) -> Float[Array, "*batch D"]:
     """`layers.layer_norm` of the sum of one or two terms, in the dtype of the first."""
-    shape, D, block = terms[0].shape, terms[0].shape[-1], block_of(terms[0].shape)
+    shape, D = terms[0].shape, terms[0].shape[-1]
+    block = block_of(shape) or math.prod(shape[:-1])
     at_tokens, at_params = pl.BlockSpec((block, D), lambda at: (at, 0)), pl.BlockSpec((1, D), lambda at: (0, 0))
     params = [param.astype(jnp.float32)[None] for param in (scale_D, bias_D) if param is not None]
     y = pl.pallas_call(
