@@ -131,7 +131,9 @@ def profile(engine: Engine, workload: Workload, *, rounds: int = ROUNDS) -> Prof
         raise FlaxsentError(f"rounds={rounds}: expected a positive number.")
     engine(workload.texts)
     compiled = [engine._executable(shape)[1].as_text() for shape in engine.shapes]
-    kinds = {module: kinds for module, kinds in map(_kinds_of_program, compiled)}
+    kinds = dict(map(_kinds_of_program, compiled))
+    if len(kinds) < len(compiled):
+        raise AssertionError(f"{len(compiled)} programs have the names {[*kinds]}: what a trace names is not certain.")
     wall, untraced = [], []
     by_kind, unknown, host = (collections.defaultdict[str, float](float) for _ in range(3))
     for _ in range(rounds):
