@@ -8,8 +8,9 @@ import sys
 
 import jax
 
-jax.config.update("jax_num_cpu_devices", 8)
-jax.config.update("jax_default_matmul_precision", "highest")
+if __name__ == "__main__":  # pytest looks for doctests here, too, in a process that has its devices
+    jax.config.update("jax_num_cpu_devices", 8)
+    jax.config.update("jax_default_matmul_precision", "highest")
 
 import numpy as np
 

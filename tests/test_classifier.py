@@ -386,7 +386,7 @@ def test_importing_sets_nothing():
     """Neither JAX's config, the environment, the log levels nor the warning filters; and starts no device."""
     code = """
 import json, logging, os, warnings
-import jax, jaxtyping, numpy, safetensors.numpy, tokenizers
+import jax, jax.extend.core, jaxtyping, numpy, safetensors.numpy, tokenizers
 
 def state():
     loggers = {"": logging.root} | {name: logging.getLogger(name) for name in ("jax", "flaxsent", "transformers")}

@@ -276,7 +276,6 @@ def _int8(source: Source) -> Predict:
 
 
 PEERS: dict[str, Peer] = {
-    "flaxsent-int8": Peer(_int8),
     "pipeline": Peer(functools.partial(_pipeline, sort=False)),
     "pipeline-sorted": Peer(functools.partial(_pipeline, sort=True)),
     "torch-f32": Peer(functools.partial(_pytorch, dtype="float32")),
@@ -292,5 +291,6 @@ PEERS: dict[str, Peer] = {
     "openvino-f32-whole": Peer(functools.partial(_openvino, precision="f32", hint="LATENCY"), is_cpu_only=True),
     "openvino-bf16": Peer(functools.partial(_openvino, precision="bf16"), is_cpu_only=True),
     "flax-auto": Peer(_flax_auto, compiles=True),
+    "flaxsent-int8": Peer(_int8),
 }
 """All sort the texts by length and pad each batch to its longest, but for `pipeline`, which takes them as they come."""

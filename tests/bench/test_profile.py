@@ -1,5 +1,6 @@
 """`flaxsent bench --profile`: every kind of work is found, the parts are measured, and what is not known is said."""
 
+import itertools
 import json
 
 import jax
@@ -139,13 +140,20 @@ def test_the_table_adds_up(profiled):
 
 def test_unknown_work_is_named(engine, monkeypatch):
     """Of programs of which nothing is known: another name, as if a trace had them from elsewhere."""
-    monkeypatch.setattr(profile, "_kinds_of_program", lambda text: ("jit_other", {}))
+    names = map("jit_other{}".format, itertools.count())
+    monkeypatch.setattr(profile, "_kinds_of_program", lambda text: (next(names), {}))
     found = profile.profile(engine, Workload("w", ["a b", "c"]), rounds=1)
     assert found.devices[UNKNOWN] == sum(found.devices.values()) > 0
     assert 0 < sum(found.unknown.values()) <= found.devices[UNKNOWN]
     table = profile.table(profile.Figures("m", "a machine", {}, "float32", 1e11, [found]))
     assert f"unknown are {', '.join(found.unknown)}" in table.splitlines()
     assert len(found.unknown) == 5, "the largest"
+
+
+def test_programs_of_one_name_are_told_apart_or_nothing_is_told(engine, monkeypatch):
+    monkeypatch.setattr(profile, "_kinds_of_program", lambda text: ("jit_step", {}))
+    with pytest.raises(AssertionError, match=r"2 programs have the names \['jit_step'\]"):
+        profile.profile(engine, Workload("w", ["a b", "c"]), rounds=1)
 
 
 def test_command_line(small_model, tmp_path, capsys, monkeypatch):

@@ -89,7 +89,7 @@ def test_it_runs_in_the_engine_and_is_exported_in_a_quarter_of_the_bytes(tmp_pat
     assert (tmp_path / "carried" / "params.safetensors").stat().st_size < 0.27 * num_bytes(classifier.params)
     carried = flaxsent.load(tmp_path / "carried")
     ours = carried.postprocess(carried.forward(carried.params, carried.tokenize(texts)))
-    assert np.abs(ours - scores).max() <= 1e-6  # probabilities; the same products in other shapes
+    assert np.abs(ours - scores).max() <= 2e-6  # probabilities; the same sums in another order, as in test_engine.py
     whole = classifier.predict(classifier.params, classifier.tokenize(texts))
     # A probability moves by a quarter of what the difference of its two logits does, at most: each is off by int8's.
     assert 0 < np.abs(scores - whole).max() <= TOLERANCES["int8"] / 2
