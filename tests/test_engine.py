@@ -135,7 +135,6 @@ def test_a_function_of_another_shape_is_refused(classifier):
         engine(["so good"])
 
 
-@pytest.mark.flax_auto
 def test_only_what_computes_natively_is_given_stacked_layers(tiny_folder, classifier):
     def engine_of(classifier, **options):
         return Engine(classifier, **SHAPES, **options)
@@ -166,6 +165,7 @@ def test_an_engine_of_stacked_layers_gives_the_same_scores(monkeypatch, classifi
     assert with_names == ["0-1", "2"]
 
 
+@pytest.mark.flax_auto
 def test_a_family_that_does_not_pack_is_padded_and_says_so(tiny_folder):
     classifier = flaxsent.load(tiny_folder("roformer"))
     assert not classifier.packs

@@ -38,7 +38,8 @@ def gelu(x: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
         argument = z * (0.7974971 + square * (0.03701541 - 0.0003531009 * square))
         return (0.5 * z * (1.0 + jnp.tanh(argument))).astype(x.dtype)
     half = 0.5 * x
-    return half + half * jax.lax.erf(x * 2**-0.5)
+    y = half + half * jax.lax.erf(x * 2**-0.5)
+    return jnp.where(x > -6, y, jnp.zeros((), x.dtype))  # less than 6e-9 there; jax 0.8's erf ends at -0.9999998
 
 
 # Names of config.json (transformers' ACT2FN) that published encoders use. "gelu" is the exact one.
