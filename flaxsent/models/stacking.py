@@ -9,6 +9,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from flaxsent.base import Params
 from flaxsent.models.config import FAMILIES
@@ -66,10 +67,13 @@ def _shapes(layer: Params) -> list[tuple[tuple[int, ...], Any]]:
 
 
 def _stack(leaves: Sequence[Any]) -> Any:
-    """Of arrays, or of their shapes only."""
-    if isinstance(leaves[0], jax.ShapeDtypeStruct):
-        return jax.ShapeDtypeStruct((len(leaves), *leaves[0].shape), leaves[0].dtype)
-    return jnp.stack(leaves)
+    """Of arrays, or of their shapes only; in the host's memory where they are there, as one device may be too small."""
+    first = leaves[0]
+    if isinstance(first, jax.ShapeDtypeStruct):
+        return jax.ShapeDtypeStruct((len(leaves), *first.shape), first.dtype)
+    if isinstance(first, jax.core.Tracer) or {device.platform for device in first.devices()} != {"cpu"}:
+        return jnp.stack(leaves)
+    return np.stack([np.asarray(leaf) for leaf in leaves])
 
 
 def _ranges(alike: Sequence[Hashable]) -> list[tuple[int, int, int]]:

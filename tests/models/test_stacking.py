@@ -96,6 +96,13 @@ def test_shapes_are_stacked_without_arrays():
     assert jax.tree.map(lambda leaf: leaf.shape, ours) == jax.tree.map(lambda leaf: leaf.shape, theirs)
 
 
+def test_params_of_the_host_are_stacked_there():
+    """One device of those that will hold parts of them may be too small for all."""
+    config, params = of_family("bert")
+    stacked = stack(params, config=config)["bert"]["encoder"]["layer"]["0-1"]
+    assert {type(leaf) for leaf in jax.tree.leaves(stacked)} == {np.ndarray}
+
+
 def test_a_scan_is_lowered_once_for_all_layers():
     def size_of(num_layers, is_stacked):
         config = read_config(json.dumps(models.FAMILIES["bert"].tiny_config | {"num_hidden_layers": num_layers}))
