@@ -146,7 +146,7 @@ def lower(function: Function, params: Params, shape: StepShape, placement: Place
     shardings = {"in_shardings": (placement.of(params), placement.by_row), "out_shardings": placement.by_row}
     of_rows = of_shape(function, shape)
     step = functools.wraps(of_rows)(functools.partial(placement.call, of_rows))
-    if placement.sharding == Sharding() and placement.devices[0].platform == "tpu":
+    if placement.sharding == Sharding() and placement.devices[0].platform != "cpu":
         # Each chip has a program of its rows alone, in which kernels may stand: XLA does not divide these among chips.
         specs = {"in_specs": (PartitionSpec(), PartitionSpec(ROWS)), "out_specs": PartitionSpec(ROWS)}
         step = jax.shard_map(step, mesh=placement.mesh, check_vma=False, **specs)

@@ -3,7 +3,7 @@
 The tokens of a text lie side by side, so that their distance in the row is that of their positions.
 
 What computes it is chosen here, by platform and length. On a TPU a kernel does (`attention_tpu.py`), whose scores
-never leave the chip. Elsewhere, in a gradient and with dropout the scores are arrays of XLA; the queries of long rows
+never leave the chip, and in 16 bits on a GPU (`attention_gpu.py`). Elsewhere, in a gradient and with dropout the scores are arrays of XLA; the queries of long rows
 are taken in blocks then, so that none is N × T × T, unless a bias is added to all scores (MPNet, DeBERTa).
 """
 
@@ -114,13 +114,29 @@ def _rows_on_tpu(*operands: Any, precision: str | None, **kind: Any) -> Float[Ar
     has_precision = q.dtype == jnp.bfloat16 or precision in (None, "default", *_EXACT)
     if blocks is None or not has_precision or q.dtype == jnp.float16:
         return _rows_by_scores(*operands, precision=precision, **kind)
+    is_exact = q.dtype == jnp.float32 and precision in _EXACT
+    highest = jax.lax.Precision.HIGHEST if is_exact else None
+    return attend(*_flat(*operands), blocks=blocks, precision=highest, **kind).reshape(q.shape)
+
+
+def _rows_on_gpu(*operands: Any, precision: str | None, **kind: Any) -> Float[Array, "*batch T D"]:
+    from flaxsent.models.attention_gpu import attend, fits
+
+    q = operands[0]
+    T, D = q.shape[-2:]
+    if q.dtype not in (jnp.bfloat16, jnp.float16) or not fits(T, D // kind["num_heads"]):
+        return _rows_by_scores(*operands, precision=precision, **kind)
+    return attend(*_flat(*operands), **kind).reshape(q.shape)
+
+
+def _flat(*operands: Any) -> list[Array]:
+    """One axis of rows; a bias has one for each, or one for all."""
+    batch = operands[0].shape[:-2]
     rows = [x.reshape(-1, *x.shape[len(batch) :]) for x in operands]
     if len(rows) == 5 and len(rows[4]) not in (1, len(rows[0])):
         bias = jnp.broadcast_to(operands[4], (*batch, *operands[4].shape[len(batch) :]))
         rows[4] = bias.reshape(-1, *bias.shape[len(batch) :])
-    is_exact = q.dtype == jnp.float32 and precision in _EXACT
-    highest = jax.lax.Precision.HIGHEST if is_exact else None
-    return attend(*rows, blocks=blocks, precision=highest, **kind).reshape(q.shape)
+    return rows
 
 
 def _batch(operands: Sequence[Any], axes: Sequence[int | None], **kind: Any) -> tuple[Array, int]:
@@ -135,7 +151,7 @@ def _batch(operands: Sequence[Any], axes: Sequence[int | None], **kind: Any) -> 
     return attend_p.bind(*moved, **kind), 0
 
 
-attend_p = primitive("attend", _rows_by_scores, on_tpu=_rows_on_tpu, on_cpu=_rows_on_cpu)
+attend_p = primitive("attend", _rows_by_scores, on_tpu=_rows_on_tpu, on_gpu=_rows_on_gpu, on_cpu=_rows_on_cpu)
 """`attend` of whole rows without dropout: queries, keys, values `[*batch, T, D]`, segment ids `[*batch, T]`, and a bias
 `[*batch, N, T, T]` or none; an axis of the batch on which the bias does not depend has size 1 there. Its gradient is by
 the scores."""

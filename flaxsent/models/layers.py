@@ -144,6 +144,15 @@ def _norm_on_tpu(*operands: Float[Array, "..."], num_terms: int, eps: float) -> 
     return norm([*operands[:num_terms]], scale, bias[0] if bias else None, eps=eps)
 
 
+def _norm_on_gpu(*operands: Float[Array, "..."], num_terms: int, eps: float) -> Float[Array, "*rows D"]:
+    from flaxsent.models.norm_gpu import block_of, norm
+
+    if block_of(operands[0].shape) is None:
+        return _norm_by_xla(*operands, num_terms=num_terms, eps=eps)
+    scale, *bias = operands[num_terms:]
+    return norm([*operands[:num_terms]], scale, bias[0] if bias else None, eps=eps)
+
+
 def _batch_norm(
     operands: Sequence[Any], axes: Sequence[int | None], *, num_terms: int, eps: float
 ) -> tuple[Array, int]:
@@ -157,7 +166,7 @@ def _batch_norm(
     return norm_p.bind(*terms, *operands[num_terms:], num_terms=num_terms, eps=eps), 0
 
 
-norm_p = primitive("layer_norm", _norm_by_xla, on_tpu=_norm_on_tpu)
+norm_p = primitive("layer_norm", _norm_by_xla, on_tpu=_norm_on_tpu, on_gpu=_norm_on_gpu)
 batching.primitive_batchers[norm_p] = _batch_norm
 
 

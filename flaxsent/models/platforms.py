@@ -16,12 +16,17 @@ Implementation = Callable[..., jax.Array]
 
 
 def primitive(
-    name: str, by_xla: Implementation, *, on_tpu: Implementation, on_cpu: Implementation | None = None
+    name: str,
+    by_xla: Implementation,
+    *,
+    on_tpu: Implementation,
+    on_gpu: Implementation,
+    on_cpu: Implementation | None = None,
 ) -> Primitive:
     """A function of arrays and static keywords whose result is like its first operand; `batching` is the caller's.
 
-    A TPU computes it by `on_tpu`, but for gradients, which are those of `by_xla`, and for programs that XLA divides
-    among chips by itself, which it cannot do with a kernel; `jax.shard_map` can.
+    A TPU computes it by `on_tpu` and NVIDIA's GPUs by `on_gpu`, but for gradients, which are those of `by_xla`, and for
+    programs that XLA divides among devices by itself, which it cannot do with a kernel; `jax.shard_map` can.
     """
     bound = Primitive(name)
 
@@ -36,18 +41,23 @@ def primitive(
         return jax.jvp(of_floats, tuple(operands[index] for index in at), moving)
 
     xla_rule = mlir.lower_fun(by_xla, multiple_results=False)
-    tpu_rule = mlir.lower_fun(on_tpu, multiple_results=False)
 
-    def rule(context: mlir.LoweringRuleContext, *operands: Any, **static: Any) -> Any:
-        axes = context.module_context.axis_context
-        is_divided_by_xla = not hasattr(axes, "manual_axes") and (getattr(axes, "num_devices", 1) or 1) > 1
-        return (xla_rule if is_divided_by_xla else tpu_rule)(context, *operands, **static)
+    def rule_of(kernel: Implementation) -> Callable[..., Any]:
+        kernel_rule = mlir.lower_fun(kernel, multiple_results=False)
+
+        def rule(context: mlir.LoweringRuleContext, *operands: Any, **static: Any) -> Any:
+            axes = context.module_context.axis_context
+            is_divided_by_xla = not hasattr(axes, "manual_axes") and (getattr(axes, "num_devices", 1) or 1) > 1
+            return (xla_rule if is_divided_by_xla else kernel_rule)(context, *operands, **static)
+
+        return rule
 
     bound.def_impl(by_xla)
     bound.def_abstract_eval(lambda first, *_, **__: first)
     ad.primitive_jvps[bound] = differentiate
     mlir.register_lowering(bound, xla_rule)
-    mlir.register_lowering(bound, rule, platform="tpu")
+    mlir.register_lowering(bound, rule_of(on_tpu), platform="tpu")
+    mlir.register_lowering(bound, rule_of(on_gpu), platform="cuda")
     if on_cpu is not None:
         mlir.register_lowering(bound, mlir.lower_fun(on_cpu, multiple_results=False), platform="cpu")
     return bound
