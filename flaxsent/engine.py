@@ -363,8 +363,8 @@ def _take(leaf: Any, indices: Sequence[int] | Shaped[np.ndarray, " B"]) -> Any:
 
 
 _CHARACTERS_PER_TOKEN = 4
-_STACKED_ON = ("tpu", "gpu")
-"""Where layers run as a scan, which is compiled in a fraction of the time; a CPU's programs are small as they are."""
+_STACKED_ON = ("tpu",)
+"""Where layers run as a scan, which is compiled in a fraction of the time; a GPU's copies the params of each layer."""
 
 HOST_WORK = "flaxsent: "
 """What the names of the host's work begin with in a trace of JAX's profiler."""

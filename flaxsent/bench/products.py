@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 
 from flaxsent.models.attention import attend_p
+from flaxsent.models.layers import dense_p
 
 
 class Products(NamedTuple):
@@ -43,9 +44,9 @@ def _of(jaxpr: Any) -> Products | None:
             found = max(branch for branch in branches if branch is not None)
         else:
             inner_jaxprs = [*_inner(equation.params)]
-            if equation.primitive is attend_p:  # whatever kernel computes it, its products are those of all scores
-                scores = functools.partial(attend_p.impl, **equation.params)
-                inner_jaxprs = [jax.make_jaxpr(scores)(*(operand.aval for operand in equation.invars)).jaxpr]
+            if equation.primitive in (attend_p, dense_p):  # whatever computes it; of attention, all scores count
+                by_xla = functools.partial(equation.primitive.impl, **equation.params)
+                inner_jaxprs = [jax.make_jaxpr(by_xla)(*(operand.aval for operand in equation.invars)).jaxpr]
             for inner in inner_jaxprs:
                 part = _of(inner)
                 if part is None:

@@ -14,6 +14,7 @@ from jaxtyping import Array, Float, Int, PyTree
 
 from flaxsent.base import AnyArray, FlaxsentError, Params, Tokens
 from flaxsent.models import layers
+from flaxsent.models.activations import ACTIVATIONS
 from flaxsent.models.config import FAMILIES as FAMILIES
 from flaxsent.models.config import ModelConfig
 from flaxsent.models.family import is_not_native
@@ -120,8 +121,8 @@ def shapes(config: ModelConfig) -> dict[str, Any]:
         FlaxsentError: the activation is not implemented, or a key that only this family has asks for what is not; the
             message names it.
     """
-    if is_native(config) and config.activation not in layers.ACTIVATIONS:
-        known = ", ".join(layers.ACTIVATIONS)
+    if is_native(config) and config.activation not in ACTIVATIONS:
+        known = ", ".join(ACTIVATIONS)
         raise FlaxsentError(f"config.json names the activation {config.activation!r}; the native backend has {known}.")
     return FAMILIES[config.family].shapes(config)
 

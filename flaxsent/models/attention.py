@@ -3,8 +3,9 @@
 The tokens of a text lie side by side, so that their distance in the row is that of their positions.
 
 What computes it is chosen here, by platform and length. On a TPU a kernel does (`attention_tpu.py`), whose scores
-never leave the chip, and in 16 bits on a GPU (`attention_gpu.py`). Elsewhere, in a gradient and with dropout the scores are arrays of XLA; the queries of long rows
-are taken in blocks then, so that none is N × T × T, unless a bias is added to all scores (MPNet, DeBERTa).
+never leave the chip, and in 16 bits on a GPU (`attention_gpu.py`). Elsewhere, in a gradient and with dropout the scores
+are arrays of XLA; the queries of long rows are taken in blocks then, so that none is N × T × T, unless a bias is added
+to all scores (MPNet, DeBERTa).
 """
 
 import contextlib

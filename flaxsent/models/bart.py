@@ -15,10 +15,10 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from flaxsent.base import AnyArray, FlaxsentError, Params, Tokens
+from flaxsent.models.activations import ACTIVATIONS
 from flaxsent.models.attention import attend
 from flaxsent.models.family import MOST_LAYERS, Family, ModelConfig
 from flaxsent.models.layers import (
-    ACTIVATIONS,
     OptionalKey,
     add_and_norm,
     dense,

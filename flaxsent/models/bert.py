@@ -13,9 +13,9 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from flaxsent.base import Params, Tokens
+from flaxsent.models.activations import ACTIVATIONS
 from flaxsent.models.family import Family, ModelConfig
 from flaxsent.models.layers import (
-    ACTIVATIONS,
     OptionalKey,
     dense,
     dense_head,

@@ -16,9 +16,9 @@ import numpy as np
 from jaxtyping import Array, Float, Int
 
 from flaxsent.base import AnyArray, FlaxsentError, Params, Tokens
+from flaxsent.models.activations import ACTIVATIONS
 from flaxsent.models.family import Family, ModelConfig
 from flaxsent.models.layers import (
-    ACTIVATIONS,
     Layer,
     OptionalKey,
     add_and_norm,

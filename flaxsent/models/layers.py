@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
 from jax.interpreters import batching
+from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Float, Int, Int8, Key, PyTree, Shaped
 
 from flaxsent.base import AnyArray, FlaxsentError, Params, Tokens
@@ -20,52 +21,6 @@ from flaxsent.models.family import ModelConfig
 from flaxsent.models.platforms import primitive
 
 OptionalKey = Key[Array, ""] | None
-
-
-def gelu(x: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
-    """The exact one (Hendrycks and Gimpel 2016), x·Φ(x).
-
-    In float32 by erf, as in PyTorch. `jax.nn.gelu(approximate=False)` takes erfc, which keeps relative accuracy far
-    below 0 and costs a TPU half the speed of a feed-forward layer and a CPU twice the time. Between -14 and 14 the
-    largest error is 1e-6, and erfc's 4e-7.
-
-    In 16 bits by a tanh whose argument is a polynomial fitted to Φ: its error of 3e-5 is below the rounding of the
-    result (bfloat16: 4e-3 at 1), and a TPU has an instruction for tanh.
-    """
-    if x.dtype in (jnp.bfloat16, jnp.float16):
-        z = x.astype(jnp.float32)
-        square = jnp.minimum(z * z, 30.0)  # beyond it tanh is 1, and the polynomial would fall again
-        argument = z * (0.7974971 + square * (0.03701541 - 0.0003531009 * square))
-        return (0.5 * z * (1.0 + jnp.tanh(argument))).astype(x.dtype)
-    half = 0.5 * x
-    y = half + half * jax.lax.erf(x * 2**-0.5)
-    return jnp.where(x > -6, y, jnp.zeros((), x.dtype))  # less than 6e-9 there; jax 0.8's erf ends at -0.9999998
-
-
-# Names of config.json (transformers' ACT2FN) that published encoders use. "gelu" is the exact one.
-ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
-    "gelu": gelu,
-    "gelu_python": gelu,
-    "gelu_10": lambda x: jnp.clip(gelu(x), -10, 10),
-    "gelu_new": lambda x: jax.nn.gelu(x, approximate=True),
-    "gelu_fast": lambda x: jax.nn.gelu(x, approximate=True),
-    "gelu_pytorch_tanh": lambda x: jax.nn.gelu(x, approximate=True),
-    "gelu_python_tanh": lambda x: jax.nn.gelu(x, approximate=True),
-    "gelu_accurate": lambda x: jax.nn.gelu(x, approximate=True),
-    "quick_gelu": lambda x: x * jax.nn.sigmoid(1.702 * x),
-    "relu": jax.nn.relu,
-    "relu2": lambda x: jnp.square(jax.nn.relu(x)),
-    "relu6": jax.nn.relu6,
-    "leaky_relu": jax.nn.leaky_relu,
-    "silu": jax.nn.silu,
-    "swish": jax.nn.silu,
-    "mish": jax.nn.mish,
-    "sigmoid": jax.nn.sigmoid,
-    "tanh": jnp.tanh,
-    "laplace": lambda x: (1 + jax.lax.erf((x - 0.707107) / (0.282095 * 2**0.5))) / 2,
-    "linear": lambda x: x,
-}
-ACTIVATIONS = {name: jax.named_scope("activation")(activation) for name, activation in ACTIVATIONS.items()}
 
 
 @jax.named_scope("dense")
@@ -76,8 +31,7 @@ def dense(params: Params, x: Float[Array, "*rows inp"]) -> Float[Array, "*rows o
     `kernel_scale` the kernel is multiplied by it; with `product_scale` each row of `x` is made int8 too, by a scale of
     its own, and the product, which is exact in int32, is multiplied by both.
     """
-    kernel = params["kernel"]
-    dtype = x.dtype if kernel.dtype == jnp.int8 else kernel.dtype
+    kernel, dtype = params["kernel"], dtype_of(params, x)
     if "product_scale" in params:
         x_int8, scale_of_row = to_int8(x, axis=-1)
         y = jnp.einsum("...d,df->...f", x_int8, kernel, preferred_element_type=jnp.int32).astype(jnp.float32)
@@ -85,14 +39,54 @@ def dense(params: Params, x: Float[Array, "*rows inp"]) -> Float[Array, "*rows o
     else:
         if "kernel_scale" in params:
             kernel = (kernel.astype(jnp.float32) * params["kernel_scale"][None, :]).astype(dtype)
-        # Products of 16 bits are exact in float32; asked for more, a TPU writes the feed-forward's middle to memory.
-        precision = None if dtype == jnp.float32 else jax.lax.Precision.DEFAULT
-        y = jnp.einsum(
-            "...d,df->...f", x.astype(dtype), kernel, precision=precision, preferred_element_type=jnp.float32
-        )
+        bias = [params["bias"]] if "bias" in params else []
+        if dtype == jnp.float32:
+            return _dense_by_xla(x.astype(dtype), kernel, *bias)
+        return dense_p.bind(x.astype(dtype), kernel, *bias)
     if "bias" in params:
         y = y + _along_last_axis(params["bias"], y.ndim)
     return y.astype(dtype)
+
+
+def _dense_by_xla(
+    x: Float[Array, "*rows inp"], kernel: Float[Array, "inp out"], *bias: Float[Array, " out"]
+) -> Float[Array, "*rows out"]:
+    # Products of 16 bits are exact in float32; asked for more, a TPU writes the feed-forward's middle to memory.
+    precision = None if x.dtype == jnp.float32 else jax.lax.Precision.DEFAULT
+    y = jnp.einsum("...d,df->...f", x, kernel, precision=precision, preferred_element_type=jnp.float32)
+    return functools.reduce(jnp.add, [y, *(_along_last_axis(one, y.ndim) for one in bias)]).astype(x.dtype)
+
+
+def _dense_on_gpu(
+    x: Float[Array, "*rows inp"], kernel: Float[Array, "inp out"], *bias: Float[Array, " out"]
+) -> Float[Array, "*rows out"]:
+    # The sums are float32 inside cuBLAS, which adds the bias and rounds; XLA lets it where all is of one dtype.
+    y = jnp.einsum("...d,df->...f", x, kernel, precision=jax.lax.Precision.DEFAULT, preferred_element_type=x.dtype)
+    return functools.reduce(
+        jnp.add, [y, *(one.astype(y.dtype).reshape((1,) * (y.ndim - 1) + one.shape) for one in bias)]
+    )
+
+
+def _batch_dense(operands: Sequence[Any], axes: Sequence[int | None]) -> tuple[Array, int]:
+    if any(axis is not None for axis in axes[1:]):  # of several sets of params
+        return jax.vmap(_dense_by_xla, axes)(*operands), 0
+    return dense_p.bind(jnp.moveaxis(operands[0], axes[0] or 0, 0), *operands[1:]), 0
+
+
+dense_p = primitive(
+    "dense",
+    _dense_by_xla,
+    result_of=lambda x, kernel, *_: x.update(shape=(*x.shape[:-1], kernel.shape[-1])),
+    on_gpu=_dense_on_gpu,
+)
+"""`dense` in 16 bits: inputs `[*rows, inp]`, kernel `[inp, out]`, and a bias `[out]` or none."""
+batching.primitive_batchers[dense_p] = _batch_dense
+
+
+def dtype_of(params: Params, x: AnyArray) -> jnp.dtype:
+    """What `dense` computes `x` in."""
+    dtype = params["kernel"].dtype
+    return x.dtype if dtype == jnp.int8 else dtype
 
 
 def to_int8(x: Float[Array, "*shape"], *, axis: int) -> tuple[Int8[Array, "*shape"], Float[Array, "*ones"]]:
@@ -104,9 +98,11 @@ def to_int8(x: Float[Array, "*shape"], *, axis: int) -> tuple[Int8[Array, "*shap
 
 
 @jax.named_scope("layer_norm")
-def layer_norm(params: Params, x: Float[Array, "*rows D"], *, eps: float) -> Float[Array, "*rows D"]:
+def layer_norm(
+    params: Params, x: Float[Array, "*rows D"], *, eps: float, dtype: DTypeLike | None = None
+) -> Float[Array, "*rows D"]:
     """LayerNorm (Ba et al. 2016) by two passes: E[x²] − E[x]² loses 1.5e-3 at a row mean of 30; it may have no bias."""
-    return _norm(params, x, eps=eps)
+    return _norm(params, x, eps=eps, dtype=dtype)
 
 
 @jax.named_scope("layer_norm")
@@ -117,56 +113,65 @@ def add_and_norm(
     return _norm(params, x, y, eps=eps)
 
 
-def _norm(params: Params, *terms: Float[Array, "*rows D"], eps: float) -> Float[Array, "*rows D"]:
-    """In the dtype of the first term."""
+def _norm(
+    params: Params, *terms: Float[Array, "*rows D"], eps: float, dtype: DTypeLike | None = None
+) -> Float[Array, "*rows D"]:
+    """In the dtype of the first term, if no other is asked for."""
     names = [name for name in ("scale", "bias") if name in params]
-    return norm_p.bind(
-        *map(jnp.asarray, terms), *[jnp.asarray(params[name]) for name in names], num_terms=len(terms), eps=eps
-    )
+    operands = [*map(jnp.asarray, terms), *[jnp.asarray(params[name]) for name in names]]
+    return norm_p.bind(*operands, num_terms=len(terms), eps=eps, dtype=jnp.dtype(dtype or operands[0].dtype))
 
 
-def _norm_by_xla(*operands: Float[Array, "..."], num_terms: int, eps: float) -> Float[Array, "*rows D"]:
+def _norm_by_xla(
+    *operands: Float[Array, "..."], num_terms: int, eps: float, dtype: jnp.dtype
+) -> Float[Array, "*rows D"]:
     terms, params = operands[:num_terms], operands[num_terms:]
     x_f32 = functools.reduce(jnp.add, [term.astype(jnp.float32) for term in terms])
     centred = x_f32 - jnp.mean(x_f32, axis=-1, keepdims=True)
     variance = jnp.mean(jnp.square(centred), axis=-1, keepdims=True)
     scale, *bias = (_along_last_axis(param, x_f32.ndim) for param in params)
     y = centred * jax.lax.rsqrt(variance + eps) * scale
-    return (y + bias[0] if bias else y).astype(terms[0].dtype)
+    return (y + bias[0] if bias else y).astype(dtype)
 
 
-def _norm_on_tpu(*operands: Float[Array, "..."], num_terms: int, eps: float) -> Float[Array, "*rows D"]:
+def _norm_on_tpu(*operands: Float[Array, "..."], num_terms: int, **kind: Any) -> Float[Array, "*rows D"]:
     from flaxsent.models.norm_tpu import block_of, norm  # Pallas takes a tenth of a second to import
 
     if block_of(operands[0].shape) is None:
-        return _norm_by_xla(*operands, num_terms=num_terms, eps=eps)
+        return _norm_by_xla(*operands, num_terms=num_terms, **kind)
     scale, *bias = operands[num_terms:]
-    return norm([*operands[:num_terms]], scale, bias[0] if bias else None, eps=eps)
+    return norm([*operands[:num_terms]], scale, bias[0] if bias else None, **kind)
 
 
-def _norm_on_gpu(*operands: Float[Array, "..."], num_terms: int, eps: float) -> Float[Array, "*rows D"]:
+def _norm_on_gpu(*operands: Float[Array, "..."], num_terms: int, **kind: Any) -> Float[Array, "*rows D"]:
     from flaxsent.models.norm_gpu import block_of, norm
 
     if block_of(operands[0].shape) is None:
-        return _norm_by_xla(*operands, num_terms=num_terms, eps=eps)
+        return _norm_by_xla(*operands, num_terms=num_terms, **kind)
     scale, *bias = operands[num_terms:]
-    return norm([*operands[:num_terms]], scale, bias[0] if bias else None, eps=eps)
+    return norm([*operands[:num_terms]], scale, bias[0] if bias else None, **kind)
 
 
 def _batch_norm(
-    operands: Sequence[Any], axes: Sequence[int | None], *, num_terms: int, eps: float
+    operands: Sequence[Any], axes: Sequence[int | None], *, num_terms: int, **kind: Any
 ) -> tuple[Array, int]:
     if any(axis is not None for axis in axes[num_terms:]):  # of several sets of params
-        return jax.vmap(functools.partial(_norm_by_xla, num_terms=num_terms, eps=eps), axes)(*operands), 0
+        return jax.vmap(functools.partial(_norm_by_xla, num_terms=num_terms, **kind), axes)(*operands), 0
     size = next(x.shape[axis] for x, axis in zip(operands, axes, strict=True) if axis is not None)
     terms = [
         jnp.broadcast_to(x[None], (size, *x.shape)) if axis is None else jnp.moveaxis(x, axis, 0)
         for x, axis in zip(operands[:num_terms], axes, strict=False)
     ]
-    return norm_p.bind(*terms, *operands[num_terms:], num_terms=num_terms, eps=eps), 0
+    return norm_p.bind(*terms, *operands[num_terms:], num_terms=num_terms, **kind), 0
 
 
-norm_p = primitive("layer_norm", _norm_by_xla, on_tpu=_norm_on_tpu, on_gpu=_norm_on_gpu)
+norm_p = primitive(
+    "layer_norm",
+    _norm_by_xla,
+    result_of=lambda first, *_, dtype, **__: first.update(dtype=dtype),
+    on_tpu=_norm_on_tpu,
+    on_gpu=_norm_on_gpu,
+)
 batching.primitive_batchers[norm_p] = _batch_norm
 
 

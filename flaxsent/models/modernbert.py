@@ -14,15 +14,16 @@ import numpy as np
 from jaxtyping import Array, Float, Int
 
 from flaxsent.base import AnyArray, FlaxsentError, Params, Tokens
+from flaxsent.models.activations import ACTIVATIONS
 from flaxsent.models.attention import attend
 from flaxsent.models.family import Family, ModelConfig
 from flaxsent.models.layers import (
-    ACTIVATIONS,
     Layer,
     OptionalKey,
     dense,
     dense_shapes,
     dropout,
+    dtype_of,
     first_tokens,
     in_float32,
     is_of_text,
@@ -246,7 +247,8 @@ def _layer(
     """The layer's output at `at_Q`, which attend to all tokens that they see."""
     probs_key, attention_key, mlp_key = split_key(key, 3)
     attention, mlp, rate, eps = params["attn"], params["mlp"], config.attention_dropout, config.layer_norm_eps
-    y_TD = layer_norm(params["attn_norm"], x_TD, eps=eps) if "attn_norm" in params else x_TD
+    norm = functools.partial(layer_norm, eps=eps, dtype=dtype_of(attention["Wqkv"], x_TD))
+    y_TD = norm(params["attn_norm"], x_TD) if "attn_norm" in params else x_TD
     q_TD, k_TD, v_TD = jnp.split(dense(attention["Wqkv"], y_TD), 3, axis=-1)
     y_QD = attend(
         take(_turn(q_TD, turns), at_Q),
@@ -260,7 +262,7 @@ def _layer(
         key=probs_key,
     )
     x_QD = take(x_TD, at_Q) + dropout(dense(attention["Wo"], y_QD).astype(jnp.float32), rate, attention_key)
-    y_QF, gate_QF = jnp.split(dense(mlp["Wi"], layer_norm(params["mlp_norm"], x_QD, eps=eps)), 2, axis=-1)
+    y_QF, gate_QF = jnp.split(dense(mlp["Wi"], norm(params["mlp_norm"], x_QD)), 2, axis=-1)
     y_QF = dropout(ACTIVATIONS[config.activation](y_QF) * gate_QF, _options(config).mlp_dropout, mlp_key)
     return x_QD + dense(mlp["Wo"], y_QF).astype(jnp.float32)
 

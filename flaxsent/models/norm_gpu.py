@@ -28,9 +28,10 @@ def norm(
     bias_D: Float[Array, " D"] | None,
     *,
     eps: float,
+    dtype: jnp.dtype,
     interpret: bool = False,
 ) -> Float[Array, "*batch D"]:
-    """LayerNorm of the sum of one or two arrays, in float32; the result has the dtype of the first."""
+    """`layers.layer_norm` of the sum of one or two terms, in float32, as `dtype`."""
     shape, D = terms[0].shape, terms[0].shape[-1]
     tokens, width = block_of(shape), pl.next_power_of_2(D)
     assert tokens is not None, f"no block divides {shape}"
@@ -42,7 +43,7 @@ def norm(
         grid=(math.prod(shape[:-1]) // tokens,),
         in_specs=[by_token] * len(terms) + [of_all] * len(params),
         out_specs=by_token,
-        out_shape=jax.ShapeDtypeStruct((math.prod(shape[:-1]), D), terms[0].dtype),
+        out_shape=jax.ShapeDtypeStruct((math.prod(shape[:-1]), D), dtype),
         compiler_params=plgpu.CompilerParams(num_warps=4, num_stages=1),
         name="layer_norm",
         interpret=interpret,

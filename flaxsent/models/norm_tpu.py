@@ -26,9 +26,10 @@ def norm(
     bias_D: Float[Array, " D"] | None,
     *,
     eps: float,
+    dtype: jnp.dtype,
     interpret: bool = False,
 ) -> Float[Array, "*batch D"]:
-    """`layers.layer_norm` of the sum of one or two terms, in the dtype of the first."""
+    """`layers.layer_norm` of the sum of one or two terms, in float32, as `dtype`."""
     shape, D = terms[0].shape, terms[0].shape[-1]
     block = block_of(shape) or math.prod(shape[:-1])
     at_tokens, at_params = pl.BlockSpec((block, D), lambda at: (at, 0)), pl.BlockSpec((1, D), lambda at: (0, 0))
@@ -39,7 +40,7 @@ def norm(
         in_specs=[at_tokens] * len(terms) + [at_params] * len(params),
         name="layer_norm",
         out_specs=at_tokens,
-        out_shape=jax.ShapeDtypeStruct((math.prod(shape[:-1]), D), terms[0].dtype),
+        out_shape=jax.ShapeDtypeStruct((math.prod(shape[:-1]), D), dtype),
         compiler_params=pltpu.CompilerParams(dimension_semantics=("parallel",)),
         # "transcendentals" are the numbers that it works through, by which `flaxsent plan` estimates all kernels.
         cost_estimate=pl.CostEstimate(

@@ -19,12 +19,14 @@ def primitive(
     name: str,
     by_xla: Implementation,
     *,
-    on_tpu: Implementation,
-    on_gpu: Implementation,
+    result_of: Callable[..., jax.core.ShapedArray] = lambda first, *_, **__: first,
+    on_tpu: Implementation | None = None,
+    on_gpu: Implementation | None = None,
     on_cpu: Implementation | None = None,
 ) -> Primitive:
-    """A function of arrays and static keywords whose result is like its first operand; `batching` is the caller's.
+    """A function of arrays and static keywords; `batching` is the caller's.
 
+    `result_of` gives shape and dtype of the result from those of the operands; by default they are the first operand's.
     A TPU computes it by `on_tpu` and NVIDIA's GPUs by `on_gpu`, but for gradients, which are those of `by_xla`, and for
     programs that XLA divides among devices by itself, which it cannot do with a kernel; `jax.shard_map` can.
     """
@@ -53,11 +55,12 @@ def primitive(
         return rule
 
     bound.def_impl(by_xla)
-    bound.def_abstract_eval(lambda first, *_, **__: first)
+    bound.def_abstract_eval(result_of)
     ad.primitive_jvps[bound] = differentiate
     mlir.register_lowering(bound, xla_rule)
-    mlir.register_lowering(bound, rule_of(on_tpu), platform="tpu")
-    mlir.register_lowering(bound, rule_of(on_gpu), platform="cuda")
+    for platform, kernel in (("tpu", on_tpu), ("cuda", on_gpu)):
+        if kernel is not None:
+            mlir.register_lowering(bound, rule_of(kernel), platform=platform)
     if on_cpu is not None:
         mlir.register_lowering(bound, mlir.lower_fun(on_cpu, multiple_results=False), platform="cpu")
     return bound

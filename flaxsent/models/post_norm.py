@@ -13,10 +13,10 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from flaxsent.base import Params, Tokens
+from flaxsent.models.activations import ACTIVATIONS
 from flaxsent.models.attention import attend
 from flaxsent.models.family import ModelConfig
 from flaxsent.models.layers import (
-    ACTIVATIONS,
     OptionalKey,
     add_and_norm,
     dense,

@@ -14,6 +14,7 @@ import flaxsent
 from flaxsent import models
 from flaxsent.base import Encodings, FlaxsentError, Tokens
 from flaxsent.models import bart, deberta, modernbert
+from flaxsent.models.activations import ACTIVATIONS
 from flaxsent.models.config import read_config
 from flaxsent.packing import pack, pad
 from flaxsent.parity.random_checkpoints import letter_tokenizer
@@ -545,7 +546,7 @@ def test_ids_that_the_tables_do_not_have_are_refused_and_give_no_number_under_ji
 
 
 @pytest.mark.torch
-@pytest.mark.parametrize("name", models.layers.ACTIVATIONS)
+@pytest.mark.parametrize("name", ACTIVATIONS)
 def test_every_activation_is_that_of_pytorch(name):
     import torch
     from transformers.activations import ACT2FN
@@ -553,14 +554,14 @@ def test_every_activation_is_that_of_pytorch(name):
     x = np.linspace(-15, 15, 1001, dtype=np.float32)
     # float32 of values up to 225, in relu2
     np.testing.assert_allclose(
-        models.layers.ACTIVATIONS[name](jnp.asarray(x)), ACT2FN[name](torch.tensor(x)).numpy(), rtol=1e-6, atol=1e-6
+        ACTIVATIONS[name](jnp.asarray(x)), ACT2FN[name](torch.tensor(x)).numpy(), rtol=1e-6, atol=1e-6
     )
 
 
 def test_the_activations_are_all_those_without_parameters_that_transformers_has():
     activations = pytest.importorskip("transformers.activations", reason="needs PyTorch", exc_type=ImportError)
     in_version_5_alone, with_parameters = {"hardswish", "sqrtsoftplus"}, {"prelu", "xielu"}
-    assert {*activations.ACT2FN} - models.layers.ACTIVATIONS.keys() <= in_version_5_alone | with_parameters
+    assert {*activations.ACT2FN} - ACTIVATIONS.keys() <= in_version_5_alone | with_parameters
 
 
 @pytest.mark.torch

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from flaxsent.models.layers import ACTIVATIONS, gelu
+from flaxsent.models.activations import ACTIVATIONS, gelu
 
 scipy_special = pytest.importorskip("scipy.special")
 X = np.linspace(-14, 14, 200_001).astype(np.float32)
