@@ -123,7 +123,7 @@ class Engine:
         layout: Layout | None = None,
         row_lengths: Sequence[int] | None = None,
         tokens_per_step: int | None = None,
-        steps_per_window: int = 64,
+        steps_per_window: int | None = None,
         devices: Sequence[Any] | None = None,
         sharding: str = "data",
         on_window: Callable[[Stats], None] | None = None,
@@ -137,7 +137,8 @@ class Engine:
             layout: "packed" rows hold several texts, "padded" ones one; packed by default where the family can be.
             row_lengths: tokens in a row, one compiled shape each; the longest must take the longest text.
             tokens_per_step: tokens and padding in a step, on each device that has rows of its own.
-            steps_per_window: how many steps' worth of texts are looked at together, and held in memory.
+            steps_per_window: how many steps' worth of texts are looked at together, and held in memory; by default 64,
+                or fewer where steps are long.
             devices: all local ones by default; the rows of a step are spread over them.
             sharding: "data" gives each device all of the params. With "fsdp" each holds a part and fetches the others
                 for each layer; with "tensor=N" N neighbours in `devices` compute the same rows together, each with some
@@ -176,7 +177,8 @@ class Engine:
             num_devices=self._placement.num_groups,
         )
         largest_step = max(shape.num_rows * shape.row_length for shape in self.shapes)
-        self.characters_per_window = steps_per_window * largest_step * _CHARACTERS_PER_TOKEN
+        steps = steps_per_window or min(max(_TOKENS_PER_WINDOW // largest_step, _LEAST_STEPS), _MOST_STEPS)
+        self.characters_per_window = steps * largest_step * _CHARACTERS_PER_TOKEN
         self._compiling = threading.Lock()
 
     def _reads_stacked(self) -> bool:
@@ -363,6 +365,8 @@ def _take(leaf: Any, indices: Sequence[int] | Shaped[np.ndarray, " B"]) -> Any:
 
 
 _CHARACTERS_PER_TOKEN = 4
+_TOKENS_PER_WINDOW, _LEAST_STEPS, _MOST_STEPS = 2**19, 8, 64
+"""The more steps a window has, the fewer of their places are padding; the next window is laid out meanwhile."""
 _STACKED_ON = ("tpu",)
 """Where layers run as a scan, which is compiled in a fraction of the time; a GPU's copies the params of each layer."""
 

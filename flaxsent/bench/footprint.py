@@ -116,7 +116,7 @@ def job_memory(
     num_texts: int,
     *,
     model: str | os.PathLike | None = None,
-    steps_per_window: int = 64,
+    steps_per_window: int | None = None,
     on_window: Callable[[Stats], None] | None = None,
 ) -> Memory:
     """Labels a made-up file in a process of its own, and looks at that process's memory after each tenth of the texts.
@@ -153,7 +153,7 @@ def _watch_job(
     file: Path,
     num_texts: int,
     model: str | os.PathLike | None,
-    steps_per_window: int,
+    steps_per_window: int | None,
     on_window: Callable[[Stats], None] | None,
 ) -> Memory:
     jax.config.update("jax_num_cpu_devices", num_cores())  # as the command line does

@@ -80,14 +80,15 @@ _SIZES, _SIZES_ON_ACCELERATOR = (512, 1024, 2048), (2048, 4096, 8192)
 
 
 def matrix_peak(dtype: str) -> float:
-    """Operations a second of the fastest of a few square products, with sums in float32, as the encoders take them."""
-    product = jax.jit(functools.partial(jnp.matmul, precision="highest", preferred_element_type=jnp.float32))
+    """Operations a second of the fastest of a few square products, with results in float32 or rounded to the dtype."""
     peak = 0.0
     for size in _SIZES if is_on_cpu() else _SIZES_ON_ACCELERATOR:
         x = jax.random.normal(jax.random.key(0), (size, size)).astype(dtype)
-        product(x, x).block_until_ready()
-        best = min(seconds(lambda x=x: product(x, x).block_until_ready()) for _ in range(8))
-        peak = max(peak, 2 * size**3 / best)
+        for result in {"float32", dtype}:
+            product = jax.jit(functools.partial(jnp.matmul, precision="highest", preferred_element_type=result))
+            product(x, x).block_until_ready()
+            best = min(seconds(lambda x=x, product=product: product(x, x).block_until_ready()) for _ in range(8))
+            peak = max(peak, 2 * size**3 / best)
     return peak
 
 

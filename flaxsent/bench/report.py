@@ -39,6 +39,7 @@ class Result(NamedTuple):
     num_truncated: int
     timings: dict[str, Timing]
     efficiencies: dict[str, Efficiency]
+    """Of flaxsent alone."""
 
     @property
     def num_rounds(self) -> int:
@@ -98,14 +99,14 @@ def _result_lines(result: Result) -> Iterator[str]:
     yield f"{result.workload}: {result.num_texts:,} texts of {mean:.1f} tokens on average{cut}, {rounds}"
     if not result.is_claim:
         yield f"not enough for a claim, which takes {CLAIM_ROUNDS} rounds and {CLAIM_TOKENS:,} tokens"
-    beside = "".join(f"{f'{name} is':>18}" for name in OURS)
+    beside = "".join(f"{f'{name} is':>18}" for name in result.efficiencies)
     yield f"{'':20}{'texts/s':>10}{'spread':>8}{'batch':>7}{'same labels':>13}{beside}"
     ascending = sorted(result.timings, key=lambda name: texts_per_second(result, name))
     for name in ascending:
         timing = result.timings[name]
         spread = (max(timing.seconds) - min(timing.seconds)) / statistics.median(timing.seconds)
         batch = "–" if timing.batch_size is None else f"{timing.batch_size}{'*' if timing.is_at_edge else ''}"
-        ratios = "".join(f"{f'{ratio(result, ours, name):.2f} ×':>18}" for ours in OURS)
+        ratios = "".join(f"{f'{ratio(result, ours, name):.2f} ×':>18}" for ours in result.efficiencies)
         if timing.agreement < AGREEMENT:
             ratios = f"{'no peer: computes something else':>36}"
         yield (
@@ -113,9 +114,11 @@ def _result_lines(result: Result) -> Iterator[str]:
         )
     if any(timing.is_at_edge for timing in result.timings.values()):
         yield "* the smallest or the largest batch that was tried"
-    peers = [name for name in ascending if name not in OURS and result.timings[name].agreement >= AGREEMENT]
+    peers = [
+        name for name in ascending if name not in result.efficiencies and result.timings[name].agreement >= AGREEMENT
+    ]
     if peers:
-        ours = next(name for name in reversed(ascending) if name in OURS)
+        ours = next(name for name in reversed(ascending) if name in result.efficiencies)
         yield f"{ours} is {ratio(result, ours, peers[-1]):.2f} × as fast as {peers[-1]}, the fastest peer"
 
 
@@ -136,7 +139,7 @@ def _result_json(result: Result) -> dict[str, Any]:
     timings = {
         name: timing._asdict()
         | {"is_at_edge": timing.is_at_edge, "texts_per_second": texts_per_second(result, name)}
-        | {"ratio": {ours: ratio(result, ours, name) for ours in OURS}}
+        | {"ratio": {ours: ratio(result, ours, name) for ours in result.efficiencies}}
         for name, timing in result.timings.items()
     }
     efficiencies = {name: efficiency._asdict() for name, efficiency in result.efficiencies.items()}

@@ -7,14 +7,14 @@ import contextlib
 import functools
 import math
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
 from jaxtyping import Int
 
 from flaxsent.bench.machine import is_on_cpu, seconds
-from flaxsent.bench.peers import OURS, PEERS, Predict
+from flaxsent.bench.peers import PEERS, Predict
 from flaxsent.bench.texts import NUM_TEXTS, NUM_TEXTS_ON_ACCELERATOR, Workload
 
 
@@ -40,6 +40,7 @@ def measure(
     workload: Workload,
     predictors: Mapping[str, Predict],
     *,
+    ours: Collection[str],
     rounds: int,
     until: float,
     skipped: dict[str, str],
@@ -48,7 +49,7 @@ def measure(
     """Looks for the best batch size of each library, shows it every text once, then times the rounds.
 
     After the first, a round that would not end before `until`, by `time.perf_counter`, is left out. Libraries that fail
-    go to `skipped`; flaxsent must not.
+    go to `skipped`; those that are `ours` must not, and the labels of the first of them are the reference.
     """
     ready: dict[str, Callable[[], Any]] = {}
     found: dict[str, dict[int, float]] = {}
@@ -56,8 +57,8 @@ def measure(
     labels: dict[str, Int[np.ndarray, " B"]] = {}
     for name, predict in predictors.items():
         report(f"{workload.name}: warming up {name}")
-        with contextlib.nullcontext() if name in OURS else or_skipped(name, skipped, report):
-            tried = {} if name in OURS else _try_batch_sizes(predict, workload.texts, compiles=PEERS[name].compiles)
+        with contextlib.nullcontext() if name in ours else or_skipped(name, skipped, report):
+            tried = {} if name in ours else _try_batch_sizes(predict, workload.texts, compiles=PEERS[name].compiles)
             size = min(tried, key=tried.__getitem__) if tried else None
             call = functools.partial(predict, workload.texts, size or 0)
             labels[name] = call()
@@ -70,7 +71,7 @@ def measure(
         report(f"{workload.name}: round {number} of {rounds}")
         for name, call in ready.items():
             taken[name].append(seconds(call))
-    reference = labels[next(iter(OURS))]
+    reference = labels[next(iter(ours))]
     return {
         name: Timing(sizes[name], found[name], taken[name], float((labels[name] == reference).mean())) for name in ready
     }

@@ -7,7 +7,7 @@ import math
 import os
 import statistics
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -66,9 +66,12 @@ def compare(
     report: Callable[[str], None] = lambda line: None,
     budget: float | None = None,
     leaves_out: bool = False,
+    ours: Mapping[str, str] = OURS,
     **made: Any,
 ) -> Report:
     """As `run`, of any workloads for the model; what is `made` if that is None, `open_model` says.
+
+    `ours` are those of `peers.OURS` that are measured; all labels are compared with the first one's.
 
     Without a number of rounds, each workload has its part of the time that is left of the `budget`, of seconds. If
     `leaves_out`, one that would not end in time even once, by the speed of the one before, is left out.
@@ -94,13 +97,13 @@ def compare(
         if source.classifier.config.num_labels < 2:
             raise FlaxsentError(f"{model} gives one number for a text; expected labels, by which peers are compared.")
         planned = measured(source.classifier)
-        stats: dict[str, list[Stats]] = {name: [] for name in OURS}
-        predictors = {name: engine_predictor(source.folder, dtype, stats[name]) for name, dtype in OURS.items()}
+        stats: dict[str, list[Stats]] = {name: [] for name in ours}
+        predictors = {name: engine_predictor(source.folder, dtype, stats[name]) for name, dtype in ours.items()}
         for name in names:
             tell(f"preparing {name}")
             with or_skipped(name, skipped, tell):
                 predictors[name] = make(PEERS[name], source)
-        peak, results = dict.fromkeys(OURS.values(), 0.0), []
+        peak, results = dict.fromkeys(ours.values(), 0.0), []
         for number, workload in enumerate(planned):
             now = time.perf_counter()
             for windows in stats.values():
@@ -113,10 +116,16 @@ def compare(
                 continue
             until = now + (end - now) / (len(planned) - number) if rounds is None else math.inf
             timings = measure(
-                workload, predictors, rounds=rounds or CLAIM_ROUNDS, until=until, skipped=skipped, report=tell
+                workload,
+                predictors,
+                ours=ours,
+                rounds=rounds or CLAIM_ROUNDS,
+                until=until,
+                skipped=skipped,
+                report=tell,
             )
             efficiencies = {
-                name: _efficiency(timings[name], stats[name], lengths, source.classifier.config) for name in OURS
+                name: _efficiency(timings[name], stats[name], lengths, source.classifier.config) for name in ours
             }
             results.append(
                 Result(

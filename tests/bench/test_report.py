@@ -15,8 +15,9 @@ TIMINGS = {
     "a": Timing(16, {8: 3.0, 16: 2.0, 32: 4.0}, [6.0, 4.0, 8.0], 0.95),
     "b": Timing(8, {8: 0.1, 16: 0.2}, [0.1, 0.1, 0.1], 0.5),
 }
-RESULT = Result("like", 100, 2500, 3, TIMINGS, {"flaxsent-f32": Efficiency(1250.0, 0.99, 1e11)})
-REPORT = Report("m", "a machine", {"jax": "1"}, {"float32": 2e11}, {"c": "is not there"}, [RESULT])
+EFFICIENCIES = {"flaxsent-f32": Efficiency(1250.0, 0.99, 1e11), "flaxsent-bf16": Efficiency(2500.0, 0.99, 2e11)}
+RESULT = Result("like", 100, 2500, 3, TIMINGS, EFFICIENCIES)
+REPORT = Report("m", "a machine", {"jax": "1"}, {"float32": 2e11, "bfloat16": 4e11}, {"c": "is not there"}, [RESULT])
 
 
 def with_rounds(number, num_tokens=2500):

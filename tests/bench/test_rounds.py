@@ -77,12 +77,12 @@ def clock(monkeypatch):
 
 def measured(monkeypatch, predictors, *, num_texts=64, rounds=1, until=np.inf):
     """Of predictors that are no peers of the table, and one of flaxsent's."""
-    monkeypatch.setattr("flaxsent.bench.rounds.OURS", {"ours": "float32"})
     monkeypatch.setattr("flaxsent.bench.rounds.PEERS", PEERS | dict.fromkeys(predictors, Peer(None)))
     skipped, lines = {}, []
     timings = measure(
         Workload("texts", [f"{number}" for number in range(num_texts)]),
         {"ours": lambda texts, batch_size: np.zeros(len(texts), np.int64)} | predictors,
+        ours={"ours"},
         rounds=rounds,
         until=until,
         skipped=skipped,
