@@ -365,7 +365,7 @@ def _take(leaf: Any, indices: Sequence[int] | Shaped[np.ndarray, " B"]) -> Any:
 
 
 _CHARACTERS_PER_TOKEN = 4
-_TOKENS_PER_WINDOW, _LEAST_STEPS, _MOST_STEPS = 2**19, 8, 64
+_TOKENS_PER_WINDOW, _LEAST_STEPS, _MOST_STEPS = 2**18, 8, 64
 """The more steps a window has, the fewer of their places are padding; the next window is laid out meanwhile."""
 _STACKED_ON = ("tpu",)
 """Where layers run as a scan, which is compiled in a fraction of the time; a GPU's copies the params of each layer."""

@@ -198,22 +198,23 @@ class Tokenizer:
         self, batch: list[Text], found: Sequence[tuple[int, tokenizers.Encoding | Encoded]], *, num_truncated: int
     ) -> Encodings:
         """What was found for the texts at these indices."""
-        for index, encoding in found:
-            if not encoding.ids:
+        ids = [encoding.ids for _, encoding in found]  # each look makes a list
+        for (index, _), row in zip(found, ids, strict=True):
+            if not row:
                 raise FlaxsentError(
                     f"text {index}, {batch[index]!r}, has no tokens, and this checkpoint adds none: leave it out."
                 )
-            if self.num_embeddings is not None and (highest := max(encoding.ids)) >= self.num_embeddings:
+            if self.num_embeddings is not None and (highest := max(row)) >= self.num_embeddings:
                 raise FlaxsentError(
                     f"text {index}, {_start(batch[index])}, has the token {self.backend.id_to_token(highest)!r}, whose "
                     f"id is {highest}; this checkpoint has {self.num_embeddings} embeddings: leave the token out, or "
                     "fetch the tokenizer that belongs to the weights."
                 )
+        has_types = self.has_token_types
+        kinds = [e.type_ids if has_types else [0] * len(row) for (_, e), row in zip(found, ids, strict=True)]
         return Encodings(
-            input_ids=[encoding.ids for _, encoding in found],
-            token_type_ids=[
-                encoding.type_ids if self.has_token_types else [0] * len(encoding.ids) for _, encoding in found
-            ],
+            input_ids=ids,
+            token_type_ids=kinds,
             num_truncated=num_truncated,
             first_position=self.first_position,
             pad_token_id=self.pad_token_id,
@@ -235,7 +236,7 @@ class Tokenizer:
         Raises: as `encode`, but for texts without tokens, and
             FlaxsentError: a tokenizer that is written in Python, which does not know.
         """
-        encodings, _ = self._encode_to([*checked(texts)], self._limit(max_length))
+        encodings, _ = self._encode_to([*checked(texts)], self._limit(max_length), has_offsets=True)
         if isinstance(self.backend, PythonTokenizer):
             raise FlaxsentError("this checkpoint's tokenizer, of Python, does not tell where in a text a token stands.")
         return [
@@ -247,9 +248,11 @@ class Tokenizer:
             if isinstance(encoding, tokenizers.Encoding)
         ]
 
-    def _encode_to(self, batch: list[Text], limit: int) -> tuple[list[tokenizers.Encoding | Encoded], list[int]]:
+    def _encode_to(
+        self, batch: list[Text], limit: int, **kind: bool
+    ) -> tuple[list[tokenizers.Encoding | Encoded], list[int]]:
         """Encodings of no more than `limit` tokens, and which texts were longer."""
-        encodings = [*self._encode_batch(batch)]
+        encodings = [*self._encode_batch(batch, **kind)]
         too_long = [index for index, encoding in enumerate(encodings) if len(encoding.ids) > limit]
         for index in too_long:
             encodings[index] = self._encode_cut(batch[index], limit)
@@ -260,9 +263,11 @@ class Tokenizer:
             return self.backend.encode_cut(text, limit)
         return _encode_cut(self.backend, text, limit, side=self.cut_side)
 
-    def _encode_batch(self, batch: list[Text]) -> Sequence[tokenizers.Encoding | Encoded]:
+    def _encode_batch(self, batch: list[Text], *, has_offsets: bool = False) -> Sequence[tokenizers.Encoding | Encoded]:
         try:
-            return self.backend.encode_batch(batch)
+            if has_offsets or isinstance(self.backend, PythonTokenizer):
+                return self.backend.encode_batch(batch)
+            return self.backend.encode_batch_fast(batch)
         except Exception as err:  # plain, from the library
             raise FlaxsentError(
                 f"the tokenizer cannot encode one of these {len(batch)} texts: {' '.join(str(err).split())}; its "

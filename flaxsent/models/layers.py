@@ -146,7 +146,8 @@ def _norm_on_tpu(*operands: Float[Array, "..."], num_terms: int, **kind: Any) ->
 def _norm_on_gpu(*operands: Float[Array, "..."], num_terms: int, **kind: Any) -> Float[Array, "*rows D"]:
     from flaxsent.models.norm_gpu import block_of, norm
 
-    if block_of(operands[0].shape) is None:
+    # In float32 XLA's takes as long, and may be exported, which a kernel of Triton's may not.
+    if block_of(operands[0].shape) is None or kind["dtype"] == jnp.float32:
         return _norm_by_xla(*operands, num_terms=num_terms, **kind)
     scale, *bias = operands[num_terms:]
     return norm([*operands[:num_terms]], scale, bias[0] if bias else None, **kind)
