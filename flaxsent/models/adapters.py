@@ -74,6 +74,22 @@ def head_paths(params: Params, *, config: ModelConfig) -> list[tuple[str, ...]]:
     return [(name,) for name in params if name != base] + [(base, name) for name in params[base] if name == "pooler"]
 
 
+def is_trained(params: Params) -> dict[str, Any]:
+    """Which of params with adapters are trained: the adapters, but for their scales, and the head."""
+
+    def mark(node: Params, path: tuple[str, ...], is_head: bool) -> dict[str, Any]:
+        marked = {}
+        for name, value in node.items():
+            # Adapters are in the encoder only.
+            is_of_head = is_head or (not path and not has_adapters(value)) or (len(path) == 1 and name == "pooler")
+            is_matrix = name in ("lora_a", "lora_b")
+            is_branch = isinstance(value, Mapping)
+            marked[name] = mark(value, (*path, name), is_of_head) if is_branch else is_of_head or is_matrix
+        return marked
+
+    return mark(params, (), False)
+
+
 def is_below(path: tuple[str, ...], branch: tuple[str, ...]) -> bool:
     return path[: len(branch)] == branch
 

@@ -9,6 +9,7 @@ import jax
 
 from flaxsent.base import FlaxsentError, Params
 from flaxsent.files import require
+from flaxsent.models.adapters import has_adapters, is_trained
 from flaxsent.training.options import TrainOptions
 
 if TYPE_CHECKING:
@@ -44,7 +45,7 @@ def make_optimizer(options: TrainOptions, num_steps: int, params: Params) -> opt
         # The whole update is scaled, weight decay included, as a smaller learning rate would.
         parts.append(optax.stateless(lambda updates, _: _scaled(updates, depths, options.layer_decay)))
     optimizer = optax.chain(*parts)
-    if not options.freeze:
+    if not options.freeze and not has_adapters(params):
         return optimizer
     frozen = is_frozen(params, options.freeze)
     labels = jax.tree.map(lambda is_held: "frozen" if is_held else "trained", frozen)
@@ -52,7 +53,10 @@ def make_optimizer(options: TrainOptions, num_steps: int, params: Params) -> opt
 
 
 def _is_decayed(params: Params) -> Params:
-    return jax.tree_util.tree_map_with_path(lambda path, _: path[-1].key in ("kernel", "embedding"), params)
+    return jax.tree_util.tree_map_with_path(lambda path, _: path[-1].key in _DECAYED, params)
+
+
+_DECAYED = ("kernel", "embedding", "lora_a", "lora_b")
 
 
 def _scaled(updates: optax.Updates, depths: Mapping[Any, int], decay: float) -> optax.Updates:
@@ -89,7 +93,7 @@ def _block(path: tuple[str, ...]) -> tuple[tuple[str, ...], int] | None:
 
 
 def is_frozen(params: Params, patterns: tuple[str, ...]) -> Params:
-    """Which parameters match one of the patterns of `freeze`.
+    """Which parameters match one of the patterns of `freeze`; where there are adapters, those of the encoder are, too.
 
     Raises:
         FlaxsentError: a pattern that no parameter has, or none is left to train.
@@ -103,6 +107,8 @@ def is_frozen(params: Params, patterns: tuple[str, ...]) -> Params:
                 f"freeze: no parameter matches {pattern!r}; they have names such as {jax.tree.leaves(names)[0]}."
             )
     frozen = jax.tree.map(lambda name: any(fnmatch.fnmatchcase(name, pattern) for pattern in patterns), names)
+    if has_adapters(params):
+        frozen = jax.tree.map(lambda is_held, is_used: is_held or not is_used, frozen, is_trained(params))
     if all(jax.tree.leaves(frozen)):
         raise FlaxsentError(f"freeze={', '.join(patterns)} leaves nothing to train.")
     return frozen

@@ -107,6 +107,20 @@ class TrainOptions:
         range=_INDEX,
     )
     freeze: tuple[str, ...] = option("patterns of parameters to keep as they are, such as 'bert.embeddings.*'", ())
+    lora_rank: int = option(
+        "train adapters of this rank (LoRA) and the head, and nothing else; the output is a folder in PEFT's format, "
+        "which names the checkpoint it stands on; 0 trains the checkpoint itself",
+        0,
+        range=_INDEX,
+    )
+    lora_alpha: float = option("what adapters add is multiplied by this over their rank", 16.0, range=_POSITIVE)
+    lora_targets: tuple[str, ...] | None = option(
+        "ends of the names of layers that get adapters, as in PEFT, or all-linear; by default queries and values",
+        None,
+        metavar="A,B,...",
+        split=",",
+    )
+    lora_dropout: float = option("of what the adapters read", 0.0, range=_SHARE_BELOW_1)
     teacher_weight: float = option("share of the loss that is the distance to the teacher's scores", 0.5, range=_SHARE)
     teacher_temperature: float = option("what the logits of both are divided by for that", 2.0, range=_POSITIVE)
     seed: int = option("of the order of the texts, dropout and a new head", 0, range=_INDEX)

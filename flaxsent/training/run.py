@@ -21,8 +21,8 @@ from jaxtyping import Array, Float
 from tqdm import tqdm
 
 from flaxsent.base import FlaxsentError, Params, Text, Tokens
-from flaxsent.checkpoint import exported, hub
-from flaxsent.checkpoint.folder import config_of, load, save
+from flaxsent.checkpoint import adapters, exported, hub
+from flaxsent.checkpoint.folder import config_of, load, save, save_adapter
 from flaxsent.classifier import Classifier
 from flaxsent.data.labels import Annotations, Examples, Task, describe, read_annotations, resolve, to_examples
 from flaxsent.data.records import read_texts
@@ -104,12 +104,22 @@ def run(
                     checkpoints.save(snapshot, event.step)
 
     def write_into(folder: Path) -> None:
-        save(trainer.result(snapshot), folder, dtype=jnp.dtype(options.save_dtype))
+        _save(trainer.result(snapshot), folder, options, train_options)
         shutil.copyfile(work.folder / LOG, folder / LOG)
         draw_curves(read_log(work.folder / LOG), folder / CURVES)
 
     work.finish(facts, write_into)
     return _chosen(snapshot, train_options)
+
+
+def _save(classifier: Classifier, folder: Path, options: RunOptions, train_options: TrainOptions) -> None:
+    """The whole checkpoint, or adapters on the one that was given."""
+    dtype = jnp.dtype(options.save_dtype)
+    if not train_options.lora_rank:
+        return save(classifier, folder, dtype=dtype)
+    is_folder = options.model is None or Path(options.model).is_dir()
+    base = str(hub.find(options.model).resolve()) if is_folder else options.model
+    save_adapter(classifier, folder, base=base, dropout=train_options.lora_dropout, dtype=dtype)
 
 
 def _check(options: RunOptions, train_options: TrainOptions) -> None:
@@ -118,6 +128,11 @@ def _check(options: RunOptions, train_options: TrainOptions) -> None:
     for file in (options.train, options.dev, options.unlabelled):
         if file is not None and not Path(file).is_file():
             raise FileNotFoundError(f"{file}: no such file.")
+    if train_options.lora_rank and options.model is not None and adapters.is_adapter(options.model):
+        raise FlaxsentError(
+            f"--lora-rank: {options.model} is an adapter, on which no other can stand; save what load gives of it, and "
+            "train that."
+        )
     for module in ("orbax.checkpoint", "matplotlib"):
         require(module, needed_by="flaxsent train", extra="train")
 

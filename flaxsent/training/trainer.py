@@ -28,6 +28,7 @@ from flaxsent.training.batches import Batch, Corpus, Plan, labels_as_arrays, pla
 from flaxsent.training.optimizer import is_frozen, make_optimizer, make_schedule
 from flaxsent.training.options import TrainOptions
 from flaxsent.training.step import Forward, StepReport, TrainState, loss, score_sums, train_step, with_frozen
+from flaxsent.transforms import lora
 
 if TYPE_CHECKING:
     import optax
@@ -109,10 +110,14 @@ class Trainer:
             FlaxsentError: labels that do not fit the classifier, or options that do not fit it or the data.
         """
         self.options = options = TrainOptions() if options is None else options
-        self.classifier, config = classifier, classifier.config
         if classifier.backend == "exported":
             raise FlaxsentError("an exported folder cannot be trained; load the checkpoint that it was exported from.")
         check_has_own_labels(classifier)
+        if options.lora_rank:
+            names = ("rank", "alpha", "targets", "dropout")
+            adapters = {name: getattr(options, f"lora_{name}") for name in names}
+            classifier = lora.adapt(classifier, **adapters, seed=options.seed)
+        self.classifier, config = classifier, classifier.config
         if options.early_stopping and dev is None:
             raise FlaxsentError("early_stopping needs dev.")
         if options.label_smoothing and config.problem_type != "single_label_classification":
@@ -210,9 +215,15 @@ class Trainer:
     def result(self, snapshot: Snapshot) -> Classifier:
         """The classifier with the average of the last step, or of the best epoch where the run may end early."""
         params = snapshot.state.average if snapshot.best is None else snapshot.best
-        own = jax.tree.leaves(self.classifier.params)[0]
-        with jax.default_device(device_of(own)):
-            copied = jax.tree.map(lambda leaf: jnp.asarray(np.array(leaf), own.dtype), params)
+        own = self.classifier.params
+        first = jax.tree.leaves(own)[0]
+        frozen = is_frozen(own, self.options.freeze)
+
+        def copy(leaf: Array, before: Array, is_held: bool) -> Array:
+            return before if is_held else jnp.asarray(np.array(leaf), first.dtype)
+
+        with jax.default_device(device_of(first)):
+            copied = jax.tree.map(copy, params, own, frozen)
         config = as_trained(self.classifier.config)
         scores = functools.partial(postprocess, config=config)
         return dataclasses.replace(self.classifier, params=copied, config=config, postprocess=scores)
