@@ -52,7 +52,7 @@ def _argument(field: dataclasses.Field) -> dict[str, Any]:
     if told["split"] is not None:
         return argument | {"type": lambda text: tuple(text.split(told["split"])), "metavar": told["metavar"]}
     if default == ():
-        return argument | {"nargs": "+", "action": "extend", "default": [], "metavar": "PATTERN"}
+        return argument | {"nargs": "+", "action": "extend", "default": [], "metavar": told["metavar"] or "PATTERN"}
     return argument | {"metavar": told["metavar"]}
 
 

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 import jax
+from jaxtyping import Array
 
 from flaxsent.base import FlaxsentError, Params
 from flaxsent.files import require
@@ -30,7 +31,9 @@ def make_schedule(options: TrainOptions, num_steps: int) -> optax.Schedule:
     return optax.schedules.join_schedules([warmup, decays[options.schedule]], [num_warmup])
 
 
-def make_optimizer(options: TrainOptions, num_steps: int, params: Params) -> optax.GradientTransformation:
+def make_optimizer(
+    options: TrainOptions, num_steps: int, params: Params, *, schedule: optax.Schedule | None = None
+) -> optax.GradientTransformation:
     """AdamW (Loshchilov & Hutter 2017) as the options say: clipped, with its schedule, by layer, without frozen ones.
 
     Raises:
@@ -38,9 +41,9 @@ def make_optimizer(options: TrainOptions, num_steps: int, params: Params) -> opt
     """
     parts = [
         optax.clip_by_global_norm(options.max_grad_norm) if options.max_grad_norm else optax.identity(),
-        optax.adamw(make_schedule(options, num_steps), weight_decay=options.weight_decay, mask=_is_decayed),
+        optax.adamw(schedule or make_schedule(options, num_steps), weight_decay=options.weight_decay, mask=_is_decayed),
     ]
-    if options.layer_decay != 1:
+    if not isinstance(options.layer_decay, int | float) or options.layer_decay != 1:  # an array, of a sweep
         depths = dict(jax.tree_util.tree_leaves_with_path(depths_below_top(params)))
         # The whole update is scaled, weight decay included, as a smaller learning rate would.
         parts.append(optax.stateless(lambda updates, _: _scaled(updates, depths, options.layer_decay)))
@@ -59,7 +62,7 @@ def _is_decayed(params: Params) -> Params:
 _DECAYED = ("kernel", "embedding", "lora_a", "lora_b")
 
 
-def _scaled(updates: optax.Updates, depths: Mapping[Any, int], decay: float) -> optax.Updates:
+def _scaled(updates: optax.Updates, depths: Mapping[Any, int], decay: float | Array) -> optax.Updates:
     """Updates of frozen parameters are masked: these are not in the tree."""
     return jax.tree_util.tree_map_with_path(lambda path, update: update * decay ** depths[path], updates)
 

@@ -175,6 +175,13 @@ class RunOptions:
     save_dtype: Literal["float32", "bfloat16", "float16"] = option("of the weights that are written", "float32")
     checkpoint_every: int = option("steps; there is a checkpoint after each epoch, too", 500, range=_COUNT)
     log_every: int = option("steps; there is a line after each epoch, too", 20, range=_COUNT)
+    sweep: tuple[str, ...] = option(
+        "train one run for each combination of these values, such as learning_rate=1e-5,3e-5 weight_decay=0,0.01, all "
+        "in one program, and write the best on --dev; it fills an accelerator, and saves a CPU little",
+        (),
+        metavar="NAME=X,Y",
+    )
+    seeds: int = option("train each of these runs with so many seeds, from --seed on", 1, range=_COUNT)
     resume: bool = option("go on with this run if it was begun; do nothing if it is complete", False)
     overwrite: bool = option("replace an output that flaxsent train wrote", False)
 

@@ -27,17 +27,18 @@ from flaxsent.classifier import Classifier
 from flaxsent.data.labels import Annotations, Examples, Task, describe, read_annotations, resolve, to_examples
 from flaxsent.data.records import read_texts
 from flaxsent.engine import Engine
-from flaxsent.files import require
+from flaxsent.files import require, write
 from flaxsent.models.config import ModelConfig
 from flaxsent.packing import StepShape
 from flaxsent.placement import on_host
 from flaxsent.postprocessing import probabilities
 from flaxsent.training import distributed
+from flaxsent.training import sweep as sweeps
 from flaxsent.training.checkpoints import Checkpoints
 from flaxsent.training.log import Log, draw_curves, read_log
 from flaxsent.training.options import RunOptions, TrainOptions
 from flaxsent.training.trainer import Evaluation, Snapshot, Trainer
-from flaxsent.training.work import CHECKPOINTS, CURVES, LOG, Facts, Work, difference, plan
+from flaxsent.training.work import CHECKPOINTS, CURVES, LOG, SWEEP, SWEEP_CURVES, Facts, Work, difference, plan
 
 logger = logging.getLogger(__name__)
 
@@ -64,6 +65,8 @@ def run(
         MissingPackageError: Orbax or matplotlib is not installed.
     """
     _check(options, train_options)
+    if options.sweep or options.seeds > 1:
+        return _sweep(options, train_options, report=report)
     work = plan(options)
     data = _read(options)
     with on_host(train_options.sharding):
@@ -110,6 +113,44 @@ def run(
 
     work.finish(facts, write_into)
     return _chosen(snapshot, train_options)
+
+
+def _sweep(options: RunOptions, train_options: TrainOptions, *, report: Callable[[str], None]) -> Evaluation:
+    """Trains the runs of a sweep in one program, and writes the best one with the table and the curves of all.
+
+    Raises: as `run`.
+    """
+    values = sweeps.parse(options.sweep)
+    runs_options = sweeps.grid(train_options, values, num_seeds=options.seeds)
+    names = [*values, *(["seed"] if options.seeds > 1 else [])]
+    for given, name in ((options.resume, "--resume"), (options.teacher, "--teacher")):
+        if given:
+            raise FlaxsentError(f"{name} is of one run; leave it out of a sweep.")
+    if options.dev is None:
+        raise FlaxsentError("a sweep needs a dev file, to choose by.")
+    work = plan(options)
+    data = _read(options)
+    first, has_new_head = _load(options, data, seed=train_options.seed)
+    head = "a new head" if has_new_head else "the checkpoint's head"
+    report(f"{options.train}: {describe(data.train, *data.task)}, on {head}, {len(runs_options)} runs")
+
+    def start(seed: int) -> Classifier:
+        is_first = seed == train_options.seed or not has_new_head
+        return first if is_first else _load(options, data, seed=seed)[0]
+
+    found = sweeps.sweep(start, data.train, data.dev, runs_options, report=report)
+    chosen = found[sweeps.best(found)]
+
+    def write_into(folder: Path) -> None:
+        _save(chosen.classifier, folder, options, chosen.options)
+        write(folder / SWEEP, sweeps.to_json(found, names=names))
+        write(folder / SWEEP_CURVES, sweeps.to_csv(found, names=names))
+
+    told = {"sweep": values, "seeds": options.seeds}
+    work.finish(_facts(options, chosen.options, data, first, None) | told, write_into)
+    for line in sweeps.table(found, names=names):
+        report(line)
+    return chosen.evaluations[-1]
 
 
 def _save(classifier: Classifier, folder: Path, options: RunOptions, train_options: TrainOptions) -> None:

@@ -49,7 +49,7 @@ def loss(
     *,
     forward: Forward,
     problem_type: ProblemType = "single_label_classification",
-    label_smoothing: float = 0.0,
+    label_smoothing: float | Float[Array, ""] = 0.0,
     teacher_weight: float = 0.0,
     teacher_temperature: float = 1.0,
 ) -> Float[Array, ""]:
@@ -89,7 +89,7 @@ def train_step(
     *,
     loss: Loss,
     optimizer: optax.GradientTransformation,
-    average_decay: float,
+    average_decay: float | Float[Array, ""],
     accumulation: int = 1,
 ) -> tuple[TrainState, StepReport]:
     """One update; the key of the state draws its dropout."""

@@ -22,8 +22,9 @@ from flaxsent.training import distributed
 from flaxsent.training.options import RunOptions
 
 LOG, CURVES, FACTS = "log.jsonl", "curves.png", "training.json"
+SWEEP, SWEEP_CURVES = "sweep.json", "sweep.csv"
 """Files that stand beside the checkpoint's own in the output."""
-OUTPUT_NAMES = (*OWN_FILES, LOG, CURVES, FACTS)
+OUTPUT_NAMES = (*OWN_FILES, LOG, CURVES, FACTS, SWEEP, SWEEP_CURVES)
 TEACHER_SCORES, CHECKPOINTS = "teacher.npy", "checkpoints"
 WORK_NAMES = (FACTS, LOG, TEACHER_SCORES, CHECKPOINTS)
 
