@@ -309,7 +309,7 @@ def digest_of(params: Params, *, config: ModelConfig) -> str:
     for path, leaf in sorted(weights.flatten(params[models.base(config)])):
         if path[0] != "pooler" and not path[-1].startswith("lora_"):
             digest.update(".".join(path).encode())
-            digest.update(np.ascontiguousarray(np.asarray(leaf, np.float32)))
+            digest.update(np.asarray(leaf, np.float32).tobytes())
     return digest.hexdigest()
 
 

@@ -98,7 +98,7 @@ def _row(
     # By how many rows a layer reads, it has those of tokens or those of texts: the numbers must differ.
     num_rows = num_segments + (num_segments == len(which_T))
     which_S = which_T[jnp.asarray(layers.first_tokens(tokens, num_rows))]
-    own = _with_scales(params, {str(len(which)): which for which in (which_T, which_S)})
+    own = _with_scales(params, {str(len(which)): jnp.asarray(which) for which in (which_T, which_S)})
     embedded = models.embed(own, tokens, config=config)
     x_SD = models.encode(own, embedded, tokens, config=config, num_segments=num_rows)[-1][:num_segments]
     base = {name: node for name, node in params.items() if name != _HEADS}

@@ -19,6 +19,7 @@ from flaxsent.transforms import lora
 from tests.conftest import NATIVE, texts_of_lengths
 from tests.models.reference import TOLERANCE
 
+pytestmark = pytest.mark.usefixtures("compiles_fast")
 FIRST = ("bert",)
 FAMILIES = [*FIRST, *(pytest.param(name, marks=pytest.mark.slow) for name in NATIVE if name not in FIRST)]
 TEXTS = texts_of_lengths([0, 1, 7, 30])
@@ -103,7 +104,7 @@ KINDS = {
 
 @pytest.mark.torch
 @pytest.mark.parametrize(
-    "kind", [name if name in ("plain", "dora") else pytest.param(name, marks=pytest.mark.slow) for name in KINDS]
+    "kind", [name if name == "plain" else pytest.param(name, marks=pytest.mark.slow) for name in KINDS]
 )
 def test_we_open_what_peft_trains(tiny_folder, tmp_path, kind):
     open_as_peft_trains(tiny_folder, tmp_path, "bert", **({"target_modules": ["query", "value"]} | KINDS[kind]))

@@ -24,7 +24,7 @@ OPTIONS = TrainOptions(
 
 
 def test_adapters_and_head_are_trained_and_nothing_else(tiny_folder):
-    base = flaxsent.load(tiny_folder("bert"), backend="native", labels=["a", "b"])
+    base = flaxsent.load(tiny_folder("bert", num_hidden_layers=1), backend="native", labels=["a", "b"])
     trainer = Trainer(base, DATA, options=OPTIONS)
     start = trainer.start()
     arrays = sum(leaf.size for leaf in jax.tree.leaves(start.state.opt_state))

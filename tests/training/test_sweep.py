@@ -41,7 +41,7 @@ def alone(classifier, options):
 def assert_same(run, losses, evaluations, classifier):
     # Products of a batch of runs are summed in another order, and Adam divides by the size of gradients: where one is 0
     # but for rounding, as of the keys' biases, which move no logit, it makes steps of it. Losses and logits of size 1
-    # differ by up to 1e-4 then, and by 1e-2 and more between the runs.
+    # differ by up to 1e-4 then, and by much more between the runs.
     np.testing.assert_allclose(run.losses, losses, atol=TOLERANCE)
     assert [one.step for one in run.evaluations] == [one.step for one in evaluations]
     np.testing.assert_allclose([one.loss for one in run.evaluations], [one.loss for one in evaluations], atol=TOLERANCE)
@@ -64,7 +64,7 @@ def test_each_run_is_what_it_is_alone(tiny_folder):
     found = [alone(begin(each.seed), each) for each in options]
     for each, expected in zip(runs, found, strict=True):
         assert_same(each, *expected)
-    assert abs(runs[0].losses[-1] - runs[1].losses[-1]) > 1e-2
+    assert abs(runs[0].losses[-1] - runs[1].losses[-1]) > 10 * TOLERANCE
     assert runs[0].classifier.config.labels == ("no", "yes")
 
 

@@ -24,6 +24,7 @@ from tests.checkpoint.test_adapters import trained
 from tests.conftest import NATIVE, counted_compilations, texts_of_lengths
 from tests.models.reference import TOLERANCE
 
+pytestmark = pytest.mark.usefixtures("compiles_fast")
 TEXTS = texts_of_lengths([0, 1, 7, 30, 3, 3])
 
 
@@ -133,7 +134,8 @@ def test_dropout_is_of_each_row_and_adapter_and_right_on_average(adapted):
     packed = lora.with_dropout(functools.partial(forward_packed, config=config), 0.5)
     drawn = np.asarray(jax.jit(packed, static_argnums=2)(classifier.params, tokens, 1, key))
     assert not np.allclose(drawn[0], drawn[1])
-    np.testing.assert_array_equal(packed(classifier.params, tokens, 1), plain.forward_packed(plain.params, tokens, 1))
+    without, expected = (jax.jit(one, static_argnums=2) for one in (packed, plain.forward_packed))
+    np.testing.assert_array_equal(without(classifier.params, tokens, 1), expected(plain.params, tokens, 1))
     x, layer = (
         jnp.ones((1, 2000)),
         {"kernel": jnp.zeros((2000, 1)), "lora_a": jnp.ones((2000, 1)), "lora_b": jnp.ones((1, 1))},
@@ -149,7 +151,6 @@ def test_what_has_adapters_gets_no_more(adapted):
         lora.adapt(classifier)
 
 
-@pytest.mark.flax_auto
 def test_a_family_without_an_encoder_of_its_own_is_refused():
     config = models.config.read_config(json.dumps({"model_type": "big_bird", **SIZES}))
     with pytest.raises(FlaxsentError, match="no native encoder for big_bird"):
@@ -207,7 +208,7 @@ def test_as_many_texts_as_tokens_in_a_row(routed):
     tokens = several.tokenize([("b", "so good")])
     length = tokens.input_ids.shape[1]
     for count in (1, length):
-        found = np.asarray(several.logits(several.params, tokens, count))[0, 0]
+        found = np.asarray(jax.jit(several.logits, static_argnums=2)(several.params, tokens, count))[0, 0]
         if count == 1:
             expected = found
         np.testing.assert_allclose(found, expected, atol=TOLERANCE)
