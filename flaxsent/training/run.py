@@ -24,7 +24,9 @@ from flaxsent.base import FlaxsentError, Params, Text, Tokens
 from flaxsent.checkpoint import adapters, exported, hub
 from flaxsent.checkpoint.folder import config_of, load, save, save_adapter
 from flaxsent.classifier import Classifier
-from flaxsent.data.labels import Annotations, Examples, Task, describe, read_annotations, resolve, to_examples
+from flaxsent.data.annotations import Annotations, read_annotations
+from flaxsent.data.bad_rows import ADVICE, BadRows
+from flaxsent.data.labels import Examples, Task, describe, keeps_head, resolve, set_aside, to_examples
 from flaxsent.data.records import read_texts
 from flaxsent.engine import Engine
 from flaxsent.files import require, write
@@ -68,7 +70,7 @@ def run(
     if options.sweep or options.seeds > 1:
         return _sweep(options, train_options, report=report)
     work = plan(options)
-    data = _read(options)
+    data = _read(options, report)
     with on_host(train_options.sharding):
         classifier, has_new_head = _load(options, data, seed=train_options.seed)
     teacher = None if options.teacher is None else _load_teacher(options.teacher, classifier)
@@ -129,7 +131,7 @@ def _sweep(options: RunOptions, train_options: TrainOptions, *, report: Callable
     if options.dev is None:
         raise FlaxsentError("a sweep needs a dev file, to choose by.")
     work = plan(options)
-    data = _read(options)
+    data = _read(options, report)
     first, has_new_head = _load(options, data, seed=train_options.seed)
     head = "a new head" if has_new_head else "the checkpoint's head"
     report(f"{options.train}: {describe(data.train, *data.task)}, on {head}, {len(runs_options)} runs")
@@ -174,6 +176,8 @@ def _check(options: RunOptions, train_options: TrainOptions) -> None:
             f"--lora-rank: {options.model} is an adapter, on which no other can stand; save what load gives of it, and "
             "train that."
         )
+    if options.bad_rows is not None and Path(options.bad_rows).exists() and not (options.overwrite or options.resume):
+        raise FileExistsError(f"{options.bad_rows} exists already; pass --overwrite to replace it.")
     for module in ("orbax.checkpoint", "matplotlib"):
         require(module, needed_by="flaxsent train", extra="train")
 
@@ -200,7 +204,7 @@ def _is_complete(work: Work, begun: Facts | None, facts: Facts, options: RunOpti
     return not differs
 
 
-def _read(options: RunOptions) -> Data:
+def _read(options: RunOptions, report: Callable[[str], None]) -> Data:
     """The files, and what their labels mean: `data.labels` has the rule."""
 
     def annotations(file: str) -> Annotations:
@@ -208,20 +212,36 @@ def _read(options: RunOptions) -> Data:
             file,
             text_columns=options.text_columns,
             label_column=options.label_column,
+            label_columns=options.label_columns,
             label_separator=options.label_separator,
+            reading=options.reading,
+            bad_rows=bad_rows,
         )
 
+    def examples(found: Annotations) -> Examples:
+        return to_examples(set_aside(found, **task._asdict(), bad_rows=bad_rows), **task._asdict())
+
+    inputs = [file for file in (options.train, options.dev, options.unlabelled) if file is not None]
+    bad_rows = BadRows(options.bad_rows, inputs=inputs)
     train = annotations(options.train)
     dev = None if options.dev is None else annotations(options.dev)
     own = _own_config(options.model)
     known = Task(own.labels, own.problem_type) if own.is_classifier else None
-    task = resolve(train, known=known, labels=options.labels, problem_type=options.problem_type)
-    return Data(
-        train=to_examples(train, **task._asdict()),
-        dev=None if dev is None else to_examples(dev, **task._asdict()),
-        unlabelled=[] if options.unlabelled is None else read_texts(options.unlabelled, options.text_columns),
-        task=task,
-    )
+    try:
+        task = resolve(train, known=known, labels=options.labels, problem_type=options.problem_type)
+    except FlaxsentError:
+        bad_rows.check(ADVICE)  # which may be why
+        raise
+    unlabelled = []
+    if options.unlabelled is not None:
+        unlabelled = read_texts(options.unlabelled, options.text_columns, reading=options.reading, bad_rows=bad_rows)
+    data = Data(examples(train), None if dev is None else examples(dev), unlabelled, task)
+    bad_rows.check(ADVICE)
+    if distributed.is_first():
+        bad_rows.write()
+    if bad_rows.num_rows:
+        report(f"{bad_rows.num_rows:,} rows were set aside in {options.bad_rows}")
+    return data
 
 
 def _own_config(model: str | None) -> ModelConfig:
@@ -245,7 +265,7 @@ def _load(options: RunOptions, data: Data, *, seed: int) -> tuple[Classifier, bo
         )
 
     own = _own_config(options.model)
-    is_new = data.task != (own.labels, own.problem_type) or not own.is_classifier
+    is_new = not (own.is_classifier and keeps_head(Task(own.labels, own.problem_type), data.task))
     try:
         return with_head(is_new), is_new
     except FlaxsentError:

@@ -17,7 +17,7 @@ from jaxtyping import Array, Float, Key
 from flaxsent import placement
 from flaxsent.base import FlaxsentError, Params, ProblemType, Text, Tokens
 from flaxsent.classifier import Classifier, check_has_own_labels, tell_truncated
-from flaxsent.data.labels import Examples
+from flaxsent.data.labels import Examples, read_examples
 from flaxsent.files import require
 from flaxsent.models.config import as_trained
 from flaxsent.packing import StepShape
@@ -331,23 +331,32 @@ def forward_of_rows(
 
 def fit(
     classifier: Classifier,
-    train: Examples,
-    dev: Examples | None = None,
+    train: Any,
+    dev: Any = None,
     *,
     options: TrainOptions | None = None,
     unlabelled: Sequence[Text] = (),
     teacher: Float[np.ndarray, "N C"] | None = None,
     report: Callable[[str], None] = logger.info,
     on_epoch: Callable[[Classifier], None] | None = None,
+    **columns: Any,
 ) -> Classifier:
     """Fine-tunes a classifier and returns it with the moving average of its parameters.
+
+    `train` and `dev` are `Examples`, or tables or files, of which `columns` says what `read_annotations` is to read:
+    `text_columns`, `label_column`, `label_columns`, ….
 
     With `teacher`, it learns another classifier's scores too: of the texts of `train`, then of those of `unlabelled`.
     `report` gets a line of text now and then, `on_epoch` the classifier as it is after each epoch.
 
     Raises:
-        FlaxsentError: as `Trainer`, or the loss is not finite any more.
+        FlaxsentError: as `Trainer` and `data.labels.read_examples`, or the loss is not finite any more.
     """
+    task = {"labels": classifier.config.labels, "problem_type": classifier.config.problem_type}
+    train, dev = (
+        one if one is None or isinstance(one, Examples) else read_examples(one, **task, **columns)
+        for one in (train, dev)
+    )
     trainer = Trainer(classifier, train, dev, options=options, unlabelled=unlabelled, teacher=teacher)
     tell_truncated(trainer.num_truncated, trainer.num_texts, trainer.max_length)
     snapshot, losses = trainer.start(), []
