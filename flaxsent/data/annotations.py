@@ -57,7 +57,7 @@ def read_annotations(
         FlaxsentError: a record is bad (the message has its number), or there are none.
     """
     name, found_bad = name_of(source), BadRows() if bad_rows is None else bad_rows
-    if label_columns is not None:
+    if label_columns is not None and not isinstance(label_columns, str):
         _check_label_columns(label_columns, text_columns, label_separator)
     wanted = (label_column,) if label_columns is None else label_columns
     with read(source, text_columns=text_columns, other_columns=wanted, reading=reading) as opened:

@@ -5,6 +5,7 @@ is wrong with it, and the next one comes. `text_files.py` and `parquet.py` know 
 """
 
 import contextlib
+import os
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -109,12 +110,18 @@ def read(
     Raises:
         FileNotFoundError: no such file.
         MissingPackageError: Parquet, a table or .zst, and pyarrow is not installed; the message has the command.
+        TypeError: the source is neither a file nor a table, or names of columns are one str.
         FlaxsentError: the file is not of its format, or lacks a column that is asked for.
     """
+    for columns in (text_columns, other_columns):
+        if isinstance(columns, str):
+            raise TypeError(f"expected the names of columns, got one str: {columns!r}; pass ({columns!r},).")
     wanted = (*text_columns, *other_columns)
     if is_table(source):
         yield open_table(source, text_columns, other_columns)
         return
+    if not isinstance(source, str | os.PathLike):
+        raise TypeError(f"expected a file or a table, got one of type {type(source).__name__}.")
     reading = Reading() if reading is None else reading
     form = reading.format_of(source)
     if form == "parquet":

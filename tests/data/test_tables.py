@@ -158,6 +158,15 @@ def test_what_is_no_table_of_texts_is_told():
         read_annotations(pa.table({"text": ["a", "b"], "label": ["x", None]}))
 
 
+def test_a_str_is_no_list_of_names_and_a_list_no_table():
+    with pytest.raises(TypeError, match=r"expected the names of columns, got one str: 'text'; pass \('text',\)"):
+        read_texts(arrow(), "text")
+    with pytest.raises(TypeError, match="got one str: 'label'"):
+        read_annotations(arrow(), label_columns="label")
+    with pytest.raises(TypeError, match="expected a file or a table, got one of type list"):
+        read_texts(["so good"])
+
+
 def test_a_column_of_several_kinds_of_values_is_told():
     pd = pytest.importorskip("pandas")
     frame = pd.DataFrame({"text": ["a", "b"], "label": pd.Series(["x", 1], dtype=object)})
