@@ -122,18 +122,19 @@ def read(
         return
     if not isinstance(source, str | os.PathLike):
         raise TypeError(f"expected a file or a table, got one of type {type(source).__name__}.")
+    file = str(os.fspath(source))
     reading = Reading() if reading is None else reading
-    form = reading.format_of(source)
+    form = reading.format_of(file)
     if form == "parquet":
-        if source == STDIN:
+        if file == STDIN:
             raise FlaxsentError("standard input cannot be read as Parquet, whose end says what is in it; give a file.")
-        with open_parquet(source, text_columns) as reader:
-            check_columns(str(source), reader.layout, wanted)
+        with open_parquet(file, text_columns) as reader:
+            check_columns(file, reader.layout, wanted)
             yield reader.source(groups)
         return
-    with open_lines(source, reading) as (lines, opened):
-        name = name_of(source)
-        is_stream = source == STDIN
+    with open_lines(file, reading) as (lines, opened):
+        name = name_of(file)
+        is_stream = file == STDIN
         layout, records = open_text(lines, form, text_columns, name=name, reading=reading, is_stream=is_stream)
         check_columns(name, layout, wanted)
         yield Source(layout, records, lambda: opened.position)

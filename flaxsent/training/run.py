@@ -204,7 +204,7 @@ def _is_complete(work: Work, begun: Facts | None, facts: Facts, options: RunOpti
     return not differs
 
 
-def _read(options: RunOptions, report: Callable[[str], None]) -> Data:
+def _read(options: RunOptions, report: Callable[[str], None] = logger.info) -> Data:
     """The files, and what their labels mean: `data.labels` has the rule."""
 
     def annotations(file: str) -> Annotations:

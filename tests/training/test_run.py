@@ -368,7 +368,7 @@ def test_pairs_and_labels_between_separators(tmp_path, tiny_folder):
     file = tmp_path / "x.tsv"
     file.write_text("a\tb\ty\nx\ty\tjoy|fear\nx\ty\t[]\n")
     options = {"text_column": "a", "second_column": "b", "label_column": "y", "label_separator": "|"}
-    data = training._read(RunOptions(train=str(file), output="x", model=str(tiny_folder("bert")), **options), print)
+    data = training._read(RunOptions(train=str(file), output="x", model=str(tiny_folder("bert")), **options))
     assert data.train == Examples([("x", "y")] * 2, [(0, 1), ()])
     assert data.task == (("fear", "joy"), "multi_label_classification")
 
