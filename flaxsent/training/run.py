@@ -247,7 +247,10 @@ def _read(options: RunOptions, report: Callable[[str], None] = logger.info) -> D
 def _own_config(model: str | None) -> ModelConfig:
     if model is not None and exported.is_exported(model):
         raise FlaxsentError(f"{model} was exported and cannot be trained; pass the checkpoint itself.")
-    return config_of(hub.find(model))
+    own = config_of(hub.find(model))
+    if model is None or not adapters.is_adapter(model):
+        return own
+    return adapters.with_head(own, adapters.read(Path(model), config=own))
 
 
 def _load(options: RunOptions, data: Data, *, seed: int) -> tuple[Classifier, bool]:
