@@ -33,6 +33,10 @@ ScoreFunction = Literal["softmax", "sigmoid", "none"]
 Backend = Literal["flax", "native", "exported", "zero-shot"]
 
 
+TopK = int | Literal["given"] | None
+"""How many labels to name: so many, those that a text is given, or (None) all."""
+
+
 class FlaxsentError(ValueError):
     """A mistake that the user can put right: a file, an option or a checkpoint that does not fit.
 
@@ -82,17 +86,17 @@ class Encodings(NamedTuple):
 
 
 class Prediction(NamedTuple):
-    """What `decode` makes of one text: labels with their scores, best first."""
+    """What `decode` makes of one text: labels with their scores, best first; none where no label is given."""
 
     labels: tuple[str, ...]
     scores: tuple[float, ...]
 
     @property
-    def label(self) -> str:
-        """The best label."""
-        return self.labels[0]
+    def label(self) -> str | None:
+        """The best label; None where there is none."""
+        return self.labels[0] if self.labels else None
 
     @property
-    def score(self) -> float:
+    def score(self) -> float | None:
         """Its score: a probability, or the value itself for regression."""
-        return self.scores[0]
+        return self.scores[0] if self.scores else None

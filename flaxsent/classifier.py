@@ -7,7 +7,7 @@ import contextlib
 import dataclasses
 import functools
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -202,6 +202,21 @@ def check_has_own_labels(classifier: Classifier) -> None:
     """
     if classifier.backend == "zero-shot":
         raise FlaxsentError("labels given at run time are neither trained nor saved; pass the checkpoint itself.")
+
+
+def with_thresholds(classifier: Classifier, thresholds: Sequence[float] | None) -> Classifier:
+    """The same, with thresholds of its labels (`postprocessing.tune_thresholds`), which `save` stores; None: 0.5 each.
+
+    Raises:
+        FlaxsentError: it is not one of several labels at once, or they are not a probability for each label.
+    """
+    config = classifier.config
+    if config.problem_type != "multi_label_classification":
+        raise FlaxsentError(f"thresholds are for several labels at once; this is {config.problem_type}.")
+    if thresholds is not None and (len(thresholds) != config.num_labels or not all(0 < one < 1 for one in thresholds)):
+        raise FlaxsentError(f"{len(thresholds)} thresholds; expected {config.num_labels}, each between 0 and 1.")
+    config = dataclasses.replace(config, label_thresholds=None if thresholds is None else (*map(float, thresholds),))
+    return dataclasses.replace(classifier, config=config)
 
 
 def tell_truncated(num_truncated: int, num_texts: int, limit: int) -> None:

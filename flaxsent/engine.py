@@ -18,7 +18,7 @@ import numpy as np
 from jaxtyping import Array, PyTree
 
 from flaxsent import placement
-from flaxsent.base import FlaxsentError, Params, Prediction, Text, Texts
+from flaxsent.base import FlaxsentError, Params, Prediction, Text, Texts, TopK
 from flaxsent.checkpoint.folder import load
 from flaxsent.classifier import Classifier, Outputs, embeddings, forward_packed, tell_truncated, tell_windows
 from flaxsent.data.records import texts_of
@@ -37,12 +37,16 @@ Layout = Literal["packed", "padded"]
 
 
 def classify(
-    texts: Any, classifier: Classifier | None = None, *, text_columns: Sequence[str] = ("text",), top_k: int | None = 1
+    texts: Any,
+    classifier: Classifier | None = None,
+    *,
+    text_columns: Sequence[str] = ("text",),
+    top_k: TopK = "given",
 ) -> list[Prediction]:
     """Labels and scores of texts or pairs, in their order; the embedded checkpoint if none is given.
 
-    They are a list, a column, or `text_columns` of a table (`data.records.read`); packed where the family can be, in
-    steps of a few shapes, each compiled once. For a stream, or more than memory should hold, there is `Engine`.
+    They are a list, a column, or `text_columns` of a table (`data.records.read`). A text is given its best label; or
+    where it may have several, each above its threshold, if any. For a stream, or many texts, there is `Engine`.
 
     Raises:
         TypeError: a bare str, or an element that is neither a str nor a pair of them.
@@ -69,7 +73,7 @@ def classify(
     if windows is not None:
         pooling, score_function = windows.pooling, config.score_function
         scores_BC = pooled_scores(Outputs(*found), windowed, pooling=pooling, score_function=score_function)
-    return decode(scores_BC, labels=config.labels, top_k=top_k)
+    return decode(scores_BC, labels=config.labels, top_k=top_k, thresholds=config.score_thresholds)
 
 
 @functools.cache

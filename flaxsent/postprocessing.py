@@ -5,9 +5,9 @@ from collections.abc import Sequence
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Float
+from jaxtyping import Bool, Float, Shaped
 
-from flaxsent.base import AnyArray, FlaxsentError, Prediction, ProblemType
+from flaxsent.base import AnyArray, FlaxsentError, Prediction, ProblemType, TopK
 from flaxsent.models.config import ModelConfig
 
 
@@ -53,14 +53,24 @@ def as_logits(probs: Float[np.ndarray, "*batch C"], *, problem_type: ProblemType
     return logits - np.log(np.maximum(1 - probs, least)) if problem_type == "multi_label_classification" else logits
 
 
-def decode(probs: Float[AnyArray, "B C"], *, labels: Sequence[str], top_k: int | None = 1) -> list[Prediction]:
-    """Names the `top_k` best scores of each text, best first; `None` names all.
+def decode(
+    probs: Float[AnyArray, "B C"],
+    *,
+    labels: Sequence[str],
+    top_k: TopK = "given",
+    thresholds: Sequence[float] | None = None,
+) -> list[Prediction]:
+    """Names the labels that each text is given, or its `top_k` best (None: all), best first.
+
+    It is given the best label; or with `thresholds`, one for each label, all whose scores are above theirs, if any.
 
     Raises:
         FlaxsentError: `top_k` is no number of labels, or a score is NaN or infinite.
 
     >>> decode(np.array([[0.25, 0.75]]), labels=("NEGATIVE", "POSITIVE"))
     [Prediction(labels=('POSITIVE',), scores=(0.75,))]
+    >>> decode(np.array([[0.25, 0.75]]), labels=("joy", "fear"), thresholds=(0.2, 0.8))
+    [Prediction(labels=('joy',), scores=(0.25,))]
     """
     check_top_k(top_k)
     host_probs = np.asarray(probs)
@@ -69,14 +79,48 @@ def decode(probs: Float[AnyArray, "B C"], *, labels: Sequence[str], top_k: int |
         raise FlaxsentError(
             f"text {int(is_odd_B.argmax())} has a score that is NaN or infinite; `flaxsent info` names such weights."
         )
-    order = np.argsort(-host_probs, axis=-1, kind="stable")[:, :top_k]
+    order = np.argsort(-host_probs, axis=-1, kind="stable")
+    if top_k == "given" and thresholds is not None:
+        is_given_BC = host_probs > np.asarray(thresholds)
+        named = [best[is_given_C[best]] for best, is_given_C in zip(order, is_given_BC, strict=True)]
+    else:
+        named = order[:, : 1 if top_k == "given" else top_k]
     return [
         Prediction(tuple([labels[int(c)] for c in best]), tuple(row[best].tolist()))
-        for best, row in zip(order, host_probs, strict=True)
+        for best, row in zip(named, host_probs, strict=True)
     ]
 
 
-def check_top_k(top_k: int | None) -> None:
+def check_top_k(top_k: TopK) -> None:
     """Raises FlaxsentError for what is no number of labels."""
-    if top_k is not None and (type(top_k) is not int or top_k < 1):
-        raise FlaxsentError(f"top_k={top_k!r} is no number of labels; pass 1 or more, or None for all.")
+    if top_k not in ("given", None) and (type(top_k) is not int or top_k < 1):
+        raise FlaxsentError(
+            f"top_k={top_k!r} is no number of labels; pass 1 or more, None for all, or 'given' for those that a text "
+            "is given."
+        )
+
+
+def tune_thresholds(probs: Float[AnyArray, "B C"], targets: Shaped[AnyArray, "B C"]) -> tuple[float, ...]:
+    """For each label the threshold that gives the best F1, on texts of which `targets` (1 or 0) are known.
+
+    It is halfway between two scores, so that rounding elsewhere does not matter; of several that are as good, the
+    nearest to 0.5; 0.5 for a label that no text has. Store them by `classifier.with_thresholds`.
+
+    >>> tune_thresholds(np.array([[0.1], [0.3], [0.4]]), np.array([[0], [1], [1]]))
+    (0.2,)
+    """
+    probs_BC, is_own_BC = np.asarray(probs, np.float64), np.asarray(targets) > 0
+    return tuple(_best_threshold(*label) for label in zip(probs_BC.T, is_own_BC.T, strict=True))
+
+
+def _best_threshold(scores_B: Float[np.ndarray, " B"], is_own_B: Bool[np.ndarray, " B"]) -> float:
+    order = np.argsort(-scores_B, kind="stable")
+    scores_B, right_B = scores_B[order], np.cumsum(is_own_B[order])
+    f1_B = 2 * right_B / (np.arange(1, len(order) + 1) + is_own_B.sum())  # where so many texts are given the label
+    thresholds_B = (scores_B + np.append(scores_B[1:], 0)) / 2
+    # Equal scores are given the label together; and a threshold of 0 would leave out scores of 0.
+    can_B = (np.append(np.diff(scores_B) != 0, True)) & (thresholds_B > 0) & (thresholds_B < 1)
+    if not is_own_B.any() or not can_B.any():
+        return 0.5
+    best_N = thresholds_B[can_B][f1_B[can_B] == f1_B[can_B].max()]
+    return float(best_N[np.abs(best_N - 0.5).argmin()])

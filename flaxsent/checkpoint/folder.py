@@ -13,6 +13,7 @@ import jax.numpy as jnp
 from flaxsent import models
 from flaxsent.base import Backend, FlaxsentError, Params, ProblemType
 from flaxsent.checkpoint import adapters, exported, hub, weights
+from flaxsent.checkpoint.card import CARD, model_card
 from flaxsent.checkpoint.tokenizer import TOKENIZER_FILES, read_tokenizer
 from flaxsent.classifier import (
     Classifier,
@@ -127,11 +128,12 @@ def load(
     )
 
 
-def save(classifier: Classifier, folder: str | os.PathLike, *, dtype: Any = None) -> None:
+def save(classifier: Classifier, folder: str | os.PathLike, *, dtype: Any = None, card: bool = True) -> None:
     """Writes an ordinary Hugging Face folder: config.json, model.safetensors with PyTorch's names, the tokenizer.
 
-    It appears when it is whole. Of a folder that is there, the files of a checkpoint are replaced, all at once; others
-    stay. `dtype` is that of the stored weights, that of the params by default.
+    It appears when it is whole, with a model card, README.md, unless `card` is False. Of a folder that is there, the
+    files of a checkpoint are replaced, all at once; others stay, a card too. `dtype` is that of the stored weights, by
+    default that of the params.
 
     Raises:
         FlaxsentError: the params are int8 or have adapters, or the labels were given at run time, by
@@ -155,6 +157,8 @@ def save(classifier: Classifier, folder: str | os.PathLike, *, dtype: Any = None
         (unfinished / "config.json").write_text(to_json(classifier.config, dtype=stored.name), encoding="utf-8")
         for name, content in classifier.tokenizer.files.items():
             (unfinished / name).write_bytes(content)
+        if card and not (Path(folder) / CARD).exists():
+            (unfinished / CARD).write_text(model_card(classifier.config, name="Text classifier"), encoding="utf-8")
 
 
 def save_adapter(
@@ -230,11 +234,15 @@ def _with_labels(own: ModelConfig, labels: Sequence[str] | None, problem_type: P
         raise FlaxsentError(f"problem_type={problem_type!r}: expected one of {', '.join(PROBLEM_TYPES)}.")
     names = own.labels if labels is None else tuple(labels)
     kept = own if problem_type is None else as_trained(own)
-    function = kept.function_to_apply if names == own.labels else None
+    is_same = names == own.labels
+    function = kept.function_to_apply if is_same else None
+    thresholds = kept.label_thresholds if is_same else None
     if problem_type is None:
         by_number = "regression" if len(names) == 1 else "single_label_classification"
-        problem_type = own.problem_type if names == own.labels else by_number
-    return dataclasses.replace(own, labels=names, problem_type=problem_type, function_to_apply=function)
+        problem_type = own.problem_type if is_same else by_number
+    return dataclasses.replace(
+        own, labels=names, problem_type=problem_type, function_to_apply=function, label_thresholds=thresholds
+    )
 
 
 def _choose_backend(backend: Backend | None, config: ModelConfig, dtype: jnp.dtype) -> Backend:

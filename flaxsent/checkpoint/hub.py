@@ -40,7 +40,7 @@ def find(source: str | os.PathLike | None, *, revision: str | None = None) -> Pa
                 "wrote."
             )
         return folder
-    if isinstance(source, str) and _HUB_ID.fullmatch(source) and not folder.exists():
+    if isinstance(source, str) and HUB_ID.fullmatch(source) and not folder.exists():
         return _download(source, revision)
     kind = "a file" if folder.exists() else "no folder"
     raise FileNotFoundError(f"{source} is {kind}; expected a checkpoint folder, or a Hub id (name or owner/name).")
@@ -51,12 +51,12 @@ def find_adapter(source: str | os.PathLike) -> Path:
 
     Raises: as `find`.
     """
-    if isinstance(source, str) and _HUB_ID.fullmatch(source) and not Path(source).exists():
+    if isinstance(source, str) and HUB_ID.fullmatch(source) and not Path(source).exists():
         return _download(source, None, adapters.CONFIG)
     return Path(source)
 
 
-_HUB_ID = re.compile(r"\w[\w.-]*(/\w[\w.-]*)?")
+HUB_ID = re.compile(r"\w[\w.-]*(/\w[\w.-]*)?")
 """A path such as ./model is none: who mistypes a folder hears it at once."""
 
 

@@ -20,6 +20,7 @@ COMMANDS = {
     "info": "show what a checkpoint is and what it runs on",
     "train": "fine-tune an encoder or a classifier",
     "evaluate": "measure a model on a labelled file",
+    "push": "upload a folder to the Hugging Face Hub",
     "export": "write a folder that runs without the encoders",
     "parity": "compare the logits with PyTorch's",
     "bench": "compare the speed with that of other libraries",

@@ -1,8 +1,6 @@
 """`flaxsent classify`: texts, lines, or files of them."""
 
 import argparse
-import json
-import shutil
 import sys
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
@@ -11,7 +9,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float
 
-from flaxsent.base import FlaxsentError, Prediction
+from flaxsent.base import FlaxsentError, Prediction, TopK
 from flaxsent.checkpoint.folder import load
 from flaxsent.classifier import Classifier
 from flaxsent.cli.options import (
@@ -22,15 +20,15 @@ from flaxsent.cli.options import (
     add_reading,
     add_special_tokens_in_text,
     in_windows,
-    printable,
     reading_of,
     tell,
     tell_long,
 )
+from flaxsent.cli.rows import Rows
 from flaxsent.data import records
 from flaxsent.data.records import FORMATS, STDIN
-from flaxsent.data.writers import ESCAPES
 from flaxsent.engine import Engine, classify
+from flaxsent.evaluation.report import check_abstains
 from flaxsent.jobs import shards
 from flaxsent.jobs.plan import JobOptions, plan
 from flaxsent.jobs.progress import Progress
@@ -61,7 +59,19 @@ def add(commands: Any) -> None:
     command.add_argument(
         "--samples", type=int, metavar="N", help=f"draws of dropout for --uncertainty by one model (default {_SAMPLES})"
     )
-    command.add_argument("--top-k", type=int, metavar="K", help="labels for each text, best first (default 1)")
+    command.add_argument(
+        "--top-k",
+        type=int,
+        metavar="K",
+        help="labels for each text, best first (default: the best one; where a text may have several, each whose score "
+        "is above its threshold)",
+    )
+    command.add_argument(
+        "--abstain-below",
+        type=float,
+        metavar="P",
+        help="give no label where the best score is less: an empty cell, null in JSON and Parquet",
+    )
     _add_labels(command)
     command.add_argument(
         "--format",
@@ -167,25 +177,27 @@ def run(options: argparse.Namespace) -> None:
     _check_form(options)
     if options.input is not None:
         return _classify_files(options)
-    top_k = 1 if options.top_k is None else options.top_k
-    if top_k < 1:
-        raise FlaxsentError(f"--top-k {top_k} is less than 1; expected a positive number.")
     classifier, function = _open(options, _zero_shot(options))
-    num_labels = min(top_k, classifier.config.num_labels)
-    form = options.format or ("table" if sys.stdout.isatty() else "tsv")
-    if form == "tsv":
+    top_k: TopK = "given" if options.top_k is None else options.top_k
+    rows = Rows(
+        options.format or ("table" if sys.stdout.isatty() else "tsv"),
+        is_list=top_k == "given" and classifier.config.score_thresholds is not None,
+        abstain_below=options.abstain_below,
+    )
+    num_ranks = 1 if options.top_k is None else min(options.top_k, classifier.config.num_labels)
+    if rows.form == "tsv":
         names = [
             f"{name}{'' if rank == 1 else f'_{rank}'}"
-            for rank in range(1, num_labels + 1)
+            for rank in range(1, num_ranks + 1)
             for name in ("label", "score")
         ]
         print("\t".join([*names, *(MEASURES if options.uncertainty else ()), "text"]))
     if options.texts == ["-"]:
         with records.read(STDIN, text_columns=("text",)) as source:
-            return _classify_lines(classifier, function, _chunks(source.records), form, num_labels)
+            return _classify_lines(classifier, function, _chunks(source.records), rows, top_k)
     if function is not None:
-        return _classify_lines(classifier, function, [options.texts], form, num_labels, told="text")
-    _print(form, options.texts, classify(options.texts, classifier, top_k=num_labels), {})
+        return _classify_lines(classifier, function, [options.texts], rows, top_k, told="text")
+    _print(rows, options.texts, classify(options.texts, classifier, top_k=top_k), {})
 
 
 def _zero_shot(options: argparse.Namespace) -> dict[str, Any] | None:
@@ -220,6 +232,8 @@ def _open(options: argparse.Namespace, asked: dict[str, Any] | None) -> tuple[Cl
         if len({classifier.config.labels for classifier in classifiers}) > 1:
             raise FlaxsentError("--labels needs models with the same labels of their own, in the same order.")
         classifiers = [zero_shot(classifier, **asked) for classifier in classifiers]
+    if options.abstain_below is not None:
+        check_abstains(classifiers[0].config.problem_type, options.abstain_below)
     if is_one:
         classifier = in_windows(classifiers[0], options)
         return classifier, with_embeddings(classifier) if options.embeddings else None
@@ -239,8 +253,8 @@ def _classify_lines(
     classifier: Classifier,
     function: Function | None,
     chunks: Iterable[list[str]],
-    form: str,
-    num_labels: int,
+    rows: Rows,
+    top_k: TopK,
     *,
     told: str = "standard input line",
 ) -> None:
@@ -256,24 +270,28 @@ def _classify_lines(
                     f"{told} {num_lines + int(is_odd_B.argmax()) + 1} has a score that is not a finite number; "
                     "`flaxsent info` says whether the weights are."
                 )
-            _print(form, lines, decode(scores_BC, labels=classifier.config.labels, top_k=num_labels), measures)
+            config = classifier.config
+            found = decode(scores_BC, labels=config.labels, top_k=top_k, thresholds=config.score_thresholds)
+            _print(rows, lines, found, measures)
             num_lines += len(lines)
     tell_long(classifier, counts)
 
 
 def _print(
-    form: str, texts: list[str], predictions: list[Prediction], measures: Mapping[str, Float[np.ndarray, " B"]]
+    rows: Rows, texts: list[str], predictions: list[Prediction], measures: Mapping[str, Float[np.ndarray, " B"]]
 ) -> None:
     for index, (text, prediction) in enumerate(zip(texts, predictions, strict=True)):
         measured = {name: float(values[index]) for name, values in measures.items()}
-        print(_WRITERS[form](text, prediction, measured))
+        print(rows.row(text, prediction, measured))
     sys.stdout.flush()
 
 
 def _check_form(options: argparse.Namespace) -> None:
     """Refuses a mixture of what is for texts and what is for files."""
+    if options.top_k is not None and options.top_k < 1:
+        raise FlaxsentError(f"--top-k {options.top_k} is less than 1; expected a positive number.")
     is_files = options.input is not None
-    for name in ("texts", "top_k") if is_files else _OF_FILES:
+    for name in ("texts",) if is_files else _OF_FILES:
         value = getattr(options, name)
         if value is not None and value is not False and value != []:
             told = "TEXT" if name == "texts" else f"--{name.replace('_', '-')}"
@@ -292,6 +310,8 @@ def _classify_files(options: argparse.Namespace) -> None:
     columns = (options.text_column or "text", options.second_column)
     job_options = JobOptions(
         text_columns=tuple(column for column in columns if column is not None),
+        top_k=options.top_k,
+        abstain_below=options.abstain_below,
         reading=reading_of(options),
         all_scores=options.all_scores,
         uncertainty=_measured_by(options) if options.uncertainty else None,
@@ -346,28 +366,3 @@ def _chunks(lines: Iterable[records.Record]) -> Iterator[list[str]]:
             chunk = []
     if chunk:
         yield chunk
-
-
-def _table_row(text: str, prediction: Prediction, measures: Mapping[str, float]) -> str:
-    """Scores, then as much of the text as the terminal is wide; control characters would move the cursor."""
-    cells = [f"{printable(label):<10} {score:.4f}" for label, score in zip(*prediction, strict=True)]
-    cells += [f"{name.replace('_', ' ')} {value:.4f}" for name, value in measures.items()]
-    row = "  ".join([*cells, printable(text)])
-    width = shutil.get_terminal_size().columns
-    return row if len(row) <= width else row[: width - 1] + "…"
-
-
-def _tsv_row(text: str, prediction: Prediction, measures: Mapping[str, float]) -> str:
-    """Tabs and line ends of texts and labels are written as backslash escapes."""
-    cells = [
-        cell for label, score in zip(*prediction, strict=True) for cell in (label.translate(ESCAPES), f"{score:.6f}")
-    ]
-    return "\t".join([*cells, *(f"{value:.6f}" for value in measures.values()), text.translate(ESCAPES)])
-
-
-def _jsonl_row(text: str, prediction: Prediction, measures: Mapping[str, float]) -> str:
-    scores = [{"label": label, "score": score} for label, score in zip(*prediction, strict=True)]
-    return json.dumps({"text": text, "scores": scores, **measures}, ensure_ascii=False)
-
-
-_WRITERS = {"table": _table_row, "jsonl": _jsonl_row, "tsv": _tsv_row}

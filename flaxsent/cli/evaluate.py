@@ -2,10 +2,14 @@
 
 import argparse
 import dataclasses
+import functools
 import json
 import sys
+import types
 from collections import Counter
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
 
 import numpy as np
 from jaxtyping import Float
@@ -28,10 +32,21 @@ from flaxsent.data.annotations import read_annotations
 from flaxsent.data.bad_rows import ADVICE, BadRows
 from flaxsent.data.labels import resolve
 from flaxsent.engine import Stats
-from flaxsent.evaluation import calibration, pictures, report, suspects, tables
+from flaxsent.evaluation import (
+    calibration,
+    comparison,
+    intervals,
+    page,
+    pictures,
+    predictions,
+    report,
+    suspects,
+    tables,
+    thresholds,
+)
 from flaxsent.evaluation.scores import read_scores
+from flaxsent.files import write
 from flaxsent.models.config import ModelConfig
-from flaxsent.postprocessing import probabilities
 
 
 def add(commands: Any) -> None:
@@ -83,6 +98,33 @@ def add(commands: Any) -> None:
         "scores for each label, as classify --all-scores writes them. The labels are those of --model, or without it "
         "those of the label column",
     )
+    command.add_argument(
+        "--tune-thresholds",
+        action="store_true",
+        help="where a text may have several labels: find for each the threshold with the best F1, and store it in the "
+        "model's config.json; the figures on these texts are then better than those on others will be",
+    )
+    command.add_argument(
+        "--abstain-below",
+        type=float,
+        metavar="P",
+        help="tell, too, how many texts have a best score of at least this (coverage), and the accuracy on them",
+    )
+    command.add_argument(
+        "--predictions", metavar="FILE", help="write texts, labels, what the model says and its scores to this table"
+    )
+    command.add_argument("--by", metavar="NAME", help="also measure the texts of each value of this column")
+    command.add_argument(
+        "--compare",
+        metavar="ID_OR_FOLDER",
+        help="another model of the same labels: tell where they differ, and by McNemar's test whether that is chance",
+    )
+    command.add_argument(
+        "--report",
+        metavar="FILE.html",
+        help="write all of this as one page, with 95%% intervals, the surest mistakes with their words coloured, and "
+        "labels that may be wrong",
+    )
     command.add_argument("--json", action="store_true", help="print every figure as one JSON object")
     command.set_defaults(run=run, keeps_compiled=True, uses_cores=True)
 
@@ -101,50 +143,206 @@ def run(options: argparse.Namespace) -> None:
     if options.scores is not None and not options.model:  # of any model: the labels are those of the file
         task = resolve(read_annotations(options.data, **columns))
         config = dataclasses.replace(config, labels=task.labels, problem_type=task.problem_type)
-    if options.calibrate:
-        calibration.check_has_probabilities(config.problem_type)
-        calibration.check_windows(classifier.windows)
-    if options.suspects is not None:
-        suspects.check(config.problem_type, options.suspects)
-    if options.plot is not None:
-        pictures.check_plot(options.plot, config)
+    _check_task(options, classifier, config, columns["text_columns"])
+    other = None
+    if options.compare is not None:
+        other = in_windows(load(options.compare, special_tokens_in_text=options.special_tokens_in_text), options)
+        comparison.check(config, other.config)
     data = _read(options, config, columns)
     if options.scores is not None:
         logits = read_scores(options.scores, data, config, text_columns=columns["text_columns"])
     else:
         logits = _logits_of(classifier, data)
-    lengths = report.lengths_of(classifier, data.texts) if options.by_length else None
-    found = report.measure(logits, data.targets, config, lengths=lengths)
-    reports, facts, heading = {"reliability": found}, {}, ""
+    where = {name: columns[name] for name in ("text_columns", "reading")}
+    values = [] if options.by is None else report.values_of(data, options.by, **where)
+    is_long = options.by_length or (options.report is not None and options.scores is None)
+    lengths = report.lengths_of(classifier, data.texts) if is_long else None
+    measured = functools.partial(
+        report.measure, targets=data.targets, lengths=lengths, abstain_below=options.abstain_below
+    )
+    found = _Found(logits, config, measured(logits, config=config))
     if options.calibrate:
-        temperature = calibration.fit_temperature(logits, data.targets, config.problem_type)
-        logits = logits / temperature
-        after = report.measure(logits, data.targets, config, lengths=lengths)
-        file = calibration.calibrate(classifier, options.model, temperature)
-        facts = {"temperature": temperature, "stored_in": str(file), "before": tables.to_json(found)}
-        heading = f"temperature {temperature:.4g}: {tables.changes(found, after)}; stored in {file}\n\n"
-        reports, found = {"before": found, "calibrated": after}, after
-    listed = ""
-    if options.suspects is not None:
-        scores_BC = np.asarray(probabilities(logits, problem_type=config.problem_type))
-        indices = suspects.find(scores_BC, data.targets)
-        named = suspects.name(data, scores_BC, config.labels, indices[: options.suspects])
-        listed = f"\n\n{tables.suspects_table(named, num_found=len(indices))}"
-        facts |= {"num_suspects": len(indices), "suspects": [one._asdict() for one in named]}
+        found = _calibrated(found, options, classifier, data, measured)
+    if options.tune_thresholds:
+        found = _with_thresholds(found, options, data, measured)
+    config, scores_BC = found.config, report.scores_of(found.logits, found.config)
+    groups = (
+        []
+        if options.by is None
+        else report.by_value(*(scores_BC, data.targets, config, values), abstain_below=options.abstain_below)
+    )
+    compared = None if other is None else _compared(other, options, data, scores_BC, config)
+    listed, facts = _listed(options, data, found, scores_BC, groups, len({*values}), compared)
     if options.json:
-        print(json.dumps(tables.to_json(found) | facts))
+        print(json.dumps(tables.without_nan(tables.to_json(found.figures) | facts)))
     else:
-        print(f"{heading}{tables.table(found)}{listed}")
+        print("\n\n".join([*found.headings, tables.table(found.figures), *listed]))
+    if options.report is not None:
+        _write_report(options, classifier, data, found, scores_BC, groups, compared)
+    if options.predictions is not None:
+        predictions.write(options.predictions, data, scores_BC, config, text_columns=columns["text_columns"])
     if options.plot is not None:
-        pictures.plot(reports, options.plot)
+        is_new = found.before is not None
+        drawn = {"before": found.before, "calibrated": found.figures} if is_new else {"reliability": found.figures}
+        pictures.plot({title: one for title, one in drawn.items() if one is not None}, options.plot)
+
+
+def _listed(
+    options: argparse.Namespace,
+    data: report.Data,
+    found: "_Found",
+    scores_BC: Float[np.ndarray, "B C"],
+    groups: Sequence[report.Group],
+    num_values: int,
+    compared: page.Compared | None,
+) -> tuple[list[str], dict[str, Any]]:
+    """What is told below the figures: as tables, and for JSON."""
+    listed, facts = [], dict(found.facts)
+    if options.suspects is not None:
+        indices = suspects.find(scores_BC, data.targets)
+        named = suspects.name(data, scores_BC, found.config.labels, indices[: options.suspects])
+        listed.append(tables.suspects_table(named, num_found=len(indices)))
+        facts |= {"num_suspects": len(indices), "suspects": [one._asdict() for one in named]}
+    if options.by is not None:
+        listed.append(tables.groups_table(options.by, groups, num_values=num_values))
+        facts["by"] = {"column": options.by, "groups": [one._asdict() for one in groups]}
+    if compared is not None:
+        shown = compared.differences[:_MOST_SHOWN]
+        listed.append(tables.comparison_table(compared.comparison, shown, other=compared.model))
+        told = {"model": compared.model, **compared.comparison._asdict(), "figures": compared.report.figures}
+        facts["compare"] = told | {"differences": [one._asdict() for one in compared.differences]}
+    return listed, facts
+
+
+_MOST_SHOWN = 10
+"""Texts on which models differ; --json and --report have more."""
+
+
+def _compared(
+    other: Classifier,
+    options: argparse.Namespace,
+    data: report.Data,
+    scores_BC: Float[np.ndarray, "B C"],
+    config: ModelConfig,
+) -> page.Compared:
+    order = comparison.check(config, other.config)
+    logits_BC = _logits_of(other, data)[:, order]
+    thresholds = other.config.label_thresholds
+    other_config = dataclasses.replace(
+        config, label_thresholds=None if thresholds is None else tuple(thresholds[index] for index in order)
+    )
+    first_BC = comparison.given(scores_BC, config)
+    second_BC = comparison.given(report.scores_of(logits_BC, other_config), other_config)
+    return page.Compared(
+        options.compare,
+        report.measure(logits_BC, data.targets, other_config, abstain_below=options.abstain_below),
+        comparison.compare(comparison.right(first_BC, data.targets), comparison.right(second_BC, data.targets)),
+        comparison.differences(data, config, first_BC, second_BC),
+    )
+
+
+def _write_report(
+    options: argparse.Namespace,
+    classifier: Classifier,
+    data: report.Data,
+    found: "_Found",
+    scores_BC: Float[np.ndarray, "B C"],
+    groups: Sequence[report.Group],
+    compared: page.Compared | None,
+) -> None:
+    config = found.config
+    mistakes = page.mistakes(scores_BC, data, config)
+    explanations, why = ({}, None) if options.scores is not None else page.explained(classifier, mistakes)
+    indices = suspects.find(scores_BC, data.targets) if data.targets.ndim == 1 else None
+    listed = None if indices is None else indices[: page.MOST_LISTED]
+    named = None if listed is None else suspects.name(data, scores_BC, config.labels, listed)
+    content = page.Content(
+        model=options.scores or options.model or "the embedded model",
+        file=options.data,
+        report=found.figures,
+        intervals=intervals.intervals(scores_BC, data.targets, config, abstain_below=options.abstain_below),
+        mistakes=mistakes,
+        explanations=explanations,
+        unexplained=why,
+        groups=groups,
+        by=options.by or "",
+        suspects=named,
+        num_suspects=0 if indices is None else len(indices),
+        compared=compared,
+    )
+    write(Path(options.report), page.render(content).encode())
+
+
+class _Found(NamedTuple):
+    """Logits and their figures, after what has been fitted to them."""
+
+    logits: Float[np.ndarray, "B C"]
+    config: ModelConfig
+    figures: report.Report
+    before: report.Report | None = None
+    facts: Mapping[str, Any] = types.MappingProxyType({})
+    """That --json tells besides."""
+    headings: tuple[str, ...] = ()
+
+
+def _calibrated(
+    found: _Found,
+    options: argparse.Namespace,
+    classifier: Classifier,
+    data: report.Data,
+    measured: Callable[..., report.Report],
+) -> _Found:
+    temperature = calibration.fit_temperature(found.logits, data.targets, found.config.problem_type)
+    logits, config = found.logits / temperature, calibration.calibrated_config(found.config, temperature)
+    after = measured(logits, config=config)
+    file = calibration.calibrate(classifier, options.model, temperature)
+    facts = {"temperature": temperature, "stored_in": str(file), "before": tables.to_json(found.figures)}
+    heading = f"temperature {temperature:.4g}: {tables.changes(found.figures, after)}; stored in {file}"
+    return _Found(logits, config, after, found.figures, facts, (heading,))
+
+
+def _with_thresholds(
+    found: _Found, options: argparse.Namespace, data: report.Data, measured: Callable[..., report.Report]
+) -> _Found:
+    config = thresholds.tuned(found.logits, data.targets, found.config)
+    after = measured(found.logits, config=config)
+    file = thresholds.store(options.model, config.thresholds or ())
+    facts = {"before": tables.to_json(found.figures), **found.facts, "thresholds_stored_in": str(file)}
+    changes = tables.changes(found.figures, after, ("accuracy", "micro_f1", "macro_f1"))
+    headings = (*found.headings, f"thresholds: {changes}; stored in {file}")
+    return found._replace(config=config, figures=after, facts=facts, headings=headings)
+
+
+def _check_task(
+    options: argparse.Namespace, classifier: Classifier, config: ModelConfig, text_columns: Sequence[str]
+) -> None:
+    """Refuses, before the data is read, what does not go with such a model."""
+    if options.calibrate:
+        calibration.check_has_probabilities(config.problem_type)
+        calibration.check_windows(classifier.windows)
+    if options.tune_thresholds:
+        thresholds.check(config.problem_type)
+    if options.abstain_below is not None:
+        report.check_abstains(config.problem_type, options.abstain_below)
+    if options.predictions is not None:
+        inputs = [file for file in (options.data, options.scores) if file is not None]
+        predictions.check(options.predictions, config, text_columns=text_columns, inputs=inputs)
+    if options.suspects is not None:
+        suspects.check(config.problem_type, options.suspects)
+    if options.report is not None:
+        page.check(options.report)
+    if options.plot is not None:
+        pictures.check_plot(options.plot, config)
 
 
 def _check(options: argparse.Namespace) -> None:
     """Refuses, before anything is read, what does not go together."""
     if options.calibrate:
         calibration.check_folder(options.model)
+    if options.tune_thresholds:
+        calibration.check_folder(options.model, "--tune-thresholds", "config.json")
     if options.scores is not None:
-        for name in ("calibrate", "by_length"):
+        for name in ("calibrate", "tune_thresholds", "by_length"):
             if getattr(options, name):
                 raise FlaxsentError(f"--{name.replace('_', '-')} needs a model; it does not go with --scores.")
         if options.bad_rows is not None:

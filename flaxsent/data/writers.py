@@ -11,7 +11,7 @@ import math
 import shutil
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, BinaryIO, NamedTuple
+from typing import Any, BinaryIO, Literal, NamedTuple
 
 import numpy as np
 
@@ -52,7 +52,7 @@ class TextWriter:
         if self._format != "jsonl":
             names = self._layout.columns
             cells = zip(records, values, strict=True)
-            return self._table([[*map(record.columns.get, names), *map(str, new)] for record, new in cells])
+            return self._table([[*map(record.columns.get, names), *map(_text, new)] for record, new in cells])
         lines = []
         for old, new in zip(self._json_records(records), values, strict=True):
             ending = json.dumps(dict(zip(added, new, strict=True)), ensure_ascii=False, allow_nan=False)
@@ -147,6 +147,15 @@ def _without_nan(value: Any) -> Any:
     return value
 
 
+def _text(value: object) -> str:
+    """An added value as a cell of text: JSON for a list, nothing for None."""
+    return "" if value is None else json.dumps(value, ensure_ascii=False) if isinstance(value, list) else str(value)
+
+
+Kind = Literal["text", "texts", "number", "numbers", "integer"]
+"""What an added column holds; of the plural ones each cell is a list, in text formats as JSON."""
+
+
 class ParquetWriter:
     """Writes Parquet: a part is a file of its own, and becomes a row group of the file.
 
@@ -154,17 +163,17 @@ class ParquetWriter:
     type of its values in the first records; where these differ, or are lists or objects, it holds JSON text.
     """
 
-    def __init__(self, layout: Layout, added: Sequence[str], row_column: str | None, lists: Sequence[str] = ()) -> None:
+    def __init__(self, layout: Layout, added: Sequence[str], row_column: str | None, kinds: Mapping[str, Kind]) -> None:
         pa, self._parquet = pyarrow()
         self._layout = layout
         if layout.format == "parquet":
             self._input = layout.schema
         else:
-            kinds = layout.schema or dict.fromkeys(layout.columns, "string")
-            self._input = pa.schema({column: pa.type_for_alias(kind) for column, kind in kinds.items()})
-        kinds = {name: pa.list_(pa.float32()) if name in lists else pa.float32() for name in added}
-        kinds |= dict.fromkeys(added[:1], pa.string())
-        self._added = [pa.field(name, kinds[name]) for name in added]
+            own = layout.schema or dict.fromkeys(layout.columns, "string")
+            self._input = pa.schema({column: pa.type_for_alias(kind) for column, kind in own.items()})
+        types = {"text": pa.string(), "number": pa.float32(), "integer": pa.int64()}
+        types |= {"texts": pa.list_(types["text"]), "numbers": pa.list_(types["number"])}
+        self._added = [pa.field(name, types[kinds.get(name, "number")]) for name in added]
         if row_column is not None:
             self._added.append(pa.field(row_column, pa.int64()))
         self._schema = pa.schema([*self._input, *self._added], self._input.metadata)
@@ -193,7 +202,9 @@ class ParquetWriter:
         else:
             columns = [_array([record.columns.get(field.name) for record in records], field) for field in self._input]
         # Of a table of numbers, Arrow takes the rows one by one.
-        new = [[*values] if np.ndim(values) == 2 else values for values in added.values()]
+        new = [
+            [*values] if isinstance(values, np.ndarray) and values.ndim == 2 else values for values in added.values()
+        ]
         arrays = [pa.array(values, field.type) for values, field in zip(new, self._added, strict=True)]
         stream = io.BytesIO()
         self._parquet.write_table(pa.table([*columns, *arrays], schema=self._schema), stream)
@@ -237,16 +248,23 @@ _TEXT_FORMATS = ("lines", "csv", "tsv")
 
 
 def open_writer(
-    form: str, layout: Layout, added: Sequence[str], *, row_column: str | None = None, lists: Sequence[str] = ()
+    form: str,
+    layout: Layout,
+    added: Sequence[str],
+    *,
+    row_column: str | None = None,
+    lists: Sequence[str] = (),
+    kinds: Mapping[str, Kind] | None = None,
 ) -> Writer:
     """What writes the records of a file in a format.
 
     Args:
         form: the format of the output, as `format_of` gives it.
         layout: the input's.
-        added: names of the columns that are added: first one of text, then numbers.
+        added: names of the columns that are added.
         row_column: name of one more added column, of whole numbers.
-        lists: which of the added columns hold lists of numbers.
+        lists: which of the added columns hold vectors: lists of numbers that no text format should hold.
+        kinds: what the added columns hold; where it is not said, the first one text, and the others numbers.
 
     Raises:
         MissingPackageError: Parquet, and pyarrow is not installed; the message has the command.
@@ -264,5 +282,9 @@ def open_writer(
             ".jsonl or .parquet."
         )
     if form == "parquet":
-        return ParquetWriter(layout, added, row_column, lists)
+        default: dict[str, Kind] = {}
+        for name in added:
+            default[name] = "numbers" if name in lists else "text" if name == added[0] else "number"
+        default.update(kinds or {})
+        return ParquetWriter(layout, added, row_column, default)
     return TextWriter(form, layout, added if row_column is None else (*added, row_column))

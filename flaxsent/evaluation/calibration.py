@@ -16,6 +16,7 @@ from flaxsent.checkpoint.tokenizer import TOKENIZER_FILES
 from flaxsent.checkpoint.weights import SAFETENSORS, stored_dtype
 from flaxsent.classifier import Classifier
 from flaxsent.evaluation.report import Targets
+from flaxsent.models.config import ModelConfig
 from flaxsent.tokenization import Windows
 
 
@@ -67,8 +68,8 @@ def check_windows(windows: Windows | None) -> None:
         )
 
 
-def check_folder(model: str | None) -> None:
-    """Refuses a model whose weights `--calibrate` cannot write, before it is loaded.
+def check_folder(model: str | None, option: str = "--calibrate", what: str = "weights") -> None:
+    """Refuses a model whose weights, or config.json, an option cannot write, before it is loaded.
 
     Raises:
         FlaxsentError: the embedded checkpoint, one on the Hub, an exported folder, or the current folder.
@@ -78,19 +79,33 @@ def check_folder(model: str | None) -> None:
         name = "the embedded model" if model is None else f"{model}, which is no folder"
         loaded = "" if model is None else repr(model)
         raise FlaxsentError(
-            f"--calibrate writes the weights of a folder, and cannot for {name}; write a folder first, with "
+            f"{option} writes the {what} of a folder, and cannot for {name}; write a folder first, with "
             f"flaxsent.save(flaxsent.load({loaded}), FOLDER), and pass --model FOLDER."
         )
     if is_exported(model):
         raise FlaxsentError(
-            f"--calibrate cannot write the weights of {model}, which was exported; calibrate the checkpoint, then "
-            "export it anew."
+            f"{option} cannot write the {what} of {model}, which was exported; pass the checkpoint, then export it "
+            "anew."
         )
     folder = Path(model).resolve()
+    if what != "weights":
+        if not os.access(folder, os.W_OK | os.X_OK):
+            raise PermissionError(f"{option} writes into the folder {model}, which you may not; copy it first.")
+        return
     if Path.cwd().is_relative_to(folder):
-        raise FlaxsentError(f"--calibrate replaces the folder {folder}, which is the current one; run it from another.")
+        raise FlaxsentError(f"{option} replaces the folder {folder}, which is the current one; run it from another.")
     if not all(os.access(path, os.W_OK | os.X_OK) for path in (folder, folder.parent)):
-        raise PermissionError(f"--calibrate replaces the folder {model}, which you may not write; copy it first.")
+        raise PermissionError(f"{option} replaces the folder {model}, which you may not write; copy it first.")
+
+
+def calibrated_config(config: ModelConfig, temperature: float) -> ModelConfig:
+    """The config of a model whose logits are divided: the thresholds of its labels move with the probabilities."""
+    if config.label_thresholds is None:
+        return config
+    logits_C = np.log(config.label_thresholds) - np.log1p(-np.array(config.label_thresholds))
+    # Beyond 34, float64 does not tell the probability from 1.
+    moved = 1 / (1 + np.exp(-np.clip(logits_C / temperature, -34, 34)))
+    return dataclasses.replace(config, label_thresholds=(*moved.tolist(),))
 
 
 def calibrate(classifier: Classifier, folder: str | os.PathLike, temperature: float) -> Path:
@@ -106,11 +121,12 @@ def calibrate(classifier: Classifier, folder: str | os.PathLike, temperature: fl
     divided = dataclasses.replace(
         classifier,
         params=models.divide_logits(classifier.params, temperature),
+        config=calibrated_config(classifier.config, temperature),
         # `save` would leave out the vocabulary that PyTorch's slow tokenizers read.
         tokenizer=dataclasses.replace(
             classifier.tokenizer,
             files={name: (target / name).read_bytes() for name in TOKENIZER_FILES if (target / name).is_file()},
         ),
     )
-    save(divided, target, dtype=stored_dtype(target))
+    save(divided, target, dtype=stored_dtype(target), card=False)
     return Path(folder, SAFETENSORS)

@@ -200,25 +200,28 @@ def summary(explanation: Explanation) -> str:
 
 def page(explanations: Iterable[Explanation]) -> str:
     """One page of HTML without scripts and without anything from elsewhere; texts and labels are only text in it."""
-    return _PAGE.replace("TEXTS", "\n".join(map(_section, explanations)))
+    return _PAGE.replace("STYLE", STYLE).replace("TEXTS", "\n".join(map(_section, explanations)))
 
 
 def _section(explanation: Explanation) -> str:
-    paragraphs = "".join(
-        f'<p dir="auto">{"".join(_piece(piece) for piece in part)}</p>' for part in pieces(explanation)
-    )
-    head = f"<b>{_escaped(explanation.label)}</b> {explanation.score:.4f}"
-    return f"<section><h2>{head}</h2>{paragraphs}<small>{_escaped(summary(explanation))}</small></section>"
+    head = f"<b>{escaped(explanation.label)}</b> {explanation.score:.4f}"
+    return f"<section><h2>{head}</h2>{paragraphs(explanation)}<small>{escaped(summary(explanation))}</small></section>"
+
+
+def paragraphs(explanation: Explanation) -> str:
+    """The text, or each of a pair, in HTML with its words coloured by the classes of `STYLE`."""
+    return "".join(f'<p dir="auto">{"".join(_piece(piece) for piece in part)}</p>' for part in pieces(explanation))
 
 
 def _piece(piece: Piece) -> str:
     if piece.score is None:
-        return _escaped(piece.text)
+        return escaped(piece.text)
     side, share = ("for" if piece.score >= 0 else "against"), f"--share:{abs(piece.share):.3f}"
-    return f'<span class="{side}" style="{share}" title="{piece.score:+.4f}">{_escaped(piece.text)}</span>'
+    return f'<span class="{side}" style="{share}" title="{piece.score:+.4f}">{escaped(piece.text)}</span>'
 
 
-def _escaped(text: str) -> str:
+def escaped(text: str) -> str:
+    """A text that is only text in HTML, whatever it holds."""
     return html.escape(_HARMFUL.sub("\ufffd", text))
 
 
@@ -226,14 +229,7 @@ _HARMFUL = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\ud800-\udfff\u202a-\
 """What HTML forbids, and what turns the direction of the text after it."""
 
 
-_PAGE = """<!doctype html>
-<html lang="en">
-<meta charset="utf-8">
-<meta http-equiv="Content-Security-Policy" content="default-src 'none'; style-src 'unsafe-inline'">
-<meta name="viewport" content="width=device-width">
-<title>Which words decided</title>
-<style>
-:root { color-scheme: light dark; --page: #fff; --ink: #1a1a1a; --faint: #595959; --for: 37 99 235;
+STYLE = """:root { color-scheme: light dark; --page: #fff; --ink: #1a1a1a; --faint: #595959; --for: 37 99 235;
   --against: 217 95 2 }
 @media (prefers-color-scheme: dark) { :root { --page: #161616; --ink: #ececec; --faint: #a6a6a6 } }
 body { background: var(--page); color: var(--ink); font: 1.05rem/1.7 system-ui, sans-serif; max-width: 46rem;
@@ -244,7 +240,18 @@ p { margin: .2rem 0; white-space: pre-wrap; overflow-wrap: anywhere }
 small, h1 { color: var(--faint) }
 p span, h1 span { border-radius: .2em; padding: .1em 0 }
 .for { background: rgb(var(--for) / calc(var(--share) * .65)) }
-.against { background: rgb(var(--against) / calc(var(--share) * .65)) }
+.against { background: rgb(var(--against) / calc(var(--share) * .65)) }"""
+"""Of pages: colours in light and dark, and words that are coloured by their share."""
+
+
+_PAGE = """<!doctype html>
+<html lang="en">
+<meta charset="utf-8">
+<meta http-equiv="Content-Security-Policy" content="default-src 'none'; style-src 'unsafe-inline'">
+<meta name="viewport" content="width=device-width">
+<title>Which words decided</title>
+<style>
+STYLE
 </style>
 <h1><span class="for" style="--share:1">Blue</span> words speak for the label,
 <span class="against" style="--share:1">orange</span> ones against it.</h1>

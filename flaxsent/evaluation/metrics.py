@@ -46,9 +46,13 @@ def count_confused(confusion_CC: Int[np.ndarray, "C C"]) -> LabelCounts:
     return LabelCounts(np.diag(confusion_CC), confusion_CC.sum(axis=0), confusion_CC.sum(axis=1))
 
 
-def count_labels(scores_BC: Float[np.ndarray, "B C"], targets_BC: Float[np.ndarray, "B C"]) -> LabelCounts:
-    """The counts for several labels at once, of which those with a score above one half are given."""
-    is_given_BC, has_BC = scores_BC > 0.5, targets_BC > 0
+def count_labels(
+    scores_BC: Float[np.ndarray, "B C"],
+    targets_BC: Float[np.ndarray, "B C"],
+    thresholds_C: Float[np.ndarray, " C"] | float = 0.5,
+) -> LabelCounts:
+    """The counts for several labels at once, of which those with a score above their threshold are given."""
+    is_given_BC, has_BC = scores_BC > thresholds_C, targets_BC > 0
     return LabelCounts((is_given_BC & has_BC).sum(axis=0), is_given_BC.sum(axis=0), has_BC.sum(axis=0))
 
 
@@ -61,6 +65,20 @@ def confusion_matrix(scores_BC: Float[np.ndarray, "B C"], labels_B: Int[np.ndarr
     num_labels = scores_BC.shape[1]
     pairs = np.bincount(labels_B * num_labels + scores_BC.argmax(axis=1), minlength=num_labels**2)
     return pairs.reshape(num_labels, num_labels)
+
+
+def answered(
+    scores_BC: Float[np.ndarray, "B C"], labels_B: Int[np.ndarray, " B"], abstain_below: float
+) -> dict[str, int | float]:
+    """The share of texts whose best score is at least a threshold, and the accuracy on them; NaN where there is none.
+
+    >>> answered(np.array([[0.9, 0.1], [0.4, 0.6]]), np.array([0, 0]), 0.7)
+    {'coverage': 0.5, 'accuracy_of_answered': 1.0}
+    """
+    is_answered_B = scores_BC.max(axis=1) >= abstain_below
+    right_B = scores_BC.argmax(axis=1)[is_answered_B] == labels_B[is_answered_B]
+    accuracy = float(right_B.mean()) if len(right_B) else float("nan")
+    return {"coverage": float(is_answered_B.mean()), "accuracy_of_answered": accuracy}
 
 
 def matthews(confusion_CC: Int[np.ndarray, "C C"]) -> float:

@@ -5,6 +5,7 @@
 
 import itertools
 import math
+from collections import Counter
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
@@ -16,6 +17,7 @@ from flaxsent.classifier import Classifier
 from flaxsent.data.annotations import read_annotations
 from flaxsent.data.bad_rows import BadRows
 from flaxsent.data.labels import set_aside, to_examples
+from flaxsent.data.records import Reading, read
 from flaxsent.engine import Engine, Stats
 from flaxsent.evaluation import metrics
 from flaxsent.models.config import ModelConfig
@@ -41,6 +43,14 @@ class Bucket(NamedTuple):
     shortest: int
     longest: int | None
     """None: longer than what the model reads at once, so that they were cut, or read in windows."""
+    num_texts: int
+    figures: dict[str, int | float]
+
+
+class Group(NamedTuple):
+    """The texts with one value of a column."""
+
+    value: str
     num_texts: int
     figures: dict[str, int | float]
 
@@ -148,30 +158,56 @@ def lengths_of(classifier: Classifier, texts: Sequence[Text]) -> Lengths:
 _ENCODED_TOGETHER = 1024
 
 
+def scores_of(logits_BC: Float[np.ndarray, "B C"], config: ModelConfig) -> Float[np.ndarray, "B C"]:
+    """What figures are of: the values of regression, elsewhere the probabilities that the model was trained to give."""
+    if config.problem_type == "regression":
+        return np.asarray(postprocess(logits_BC, config=config))
+    return np.asarray(probabilities(logits_BC, problem_type=config.problem_type))
+
+
 def measure(
-    logits_BC: Float[np.ndarray, "B C"], targets: Targets, config: ModelConfig, *, lengths: Lengths | None = None
+    logits_BC: Float[np.ndarray, "B C"],
+    targets: Targets,
+    config: ModelConfig,
+    *,
+    lengths: Lengths | None = None,
+    abstain_below: float | None = None,
 ) -> Report:
     """All figures of logits; by length too, where lengths are given.
+
+    With `abstain_below` also how many texts have a best score of at least that (coverage), and the accuracy on them.
 
     Of regression these are of the scores that `classify` gives. Elsewhere they are of the probabilities that the model
     was trained to give, whatever `function_to_apply` makes of them.
     """
-    is_regression = config.problem_type == "regression"
-    scores_BC = np.asarray(
-        postprocess(logits_BC, config=config)
-        if is_regression
-        else probabilities(logits_BC, problem_type=config.problem_type)
-    )
-    report = _measure(scores_BC, targets, config)
+    scores_BC = scores_of(logits_BC, config)
+    report = measure_scores(scores_BC, targets, config, abstain_below)
     if lengths is None:
         return report
-    return report._replace(by_length=_by_length(scores_BC, targets, config, lengths))
+    return report._replace(by_length=_by_length(scores_BC, targets, config, lengths, abstain_below))
 
 
-def _measure(scores_BC: Float[np.ndarray, "B C"], targets: Targets, config: ModelConfig) -> Report:
+def check_abstains(problem_type: ProblemType, abstain_below: float) -> None:
+    """Raises FlaxsentError for a model that has no one best label, or what is no probability."""
+    if problem_type != "single_label_classification":
+        raise FlaxsentError(
+            "--abstain-below is for a model that gives a text one label; where it may have several, thresholds decide "
+            "(evaluate --tune-thresholds)."
+        )
+    if not 0 <= abstain_below <= 1:
+        raise FlaxsentError(f"--abstain-below {abstain_below:g}: expected a probability, from 0 to 1.")
+
+
+def measure_scores(
+    scores_BC: Float[np.ndarray, "B C"], targets: Targets, config: ModelConfig, abstain_below: float | None = None
+) -> Report:
+    """All figures of what `scores_of` gives."""
     match config.problem_type:
         case "single_label_classification":
-            return _one_label(scores_BC, targets, config)
+            report = _one_label(scores_BC, targets, config)
+            if abstain_below is not None:
+                report.figures.update(metrics.answered(scores_BC, targets, abstain_below))
+            return report
         case "multi_label_classification":
             return _several_labels(scores_BC, targets, config)
         case "regression":
@@ -207,7 +243,9 @@ def _one_label(scores_BC: Float[np.ndarray, "B C"], labels_B: Int[np.ndarray, " 
 def _several_labels(
     scores_BC: Float[np.ndarray, "B C"], targets_BC: Float[np.ndarray, "B C"], config: ModelConfig
 ) -> Report:
-    counts, decided = metrics.count_labels(scores_BC, targets_BC), metrics.decisions(scores_BC, targets_BC)
+    thresholds_C = np.array(config.thresholds, np.float64)
+    counts = metrics.count_labels(scores_BC, targets_BC, thresholds_C)
+    decided = metrics.decisions(scores_BC, targets_BC)
     average_precision_C = np.array([*map(metrics.average_precision, scores_BC.T, targets_BC.T)])
     bins, has_text_C = metrics.reliability(*decided), counts.support > 0
     return Report(
@@ -215,7 +253,7 @@ def _several_labels(
         config.labels,
         len(targets_BC),
         {
-            "accuracy": float(((scores_BC > 0.5) == (targets_BC > 0)).all(axis=1).mean()),
+            "accuracy": float(((scores_BC > thresholds_C) == (targets_BC > 0)).all(axis=1).mean()),
             "micro_f1": counts.micro_f1,
             "macro_f1": float(counts.f1.mean()),
             "micro_average_precision": metrics.average_precision(scores_BC.reshape(-1), targets_BC.reshape(-1)),
@@ -230,6 +268,7 @@ def _several_labels(
             recall=counts.recall,
             f1=counts.f1,
             average_precision=average_precision_C,
+            **({} if config.label_thresholds is None else {"threshold": thresholds_C}),
             num_texts=counts.support,
         ),
         bins=bins,
@@ -242,14 +281,56 @@ def _by_label(config: ModelConfig, **columns: Shaped[np.ndarray, " C"]) -> dict[
 
 
 def _by_length(
-    scores_BC: Float[np.ndarray, "B C"], targets: Targets, config: ModelConfig, lengths: Lengths
+    scores_BC: Float[np.ndarray, "B C"],
+    targets: Targets,
+    config: ModelConfig,
+    lengths: Lengths,
+    abstain_below: float | None,
 ) -> list[Bucket]:
     """Buckets that double, up to the limit; none that is empty."""
     ends = [*itertools.takewhile(lambda end: end < lengths.limit, (8 << n for n in range(32))), lengths.limit]
     which_B = np.digitize(lengths.num_tokens, ends, right=True)
     found = []
     for index in np.unique(which_B).tolist():
-        alone = _measure(scores_BC[which_B == index], targets[which_B == index], config)
+        alone = measure_scores(scores_BC[which_B == index], targets[which_B == index], config, abstain_below)
         shortest = 1 + ends[index - 1] if index else 1
         found.append(Bucket(shortest, ends[index] if index < len(ends) else None, alone.num_texts, alone.figures))
     return found
+
+
+def values_of(data: Data, column: str, *, text_columns: Sequence[str], reading: Reading | None = None) -> list[str]:
+    """The value of each text in another column of its file.
+
+    Raises:
+        FlaxsentError: the file has no such column, or is no longer what it was.
+    """
+    found = {}
+    with read(data.file, text_columns=text_columns, other_columns=(column,), reading=reading) as source:
+        for record in source.records:
+            if record.error is None:
+                value = record.columns.get(column)
+                found[record.number] = "" if value is None else str(value)
+    if missing := [number for number in data.records if number not in found]:
+        raise FlaxsentError(f"{data.file} has no row {missing[0]} any more; it has changed meanwhile.")
+    return [found[number] for number in data.records]
+
+
+def by_value(
+    scores_BC: Float[np.ndarray, "B C"],
+    targets: Targets,
+    config: ModelConfig,
+    values: Sequence[str],
+    *,
+    abstain_below: float | None = None,
+) -> list[Group]:
+    """The figures of the texts of each value, the most frequent first; of at most `MOST_VALUES` values."""
+    found, of_B = [], np.array(values, dtype=object)
+    for value, num_texts in Counter(values).most_common(MOST_VALUES):
+        is_in_B = of_B == value
+        alone = measure_scores(scores_BC[is_in_B], targets[is_in_B], config, abstain_below)
+        found.append(Group(value, num_texts, alone.figures))
+    return found
+
+
+MOST_VALUES = 50
+"""Of a column, that are told one by one."""

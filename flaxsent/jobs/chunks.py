@@ -18,8 +18,10 @@ from flaxsent.data.base import remedy
 from flaxsent.data.records import STDIN, Record
 from flaxsent.jobs.manifest import digest_rows
 from flaxsent.jobs.parts import Parts
-from flaxsent.jobs.plan import CHUNK_BYTES, CHUNK_ROWS, Piece
+from flaxsent.jobs.plan import CHUNK_BYTES, CHUNK_ROWS, JobOptions, Piece
 from flaxsent.jobs.progress import Progress
+from flaxsent.models.config import ModelConfig
+from flaxsent.postprocessing import decode
 from flaxsent.transforms.embedded import Embedded
 from flaxsent.transforms.ensemble import Uncertainty, columns
 
@@ -92,7 +94,7 @@ Results = Float[np.ndarray, "_ C"] | Embedded | Uncertainty
 """What the engine gives for the texts of a chunk: scores, with vectors or how certain they are if that is asked for."""
 
 
-def write_chunk(parts: Parts, chunk: Chunk, results: Results, labels: Sequence[str]) -> None:
+def write_chunk(parts: Parts, chunk: Chunk, results: Results, config: ModelConfig) -> None:
     """Writes the part of a chunk.
 
     Raises:
@@ -112,7 +114,7 @@ def write_chunk(parts: Parts, chunk: Chunk, results: Results, labels: Sequence[s
         files.write(parts.bad_rows(chunk.piece, chunk.number), to_lines(file.name, chunk.bad_rows))
     if chunk.digest is not None:
         files.write(parts.digest(chunk.piece, chunk.number), chunk.digest.encode())
-    columns = _columns(results, labels, parts.added)
+    columns = _columns(results, config, parts.added, job.options)
     if job.row_column is not None:
         columns[job.row_column] = [row.number for row in chunk.rows]
     content = parts.writer(chunk.piece.file).encode(chunk.rows, columns)
@@ -143,14 +145,40 @@ def _why_bad(scores_C: Float[np.ndarray, " C"]) -> str:
     return f"has a score that is not a finite number: {scores_C.tolist()}"
 
 
-def _columns(results: Results, labels: Sequence[str], added: Sequence[str]) -> dict[str, Any]:
-    """The columns that are added: the best label, its score, what else is asked for, the score of each label."""
+def _columns(results: Results, config: ModelConfig, added: Sequence[str], options: JobOptions) -> dict[str, Any]:
+    """The columns that are added: labels and their scores, what else is asked for, the score of each label."""
     scores_BC = _scores(results)
     measures = columns(results).values() if isinstance(results, Uncertainty) else ()
     vectors = [results.embedding] if isinstance(results, Embedded) else []
-    best_B = scores_BC.argmax(axis=-1)
-    best = [[labels[index] for index in best_B], scores_BC[np.arange(len(best_B)), best_B]]
-    return dict(zip(added, [*best, *vectors, *measures, *scores_BC.T], strict=False))
+    named = answers(scores_BC, config, top_k=options.top_k, abstain_below=options.abstain_below)
+    return dict(zip(added, [*named, *vectors, *measures, *scores_BC.T], strict=False))
+
+
+def answers(
+    scores_BC: Float[np.ndarray, "B C"],
+    config: ModelConfig,
+    *,
+    top_k: int | None = None,
+    abstain_below: float | None = None,
+) -> list[Any]:
+    """Columns of labels and scores by turns: of the best, the second best, … of `top_k`.
+
+    Where a text may have several labels and `top_k` is None, they are lists: of those that it is given, best first. The
+    best label is None where its score is below `abstain_below`.
+    """
+    if top_k is None and config.score_thresholds is not None:
+        found = decode(scores_BC, labels=config.labels, thresholds=config.score_thresholds)
+        # As few digits as tell apart in float32.
+        scores = [np.array(one.scores, np.float32).astype(str).astype(np.float64).tolist() for one in found]
+        return [[[*one.labels] for one in found], scores]
+    order_BK = np.argsort(-scores_BC, axis=-1, kind="stable")[:, : top_k or 1]
+    found = []
+    for best_B in order_BK.T:
+        found += [[config.labels[index] for index in best_B], scores_BC[np.arange(len(best_B)), best_B]]
+    if abstain_below is not None:
+        pairs = zip(found[0], found[1] < abstain_below, strict=True)
+        found[0] = [None if abstains else label for label, abstains in pairs]
+    return found
 
 
 def _scores(results: Results) -> Float[np.ndarray, "_ C"]:

@@ -57,6 +57,8 @@ def gather_facts(job: Job, classifier: Classifier) -> Facts:
         "inputs": [[*_input(file.name)] for file in job.files],
         "outputs": [file.output.name for file in job.files],
         "text columns": options.text_columns,
+        "top k": options.top_k,
+        "abstain below": options.abstain_below,
         "reading of files": dataclasses.asdict(options.reading),
         "all scores": options.all_scores,
         "uncertainty": options.uncertainty,

@@ -11,7 +11,7 @@ import errno
 import filecmp
 import os
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import BinaryIO
 
@@ -19,7 +19,7 @@ from flaxsent import files
 from flaxsent.base import FlaxsentError
 from flaxsent.data import records, writers
 from flaxsent.data.records import STDIN
-from flaxsent.data.writers import Writer
+from flaxsent.data.writers import Kind, Writer
 from flaxsent.jobs import manifest as manifests
 from flaxsent.jobs.plan import MANIFEST, Job, Piece
 
@@ -29,16 +29,27 @@ _WORK = re.compile(r"[0-9a-f]{8}-\d{6,}(\.done|-\d{6,}(\.end|-\d{6,}\.(csv|tsv|j
 class Parts:
     """The files of a job under way in its folder."""
 
-    def __init__(self, job: Job, run: str, added: Sequence[str], *, replaces: bool = False) -> None:
+    def __init__(
+        self,
+        job: Job,
+        run: str,
+        added: Sequence[str],
+        *,
+        kinds: Mapping[str, Kind] | None = None,
+        replaces: bool = False,
+    ) -> None:
         """`added` are the names of the added columns; `replaces`: outputs that were there before may be replaced."""
-        self.job, self.run, self.added = job, run, added
+        self.job, self.run, self.added, self._kinds = job, run, added, kinds
         self._replaces = replaces
 
     def writer(self, index: int) -> Writer:
         """Of the parts of a file, and of its output."""
         file, form = self.job.files[index], records.format_of(self.job.files[index].output)
         return writers.open_writer(
-            form, file.layout, self.added, row_column=self.job.row_column, lists=self.job.options.lists
+            *(form, file.layout, self.added),
+            row_column=self.job.row_column,
+            lists=self.job.options.lists,
+            kinds=self._kinds,
         )
 
     def part(self, piece: Piece, number: int) -> Path:

@@ -11,7 +11,9 @@ from typing import Any, NamedTuple
 from flaxsent.base import FlaxsentError
 from flaxsent.data import records, writers
 from flaxsent.data.records import STDIN, Group, Layout, Reading
+from flaxsent.data.writers import Kind
 from flaxsent.jobs.shards import Shard
+from flaxsent.models.config import ModelConfig
 from flaxsent.transforms.ensemble import MEASURES
 
 logger = logging.getLogger(__name__)
@@ -38,6 +40,10 @@ class JobOptions:
 
     text_columns: tuple[str, ...] = ("text",)
     """One, or two for pairs."""
+    top_k: int | None = None
+    """So many labels of each text, in columns of their own; None: those that a text is given."""
+    abstain_below: float | None = None
+    """A text whose best score is less has no label."""
     reading: Reading = dataclasses.field(default_factory=Reading)
     """How the files are read, where their suffixes do not say it right."""
     all_scores: bool = False
@@ -134,6 +140,16 @@ class Job:
         """All files to be written."""
         return _made([file.output for file in self.files], self.options)
 
+    def added_kinds(self, config: ModelConfig | None = None) -> dict[str, Kind]:
+        """What the columns of labels hold, by name; without a config as far as it is known."""
+        options = self.options
+        is_several = config is not None and options.top_k is None and config.score_thresholds is not None
+        if is_several:
+            return {f"{options.prefix}label": "texts", f"{options.prefix}score": "numbers"}
+        num_labels = 1 if options.top_k is None else options.top_k
+        names = ["label", *(f"label_{rank}" for rank in range(2, num_labels + 1))]
+        return dict.fromkeys([f"{options.prefix}{name}" for name in names], "text")
+
     def added_names(self, labels: Sequence[str]) -> tuple[str, ...]:
         """The columns that scores add.
 
@@ -143,7 +159,9 @@ class Job:
         options = self.options
         measures = MEASURES if options.uncertainty is not None else ()
         embedding = EMBEDDING if options.embeddings else ()
-        names = ("label", "score", *embedding, *measures, *(labels if options.all_scores else ()))
+        more = range(2, min(options.top_k or 1, len(labels)) + 1)
+        ranks = [f"{name}_{rank}" for rank in more for name in ("label", "score")]
+        names = ("label", "score", *ranks, *embedding, *measures, *(labels if options.all_scores else ()))
         added = tuple(f"{options.prefix}{name}" for name in names)
         columns = added if self.row_column is None else (*added, self.row_column)
         if len(set(columns)) < len(columns):

@@ -17,6 +17,8 @@ from flaxsent.checkpoint import hub
 from flaxsent.checkpoint.exported import is_exported
 from flaxsent.checkpoint.folder import load
 from flaxsent.engine import Engine
+from flaxsent.jobs.chunks import answers
+from flaxsent.models.config import ModelConfig
 from flaxsent.transforms.windows import windows as in_windows
 
 if TYPE_CHECKING:
@@ -119,18 +121,20 @@ class _Scorer:
                 f"the text {texts[worst]!r:.99} has a score that is not a finite number: {scores_BC[worst].tolist()}; "
                 "filter such rows out, or check the model (flaxsent info)."
             )
-        for name, values in zip(added, _values(scores_BC, config.labels), strict=False):
+        for name, values in zip(added, _values(scores_BC, config), strict=False):
             batch = batch.append_column(name, [values])
         return batch
 
 
-def _values(scores_BC: Float[np.ndarray, "B C"], labels: tuple[str, ...]) -> list[Any]:
-    """The best label, its score, and the score of each."""
+def _values(scores_BC: Float[np.ndarray, "B C"], config: ModelConfig) -> list[Any]:
+    """The labels that texts are given, their scores, and the score of each."""
     import pyarrow as pa
 
-    best_B = scores_BC.argmax(axis=-1)
-    best = pa.array([labels[index] for index in best_B], pa.string())
-    return [best, pa.array(scores_BC.max(axis=-1)), *(pa.array(column) for column in np.ascontiguousarray(scores_BC.T))]
+    labels, scores = answers(scores_BC, config)
+    kinds = (pa.string(), pa.float32()) if config.score_thresholds is None else ()
+    kinds = kinds or (pa.list_(pa.string()), pa.list_(pa.float32()))
+    given = [pa.array(labels, kinds[0]), pa.array(scores, kinds[1])]
+    return [*given, *(pa.array(column) for column in np.ascontiguousarray(scores_BC.T))]
 
 
 def _texts(batch: "pa.Table", columns: list[str]) -> list[Text]:

@@ -51,7 +51,8 @@ def run(job: Job, engine: Engine, *, progress: Progress | None = None) -> Outcom
         FlaxsentError: a bad row, or a score that is not a finite number; what is done is kept. Or another job has begun
             or finished the outputs.
     """
-    added = job.added_names(engine.classifier.config.labels)
+    config = engine.classifier.config
+    added, kinds = job.added_names(config.labels), job.added_kinds(config)
     share = _share(job)
     if not share:
         return Outcome(is_complete=False)
@@ -63,7 +64,7 @@ def run(job: Job, engine: Engine, *, progress: Progress | None = None) -> Outcom
         ).remove()  # the job may have been killed when only this was left
         return Outcome(is_complete=True, was_finished=True)
     manifest, is_new = begun
-    parts = Parts(job, manifest.run, added, replaces=manifest.replaces or job.options.overwrite)
+    parts = Parts(job, manifest.run, added, kinds=kinds, replaces=manifest.replaces or job.options.overwrite)
     try:
         if is_new:
             parts.clear()
@@ -117,5 +118,5 @@ def _score(parts: Parts, pieces: Sequence[Piece], engine: Engine, max_characters
                 files.write(parts.end(chunk.piece), b"%d" % chunk.number)
                 parts.join(chunk.piece.file)
             else:
-                chunks.write_chunk(parts, chunk, results, engine.classifier.config.labels)
+                chunks.write_chunk(parts, chunk, results, engine.classifier.config)
                 progress.move(chunk.num_bytes)

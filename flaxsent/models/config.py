@@ -6,7 +6,7 @@ Nothing of a remote config reaches transformers without passing through `read_co
 import dataclasses
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from flaxsent.base import FlaxsentError, ProblemType, ScoreFunction
@@ -46,6 +46,9 @@ _NUMBER_KEYS = {
 
 _TEMPERATURE_KEY = "flaxsent_temperature"
 """By which flaxsent 0.1 stored a temperature; since then it is in the last layer, which is divided by it."""
+
+THRESHOLDS_KEY = "id2threshold"
+"""The key of thresholds, in the form of `id2label`; PyTorch's configs keep it and know nothing of it."""
 
 
 def read_config(text: str) -> ModelConfig:
@@ -96,6 +99,7 @@ def read_config(text: str) -> ModelConfig:
         problem_type=_problem_type(raw, len(names)),
         function_to_apply=_function_to_apply(raw, len(names)),
         json=json.dumps(raw),
+        label_thresholds=_label_thresholds(raw, len(names)),
     )
 
 
@@ -112,8 +116,10 @@ def to_json(config: ModelConfig, *, dtype: str, has_head: bool = True) -> str:
     raw["problem_type"] = config.problem_type
     raw["function_to_apply"] = config.function_to_apply
     raw["torch_dtype"] = dtype
-    for key in ("num_labels", "dtype", "_name_or_path", _TEMPERATURE_KEY):
+    for key in ("num_labels", "dtype", "_name_or_path", _TEMPERATURE_KEY, THRESHOLDS_KEY):
         raw.pop(key, None)
+    if config.label_thresholds is not None:
+        raw[THRESHOLDS_KEY] = thresholds_json(config.label_thresholds)
     if (config.num_labels, config.problem_type, config.function_to_apply) == (1, "regression", "sigmoid"):
         raw["problem_type"] = raw["function_to_apply"] = None  # see `_function_to_apply`
     if raw["function_to_apply"] is None:
@@ -199,13 +205,37 @@ def _function_to_apply(raw: Mapping[str, Any], num_labels: int) -> ScoreFunction
     return function
 
 
+def _label_thresholds(raw: Mapping[str, Any], num_labels: int) -> tuple[float, ...] | None:
+    found = raw.get(THRESHOLDS_KEY)
+    if found is None or raw.get("problem_type") != "multi_label_classification":
+        return None
+    expected = [str(index) for index in range(num_labels)]
+    if (
+        not isinstance(found, dict)
+        or sorted(found) != sorted(expected)
+        or not all(type(one) in (int, float) and 0 < one < 1 for one in found.values())
+    ):
+        raise FlaxsentError(
+            f"config.json has {THRESHOLDS_KEY}={found!r:.99}; expected a number between 0 and 1 for each of "
+            f"0 to {num_labels - 1}."
+        )
+    return tuple(float(found[index]) for index in expected)
+
+
+def thresholds_json(thresholds: Sequence[float]) -> dict[str, float]:
+    """What `THRESHOLDS_KEY` holds."""
+    return {str(index): threshold for index, threshold in enumerate(thresholds)}
+
+
 def as_trained(config: ModelConfig) -> ModelConfig:
     """The config of a model that is trained for its problem type: its scores are then what it learns to give.
 
-    transformers' models write the problem type into their config when they are given labels.
+    transformers' models write the problem type into their config when they are given labels. Thresholds are of the
+    scores that were.
     """
     is_said = config.get("function_to_apply") is not None
-    return config if is_said else dataclasses.replace(config, function_to_apply=None)
+    function = config.function_to_apply if is_said else None
+    return dataclasses.replace(config, function_to_apply=function, label_thresholds=None)
 
 
 def old_temperature(config: ModelConfig) -> float:

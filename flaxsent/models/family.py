@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import math
 from collections.abc import Callable, Collection, Hashable, Iterable, Mapping, Sequence
 from typing import Any
 
@@ -74,6 +75,8 @@ class ModelConfig:
     """What makes scores of them; None: what suits the problem type."""
     json: str
     """The config.json that was read, for `save` and for the keys that only one family has."""
+    label_thresholds: tuple[float, ...] | None = None
+    """Of several labels at once, the probability above which a text is given each; None: 0.5 for all."""
 
     @property
     def num_labels(self) -> int:
@@ -91,6 +94,22 @@ class ModelConfig:
                 return "sigmoid"
             case "single_label_classification":
                 return "sigmoid" if self.num_labels == 1 else "softmax"
+
+    @property
+    def thresholds(self) -> tuple[float, ...] | None:
+        """`label_thresholds`, or 0.5 for each; None where a text is given one label, or a value."""
+        if self.problem_type != "multi_label_classification":
+            return None
+        return (0.5,) * self.num_labels if self.label_thresholds is None else self.label_thresholds
+
+    @property
+    def score_thresholds(self) -> tuple[float, ...] | None:
+        """`thresholds` for what `score_function` makes of logits; None, too, where that makes labels compete."""
+        if self.thresholds is None or self.score_function == "softmax":
+            return None
+        if self.score_function == "sigmoid":
+            return self.thresholds
+        return tuple(math.log(one / (1 - one)) for one in self.thresholds)
 
     @property
     def is_classifier(self) -> bool:

@@ -36,6 +36,7 @@ from flaxsent.placement import on_host
 from flaxsent.postprocessing import probabilities
 from flaxsent.training import distributed
 from flaxsent.training import sweep as sweeps
+from flaxsent.training.card import write_card
 from flaxsent.training.checkpoints import Checkpoints
 from flaxsent.training.log import Log, draw_curves, read_log
 from flaxsent.training.options import RunOptions, TrainOptions
@@ -109,7 +110,7 @@ def run(
                     checkpoints.save(snapshot, event.step)
 
     def write_into(folder: Path) -> None:
-        _save(trainer.result(snapshot), folder, options, train_options)
+        _save(trainer.result(snapshot), folder, options, train_options, data, _chosen(snapshot, train_options))
         shutil.copyfile(work.folder / LOG, folder / LOG)
         draw_curves(read_log(work.folder / LOG), folder / CURVES)
 
@@ -144,7 +145,7 @@ def _sweep(options: RunOptions, train_options: TrainOptions, *, report: Callable
     chosen = found[sweeps.best(found)]
 
     def write_into(folder: Path) -> None:
-        _save(chosen.classifier, folder, options, chosen.options)
+        _save(chosen.classifier, folder, options, chosen.options, data, chosen.evaluations[-1])
         write(folder / SWEEP, sweeps.to_json(found, names=names))
         write(folder / SWEEP_CURVES, sweeps.to_csv(found, names=names))
 
@@ -155,11 +156,19 @@ def _sweep(options: RunOptions, train_options: TrainOptions, *, report: Callable
     return chosen.evaluations[-1]
 
 
-def _save(classifier: Classifier, folder: Path, options: RunOptions, train_options: TrainOptions) -> None:
-    """The whole checkpoint, or adapters on the one that was given."""
-    dtype = jnp.dtype(options.save_dtype)
+def _save(
+    classifier: Classifier,
+    folder: Path,
+    options: RunOptions,
+    train_options: TrainOptions,
+    data: Data,
+    evaluation: Evaluation | None,
+) -> None:
+    """The whole checkpoint, or adapters on the one that was given, and a model card."""
+    dtype, config = jnp.dtype(options.save_dtype), classifier.config
+    write_card(*(folder, config, options, train_options), train=data.train, dev=data.dev, evaluation=evaluation)
     if not train_options.lora_rank:
-        return save(classifier, folder, dtype=dtype)
+        return save(classifier, folder, dtype=dtype, card=False)
     is_folder = options.model is None or Path(options.model).is_dir()
     base = str(hub.find(options.model).resolve()) if is_folder else options.model
     save_adapter(classifier, folder, base=base, dropout=train_options.lora_dropout, dtype=dtype)

@@ -16,6 +16,7 @@ import numpy as np
 from jaxtyping import Float
 
 from flaxsent.base import FlaxsentError
+from flaxsent.checkpoint.card import CARD
 from flaxsent.checkpoint.folder import OWN_FILES
 from flaxsent.files import TEMPORARY, replacing, write
 from flaxsent.training import distributed
@@ -24,7 +25,7 @@ from flaxsent.training.options import RunOptions
 LOG, CURVES, FACTS = "log.jsonl", "curves.png", "training.json"
 SWEEP, SWEEP_CURVES = "sweep.json", "sweep.csv"
 """Files that stand beside the checkpoint's own in the output."""
-OUTPUT_NAMES = (*OWN_FILES, LOG, CURVES, FACTS, SWEEP, SWEEP_CURVES)
+OUTPUT_NAMES = (*OWN_FILES, CARD, LOG, CURVES, FACTS, SWEEP, SWEEP_CURVES)
 TEACHER_SCORES, CHECKPOINTS = "teacher.npy", "checkpoints"
 WORK_NAMES = (FACTS, LOG, TEACHER_SCORES, CHECKPOINTS)
 

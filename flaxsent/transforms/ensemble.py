@@ -88,11 +88,14 @@ def join(classifiers: Sequence[Classifier]) -> Classifier:
                     f"member {index} of the ensemble has another {name} than the first{told}; expected checkpoints "
                     "with the same labels, architecture and tokenizer."
                 )
-    return dataclasses.replace(first, params=stack([classifier.params for classifier in classifiers]))
+    params = stack([classifier.params for classifier in classifiers])
+    is_same = len({classifier.config.label_thresholds for classifier in classifiers}) == 1  # others are of other scores
+    config = first.config if is_same else dataclasses.replace(first.config, label_thresholds=None)
+    return dataclasses.replace(first, params=params, config=config)
 
 
 _NOT_OF_THE_FORWARD = re.compile(
-    "^_|version|dtype|dropout|label|initializer|cache|checkpointing|architectures|task|problem_type"
+    "^_|version|dtype|dropout|label|initializer|cache|checkpointing|architectures|task|problem_type|threshold"
 )
 """Keys of config.json that say where a checkpoint comes from, or how it was trained."""
 

@@ -77,6 +77,7 @@ def zero_shot(
         labels=tuple(labels),
         problem_type="multi_label_classification" if is_multi else "single_label_classification",
         function_to_apply=None,
+        label_thresholds=None,
     )
 
     def by_label(logits: Callable[[Tokens], Float[Array, "*texts C"]], tokens: Tokens) -> Float[Array, "*texts L"]:

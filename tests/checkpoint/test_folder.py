@@ -404,7 +404,7 @@ def test_save_of_what_was_saved_changes_no_byte(folder, tmp_path):
 
 @pytest.mark.parametrize("has_map", [False, True])
 def test_saved_folder_holds_these_files_only(folder, tmp_path, has_map):
-    expected = {"config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json"}
+    expected = {"config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json", "README.md"}
     if has_map:
         (folder / "special_tokens_map.json").write_text('{"pad_token": "[PAD]"}')
         expected |= {"special_tokens_map.json"}

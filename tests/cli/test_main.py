@@ -273,7 +273,12 @@ def test_help_lists_every_command_and_each_has_its_own(sh):
         assert options.startswith(f"usage: flaxsent {name}")
         assert options.count("\n") > 5
         assert module.run
-    assert {path.stem for path in Path(cli.__file__).parent.glob("*.py")} == {*cli.COMMANDS, "__init__", "options"}
+    assert {path.stem for path in Path(cli.__file__).parent.glob("*.py")} == {
+        *cli.COMMANDS,
+        "__init__",
+        "options",
+        "rows",
+    }
 
 
 def test_the_module_is_the_program(sh):

@@ -397,7 +397,7 @@ def test_what_lies_in_no_folder_is_not_calibrated(capsys, monkeypatch, name):
 def test_an_exported_folder_is_not_calibrated(capsys, monkeypatch, tmp_path):
     (tmp_path / "manifest.json").write_text("{}")
     err = refused(capsys, monkeypatch, "--model", tmp_path)
-    assert "which was exported; calibrate the checkpoint, then export it anew." in err
+    assert "which was exported; pass the checkpoint, then export it anew." in err
 
 
 @pytest.mark.parametrize("inside", [".", "notes"])

@@ -26,7 +26,7 @@ from flaxsent.jobs.shards import Shard
 class Engine:
     '''Scores of nothing, but at once: a killed process with JAX in it takes seconds.'''
     classifier = SimpleNamespace(
-        config=SimpleNamespace(labels=("A", "B")),
+        config=SimpleNamespace(labels=("A", "B"), score_thresholds=None),
         params={},
         tokenizer=SimpleNamespace(files={}, special_tokens_in_text="special"),
         windows=None,
