@@ -106,7 +106,7 @@ def _kernel(
     def attend_block(index: Array, carry: tuple[Array, Array, Array]) -> tuple[Array, Array, Array]:
         y_QH, total_Q, highest_Q = carry
         at_keys = pl.ds(index * _KEYS, _KEYS)
-        scores_QK = scale * log2_e * _product(q_QH, k_ref[at_keys, :], contracting=(1, 1))
+        scores_QK = scale * log2_e * _product(q_QH, k_ref[at_keys, :], ((1,), (1,)))
         if bias_ref:
             scores_QK += log2_e * bias_ref[0][:, at_keys]
         mask_QK = query_ids_Q[:, None] == segment_ids_ref[at_keys][None, :]
@@ -119,7 +119,7 @@ def _kernel(
         new_highest_Q = jnp.maximum(highest_Q, jnp.max(scores_QK, axis=1))
         probs_QK = jnp.exp2(scores_QK - new_highest_Q[:, None])
         kept_Q = jnp.exp2(highest_Q - new_highest_Q)
-        y_QH = kept_Q[:, None] * y_QH + _product(probs_QK.astype(v_ref.dtype), v_ref[at_keys, :], contracting=(1, 0))
+        y_QH = kept_Q[:, None] * y_QH + _product(probs_QK.astype(v_ref.dtype), v_ref[at_keys, :], ((1,), (0,)))
         return y_QH, kept_Q * total_Q + jnp.sum(probs_QK, axis=1), new_highest_Q
 
     # A block that holds nothing a query sees counts at first; the block of its own text takes that to 0.
@@ -129,7 +129,6 @@ def _kernel(
     o_ref[...] = (y_QH / total_Q[:, None]).astype(o_ref.dtype)
 
 
-def _product(x: Array, y: Array, *, contracting: tuple[int, int]) -> Float[Array, "rows columns"]:
-    axes = tuple((axis,) for axis in contracting)
+def _product(x: Array, y: Array, axes: tuple[tuple[int], tuple[int]]) -> Float[Array, "rows columns"]:
     precision = jax.lax.Precision.DEFAULT  # in 16 bits one pass is exact, whatever JAX's default is
     return jax.lax.dot_general(x, y, (axes, ((), ())), precision=precision, preferred_element_type=jnp.float32)

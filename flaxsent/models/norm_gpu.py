@@ -58,7 +58,7 @@ def _kernel(*refs: jax.Ref, num_terms: int, eps: float, size: int) -> None:
 
     def load(ref: jax.Ref) -> Array:
         mask = is_there_TD if len(ref.shape) == 2 else is_there_D
-        return plgpu.load(ref, mask=mask, other=0).astype(jnp.float32)
+        return plgpu.load(ref.at[...], mask=mask, other=0).astype(jnp.float32)
 
     x_TD = functools.reduce(jnp.add, map(load, inputs[:num_terms]))
     centred_TD = jnp.where(is_there_TD, x_TD - jnp.sum(x_TD, axis=1, keepdims=True) / size, 0.0)
@@ -67,4 +67,4 @@ def _kernel(*refs: jax.Ref, num_terms: int, eps: float, size: int) -> None:
     y_TD = centred_TD * jax.lax.rsqrt(variance_T1 + eps) * scale_D[None, :]
     if bias_D:
         y_TD += bias_D[0][None, :]
-    plgpu.store(o_ref, y_TD.astype(o_ref.dtype), mask=is_there_TD)
+    plgpu.store(o_ref.at[...], y_TD.astype(o_ref.dtype), mask=is_there_TD)
