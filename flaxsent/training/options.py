@@ -5,7 +5,7 @@ The command line is made from these fields, so a new one is an option of `flaxse
 
 import dataclasses
 import typing
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, Literal, NamedTuple
 
 from flaxsent.base import FlaxsentError, ProblemType
@@ -101,6 +101,17 @@ class TrainOptions:
         range=_SHARE_BELOW_1,
     )
     label_smoothing: float = option("share of the target that is spread over all labels", 0.0, range=_SHARE_BELOW_1)
+    class_weights: str | Mapping[str, Any] | None = option(
+        "what labels weigh in the loss: balanced, each as much as any other; or a JSON file, {label: weight}, of those "
+        "that do not weigh 1",
+        None,
+        metavar="balanced|FILE",
+    )
+    focal_gamma: float = option(
+        "focal loss (Lin et al. 2017): the higher, the less counts what is learned already; 0 is cross entropy",
+        0.0,
+        range=_AT_LEAST_0,
+    )
     early_stopping: int = option(
         "stop after this many epochs without a better score on --dev, and keep the best epoch; 0 never stops early",
         0,

@@ -32,7 +32,7 @@ from flaxsent.models.config import ModelConfig
 from flaxsent.packing import StepShape
 from flaxsent.placement import on_host
 from flaxsent.postprocessing import probabilities
-from flaxsent.training import distributed
+from flaxsent.training import class_weights, distributed
 from flaxsent.training.checkpoints import Checkpoints
 from flaxsent.training.log import Log, draw_curves, read_log
 from flaxsent.training.options import RunOptions, TrainOptions
@@ -64,6 +64,9 @@ def run(
         MissingPackageError: Orbax or matplotlib is not installed.
     """
     _check(options, train_options)
+    if isinstance(train_options.class_weights, str):  # what the file says is a fact of the run, not its name
+        read = class_weights.read(train_options.class_weights)
+        train_options = dataclasses.replace(train_options, class_weights=read)
     work = plan(options)
     data = _read(options)
     with on_host(train_options.sharding):

@@ -24,6 +24,7 @@ from flaxsent.packing import StepShape
 from flaxsent.placement import Placement, device_of
 from flaxsent.postprocessing import postprocess
 from flaxsent.sharding import Sharding, check_heads
+from flaxsent.training import class_weights
 from flaxsent.training.batches import Batch, Corpus, Plan, labels_as_arrays, plan_epoch, step_shapes
 from flaxsent.training.optimizer import is_frozen, make_optimizer, make_schedule
 from flaxsent.training.options import TrainOptions
@@ -117,6 +118,8 @@ class Trainer:
             raise FlaxsentError("early_stopping needs dev.")
         if options.label_smoothing and config.problem_type != "single_label_classification":
             raise FlaxsentError(f"label_smoothing is for one label of several; this is {config.problem_type}.")
+        if options.focal_gamma and config.problem_type == "regression":
+            raise FlaxsentError("focal_gamma is for labels; this is regression.")
         if unlabelled and teacher is None:
             raise FlaxsentError("unlabelled texts need the scores of a teacher.")
         expected = (len(train.texts) + len(unlabelled), config.num_labels)
@@ -145,7 +148,9 @@ class Trainer:
         self.learning_rate = make_schedule(options, self.num_steps)
         self._optimizer = make_optimizer(options, self.num_steps, classifier.params)
         forward = forward_of_rows(classifier, options, self.shapes[0].num_segments, call=self._placement.call)
-        step = step_of(classifier, options, self._optimizer, forward)
+        told = options.class_weights
+        weights_C = None if told is None else class_weights.weights_of(told, self._train.labels, config)
+        step = step_of(classifier, options, self._optimizer, forward, weights_C)
         sums = functools.partial(score_sums, forward=forward, problem_type=config.problem_type)
         state = jax.eval_shape(self._begin, classifier.params)
         replicated, (of_state, of_params) = self._placement.replicated, map(self._placement.of, (state, state.params))
@@ -276,9 +281,13 @@ def first_state(params: Params, optimizer: optax.GradientTransformation, key: Ke
 
 
 def step_of(
-    classifier: Classifier, options: TrainOptions, optimizer: optax.GradientTransformation, forward: Forward
+    classifier: Classifier,
+    options: TrainOptions,
+    optimizer: optax.GradientTransformation,
+    forward: Forward,
+    weights_C: Float[np.ndarray, " C"] | None = None,
 ) -> Callable[[TrainState, Batch], tuple[TrainState, StepReport]]:
-    """A step of the run that the options describe."""
+    """A step of the run that the options describe; `weights_C` are their class weights."""
     trained = functools.partial(
         loss,
         forward=forward,
@@ -286,6 +295,8 @@ def step_of(
         label_smoothing=options.label_smoothing,
         teacher_weight=options.teacher_weight,
         teacher_temperature=options.teacher_temperature,
+        class_weights=None if weights_C is None else jnp.asarray(weights_C),
+        focal_gamma=options.focal_gamma,
     )
     return functools.partial(
         train_step,
