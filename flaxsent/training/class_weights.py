@@ -77,7 +77,7 @@ def _balanced(targets: Shaped[np.ndarray, "*N_or_C"], config: ModelConfig) -> Fl
         if is_odd_C.any():
             label = config.labels[int(is_odd_C.argmax())]
             raise FlaxsentError(
-                f"class_weights={BALANCED}: {which} text to learn from has the label {label}; give the weights in a file."
+                f"class_weights={BALANCED}: {which} text to learn from has the label {label}; give weights in a file."
             )
     rest_C = len(targets) - counts_C if is_several else np.full(len(counts_C), len(targets) / len(counts_C))
     return (rest_C / counts_C).astype(np.float32)

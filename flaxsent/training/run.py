@@ -5,19 +5,21 @@ parameters, bit for bit; on others, sums over the rows have another order, and d
 """
 
 import dataclasses
+import functools
+import glob
 import hashlib
 import importlib.metadata
 import json
 import logging
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Int
 from tqdm import tqdm
 
 from flaxsent.base import FlaxsentError, Params, Text, Tokens
@@ -32,12 +34,13 @@ from flaxsent.models.config import ModelConfig
 from flaxsent.packing import StepShape
 from flaxsent.placement import on_host
 from flaxsent.postprocessing import probabilities
-from flaxsent.training import class_weights, distributed
-from flaxsent.training.checkpoints import Checkpoints
-from flaxsent.training.log import Log, draw_curves, read_log
+from flaxsent.training import choosing, class_weights, distributed, folds, splits
+from flaxsent.training.choosing import Evaluation
+from flaxsent.training.log import draw_curves, read_log
+from flaxsent.training.loop import make_steps
 from flaxsent.training.options import RunOptions, TrainOptions
-from flaxsent.training.trainer import Evaluation, Snapshot, Trainer
-from flaxsent.training.work import CHECKPOINTS, CURVES, LOG, Facts, Work, difference, plan
+from flaxsent.training.trainer import Trainer
+from flaxsent.training.work import CURVES, LOG, VALIDATION, Facts, Work, difference, plan
 
 logger = logging.getLogger(__name__)
 
@@ -45,11 +48,15 @@ logger = logging.getLogger(__name__)
 class Data(NamedTuple):
     """What the files hold, and for what kind of classifier."""
 
+    files: list[str]
+    """Those that are learned from."""
     train: Examples
     dev: Examples | None
     unlabelled: list[Text]
     task: Task
     """The labels and the problem type."""
+    folds: Int[np.ndarray, " N"] | None
+    """Of each text that is learned from, where there are folds."""
 
 
 def run(
@@ -68,7 +75,8 @@ def run(
         read = class_weights.read(train_options.class_weights)
         train_options = dataclasses.replace(train_options, class_weights=read)
     work = plan(options)
-    data = _read(options)
+    data = _read(options, seed=train_options.seed)
+    choosing.metric_of(data.task.problem_type, train_options.metric)
     with on_host(train_options.sharding):
         classifier, has_new_head = _load(options, data, seed=train_options.seed)
     teacher = None if options.teacher is None else _load_teacher(options.teacher, classifier)
@@ -80,45 +88,57 @@ def run(
     work.check_output()
     distributed.wait("the facts were compared")
     head = "a new head" if has_new_head else "the checkpoint's head"
-    report(f"{options.train}: {describe(data.train, *data.task)}, on {head}")
+    report(f"{_listed(data.files)}: {describe(data.train, *data.task)}, on {head}")
+    if options.dev_fraction is not None and data.dev is not None:
+        report(f"dev: {describe(data.dev, *data.task)}")
     scores_NC = None
     if teacher is not None:
         scores_NC = work.teacher if begun is not None else _scores(teacher, data, classifier.config)
     shapes = None if begun is None else tuple(StepShape(*shape) for shape in begun["shapes"])
     trainer = Trainer(
         *(classifier, data.train, data.dev),
-        options=train_options,
+        options=dataclasses.replace(train_options, metric=None) if options.folds else train_options,
         unlabelled=data.unlabelled,
         teacher=scores_NC,
         shapes=shapes,
     )
-    if trainer.num_truncated:
-        report(f"{trainer.num_truncated:,} of {trainer.num_texts:,} texts are cut to {trainer.max_length} tokens")
+    _tell(trainer, report)
     facts = facts | {"shapes": trainer.shapes} if begun is None else begun
     work.begin(facts, scores_NC)
-    with Checkpoints(work.folder / CHECKPOINTS, trainer) as checkpoints:
-        snapshot = checkpoints.last() or trainer.start()
-        done = int(snapshot.state.step)
-        with Log(work.folder / LOG, trainer, done=done, every=options.log_every, report=report) as log:
-            for event in trainer.events(snapshot):
-                snapshot = event.snapshot
-                log.add(event)
-                if event.step % options.checkpoint_every == 0 or event.is_epoch_end:
-                    checkpoints.save(snapshot, event.step)
+    steps = functools.partial(make_steps, options=options, report=report)
+    validated = None
+    if data.folds is not None:
+        parts, folder = data.folds, work.folder / VALIDATION
+        told = {"options": train_options, "shapes": trainer.shapes, "steps": steps, "report": report}
+        validated = folds.validate(classifier, data.train, parts, folder, **told)
+    snapshot = steps(trainer, work.folder)
 
     def write_into(folder: Path) -> None:
         save(trainer.result(snapshot), folder, dtype=jnp.dtype(options.save_dtype))
         shutil.copyfile(work.folder / LOG, folder / LOG)
         draw_curves(read_log(work.folder / LOG), folder / CURVES)
+        if validated is not None:
+            names = {"labels": data.task.labels, "text_columns": options.text_columns}
+            folds.write_into(folder, validated, data.train.texts, **names)
 
     work.finish(facts, write_into)
-    return _chosen(snapshot, train_options)
+    return trainer.chosen(snapshot, report)
+
+
+def _tell(trainer: Trainer, report: Callable[[str], None]) -> None:
+    if trainer.num_truncated:
+        report(f"{trainer.num_truncated:,} of {trainer.num_texts:,} texts are cut to {trainer.max_length} tokens")
+    if trainer.is_lengthened:
+        least, num_epochs = trainer.options.min_steps, len(trainer.steps_by_epoch)
+        report(f"the texts are few: {num_epochs} epochs make {trainer.num_steps} steps, at least --min-steps {least}")
 
 
 def _check(options: RunOptions, train_options: TrainOptions) -> None:
-    if train_options.early_stopping and options.dev is None:
-        raise FlaxsentError("early_stopping needs a dev file.")
-    for file in (options.train, options.dev, options.unlabelled):
+    has_dev = options.dev is not None or options.dev_fraction is not None
+    for name in ("early_stopping", "evaluate_every", *([] if options.folds else ["metric"])):
+        if getattr(train_options, name) and not has_dev:
+            raise FlaxsentError(f"{name} needs a dev file, or dev_fraction.")
+    for file in (*_files(options.train), options.dev, options.unlabelled):
         if file is not None and not Path(file).is_file():
             raise FileNotFoundError(f"{file}: no such file.")
     for module in ("orbax.checkpoint", "matplotlib"):
@@ -147,7 +167,7 @@ def _is_complete(work: Work, begun: Facts | None, facts: Facts, options: RunOpti
     return not differs
 
 
-def _read(options: RunOptions) -> Data:
+def _read(options: RunOptions, *, seed: int) -> Data:
     """The files, and what their labels mean: `data.labels` has the rule."""
 
     def annotations(file: str) -> Annotations:
@@ -158,17 +178,55 @@ def _read(options: RunOptions) -> Data:
             label_separator=options.label_separator,
         )
 
-    train = annotations(options.train)
+    files = _files(options.train)
+    found = [annotations(file) for file in files]
     dev = None if options.dev is None else annotations(options.dev)
     own = _own_config(options.model)
     known = Task(own.labels, own.problem_type) if own.is_classifier else None
-    task = resolve(train, known=known, labels=options.labels, problem_type=options.problem_type)
-    return Data(
-        train=to_examples(train, **task._asdict()),
-        dev=None if dev is None else to_examples(dev, **task._asdict()),
-        unlabelled=[] if options.unlabelled is None else read_texts(options.unlabelled, options.text_columns),
-        task=task,
+    task = resolve(_together(found), known=known, labels=options.labels, problem_type=options.problem_type)
+    read = [to_examples(one, **task._asdict()) for one in found]
+    train = Examples([text for one in read for text in one.texts], [label for one in read for label in one.labels])
+    dev = None if dev is None else to_examples(dev, **task._asdict())
+    if options.dev_fraction is not None:
+        chosen = splits.split(train, options.dev_fraction, problem_type=task.problem_type, seed=seed)
+        train, dev = (splits.select(train, indices) for indices in chosen)
+    parts = None
+    if options.folds is not None:
+        folds.check_names(task.labels, options.text_columns)
+        parts = splits.folds(train, options.folds, problem_type=task.problem_type, seed=seed)
+    unlabelled = [] if options.unlabelled is None else read_texts(options.unlabelled, options.text_columns)
+    return Data(files, train, dev, unlabelled, task, parts)
+
+
+def _files(patterns: Sequence[str]) -> list[str]:
+    """The files of names and patterns, each once; what is the name of a file is no pattern.
+
+    Raises:
+        FileNotFoundError: no file has a name of the pattern.
+    """
+    files: dict[str, None] = {}
+    for pattern in patterns:
+        is_pattern = glob.has_magic(pattern) and not Path(pattern).exists()
+        found = sorted(glob.glob(pattern, recursive=True)) if is_pattern else [pattern]
+        if not found:
+            raise FileNotFoundError(f"{pattern}: no such file.")
+        files |= dict.fromkeys(found)
+    return [*files]
+
+
+def _together(parts: Sequence[Annotations]) -> Annotations:
+    """Files as one, to decide what the labels of all of them mean."""
+    first = parts[0]
+    if len(parts) == 1:
+        return first
+    texts, labels, numbers = (
+        [one for part in parts for one in getattr(part, name)] for name in ("texts", "labels", "numbers")
     )
+    return Annotations(_listed([part.file for part in parts]), first.column, texts, labels, numbers)
+
+
+def _listed(files: Sequence[str]) -> str:
+    return files[0] if len(files) == 1 else f"{files[0]} and {len(files) - 1} more"
 
 
 def _own_config(model: str | None) -> ModelConfig:
@@ -246,9 +304,10 @@ def _facts(
         "special_tokens_in_text": options.special_tokens_in_text,
         "model": _identity(options.model, classifier),
         "teacher": None if teacher is None else _identity(options.teacher, teacher),
-        "train": {"name": options.train, "digest": _digest(*data.train)},
+        "train": {"name": data.files, "digest": _digest(*data.train)},
         "dev": None if data.dev is None else {"name": options.dev, "digest": _digest(*data.dev)},
         "unlabelled": {"name": options.unlabelled, "digest": _digest(*data.unlabelled)},
+        "folds": options.folds,
         "labels": data.task.labels,
         "problem_type": data.task.problem_type,
         "platform": jax.default_backend(),
@@ -267,12 +326,3 @@ def _digest(*contents: Any) -> str:
     for content in contents:
         digest.update(np.asarray(content).tobytes() if isinstance(content, jax.Array) else repr(content).encode())
     return digest.hexdigest()
-
-
-def _chosen(snapshot: Snapshot, train_options: TrainOptions) -> Evaluation | None:
-    """The evaluation of the parameters that are written."""
-    if not snapshot.evaluations:
-        return None
-    if not train_options.early_stopping:
-        return snapshot.evaluations[-1]
-    return max(snapshot.evaluations, key=lambda evaluation: (evaluation.score, -evaluation.step))

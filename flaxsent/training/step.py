@@ -137,16 +137,6 @@ def with_frozen(loss: Loss, frozen: Params) -> Loss:
     return partly
 
 
-def score_sums(
-    params: Params, batch: Batch, *, forward: Forward, problem_type: ProblemType
-) -> dict[str, Float[Array, ""]]:
-    """What adds up over the batches of dev, for its loss and its score."""
-    logits = forward(params, batch.tokens, None).astype(jnp.float32)
-    labels, weights = jnp.asarray(batch.labels), jnp.asarray(batch.weights)
-    sums = {"texts": jnp.sum(weights), "loss": jnp.sum(losses(logits, labels, problem_type=problem_type) * weights)}
-    if problem_type == "single_label_classification":
-        sums["right"] = jnp.sum(weights, where=jnp.argmax(logits, axis=-1) == labels)
-    elif problem_type == "multi_label_classification":
-        chosen = jnp.where(logits > 0, weights[..., None], jnp.zeros(()))
-        sums |= {"right": jnp.sum(chosen * labels), "predicted": jnp.sum(chosen), "labelled": jnp.sum(labels)}
-    return sums
+def dev_logits(params: Params, batch: Batch, *, forward: Forward) -> Float[Array, "*texts C"]:
+    """The logits in float32 of a batch of dev, without dropout."""
+    return forward(params, batch.tokens, None).astype(jnp.float32)
