@@ -114,6 +114,9 @@ class TrainOptions:
         range=_SHARE_BELOW_1,
     )
     label_smoothing: float = option("share of the target that is spread over all labels", 0.0, range=_SHARE_BELOW_1)
+    head_bias: Literal["prior", "zero"] = option(
+        "where the biases of a new head start: so that it says of any text how the labels are spread, or at 0", "prior"
+    )
     class_weights: str | Mapping[str, Any] | None = option(
         "what labels weigh in the loss: balanced, each as much as any other; or a JSON file, {label: weight}, of those "
         "that do not weigh 1",

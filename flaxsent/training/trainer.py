@@ -19,6 +19,7 @@ from flaxsent.base import FlaxsentError, Params, Text, Tokens
 from flaxsent.classifier import Classifier, check_has_own_labels, tell_truncated
 from flaxsent.data.labels import Examples
 from flaxsent.files import require
+from flaxsent.models import last_layer
 from flaxsent.models.config import as_trained
 from flaxsent.packing import StepShape
 from flaxsent.placement import Placement, device_of
@@ -28,7 +29,8 @@ from flaxsent.training import choosing, class_weights
 from flaxsent.training.batches import Batch, Corpus, Plan, labels_as_arrays, plan_epoch, step_shapes
 from flaxsent.training.choosing import METRICS, Evaluation, metric_of, told_ends
 from flaxsent.training.optimizer import is_frozen, make_optimizer, make_schedule
-from flaxsent.training.options import NUM_EPOCHS, TrainOptions
+from flaxsent.training.options import NUM_EPOCHS, Metric, TrainOptions
+from flaxsent.training.prior import at_prior
 from flaxsent.training.step import Forward, StepReport, TrainState, dev_logits, loss, train_step, with_frozen
 
 if TYPE_CHECKING:
@@ -103,7 +105,7 @@ class Trainer:
         for name in ("early_stopping", "evaluate_every", "metric"):
             if getattr(options, name) and dev is None:
                 raise FlaxsentError(f"{name} needs dev.")
-        self.metric = metric_of(config.problem_type, options.metric)
+        self.metric: Metric = metric_of(config.problem_type, options.metric)
         self.keeps_best = bool(options.early_stopping or options.metric)
         if options.label_smoothing and config.problem_type != "single_label_classification":
             raise FlaxsentError(f"label_smoothing is for one label of several; this is {config.problem_type}.")
@@ -138,11 +140,14 @@ class Trainer:
         self.num_steps = sum(self.steps_by_epoch)
         most = None if options.num_epochs is not None else _MOST_TOLD_ENDS
         self._ends = told_ends(self.steps_by_epoch, most=most)
+        told = options.class_weights
+        weights_C = None if told is None else class_weights.weights_of(told, self._train.labels, config)
+        self._params = classifier.params
+        if options.head_bias == "prior" and not last_layer(is_frozen(classifier.params, options.freeze)).get("bias"):
+            self._params = at_prior(classifier.params, self._train.labels, config, weights_C=weights_C)
         self.learning_rate = make_schedule(options, self.num_steps)
         self._optimizer = make_optimizer(options, self.num_steps, classifier.params)
         forward = forward_of_rows(classifier, options, self.shapes[0].num_segments, call=self._placement.call)
-        told = options.class_weights
-        weights_C = None if told is None else class_weights.weights_of(told, self._train.labels, config)
         step = step_of(classifier, options, self._optimizer, forward, weights_C)
         state = jax.eval_shape(self._begin, classifier.params)
         replicated, (of_state, of_params) = self._placement.replicated, map(self._placement.of, (state, state.params))
@@ -153,7 +158,7 @@ class Trainer:
 
     def start(self) -> Snapshot:
         """Before the first step."""
-        params = placement.put(self.classifier.params, self._placement)
+        params = placement.put(self._params, self._placement)
         state = self._start(params)
         return Snapshot(state, self._copy(state.params) if self.keeps_best else None)
 
