@@ -15,7 +15,7 @@ def losses(
     labels: Shaped[Array, "*texts_or_C"],
     *,
     problem_type: ProblemType,
-    label_smoothing: float = 0.0,
+    label_smoothing: float | Float[Array, ""] = 0.0,
     class_weights: Float[Array, " C"] | None = None,
     focal_gamma: float = 0.0,
 ) -> Float[Array, "*texts"]:

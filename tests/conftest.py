@@ -96,6 +96,15 @@ def tiny_folder(tmp_path_factory):
     return make
 
 
+@pytest.fixture
+def compiles_fast():
+    """Tests of small models spend their time compiling; the slow tests of whole runs compile as users do."""
+    before = jax.config.read("jax_disable_most_optimizations")
+    jax.config.update("jax_disable_most_optimizations", True)
+    yield
+    jax.config.update("jax_disable_most_optimizations", before)
+
+
 @pytest.fixture(scope="module")
 def symbolic_sizes():
     """While functions are lowered, sizes are symbols where signatures say int, which beartype would refuse."""

@@ -86,13 +86,14 @@ def table(report: Report) -> str:
     peak = ", ".join(f"{dtype} {peak / 1e9:,.0f}" for dtype, peak in report.peak.items())
     lines = [report.model, report.machine, versions, f"fastest matrix product, in GFLOP/s: {peak}"]
     for result in report.results:
-        lines += ["", *_result_lines(result), *_efficiency_lines(result, report.peak)]
+        lines += ["", *result_lines(result), *_efficiency_lines(result, report.peak)]
     if report.skipped:
         lines += ["", *(f"skipped {name}: {reason}" for name, reason in report.skipped.items())]
     return "\n".join(lines)
 
 
-def _result_lines(result: Result) -> Iterator[str]:
+def result_lines(result: Result) -> Iterator[str]:
+    """What the libraries took for a workload."""
     mean = result.num_tokens / result.num_texts
     cut = f" ({result.num_truncated:,} cut)" if result.num_truncated else ""
     rounds = "1 round" if result.num_rounds == 1 else f"median of {result.num_rounds} rounds"

@@ -15,7 +15,7 @@ from jaxtyping import Int
 
 from flaxsent.bench.machine import is_on_cpu, seconds
 from flaxsent.bench.peers import PEERS, Predict
-from flaxsent.bench.texts import NUM_TEXTS, NUM_TEXTS_ON_ACCELERATOR, Workload
+from flaxsent.bench.texts import NUM_TEXTS, Workload
 
 
 class Timing(NamedTuple):
@@ -88,11 +88,12 @@ def or_skipped(name: str, skipped: dict[str, str], report: Callable[[str], None]
 
 
 _START, _START_ON_ACCELERATOR = 16, 256
+_SAMPLE_ON_ACCELERATOR = 4096
 
 
 def _try_batch_sizes(predict: Predict, texts: list[str], *, compiles: bool) -> dict[int, float]:
     """Seconds for half of the texts, or for fewer of very many, from all over them, by batch size."""
-    most = NUM_TEXTS if is_on_cpu() else NUM_TEXTS_ON_ACCELERATOR
+    most = NUM_TEXTS if is_on_cpu() else _SAMPLE_ON_ACCELERATOR
     sample = texts[:: max(2, -(-len(texts) // most))]
     largest = 1 << (len(sample) - 1).bit_length()
     start = min(_START if is_on_cpu() else _START_ON_ACCELERATOR, largest)

@@ -15,7 +15,7 @@ from typing import Any
 from flaxsent.base import FlaxsentError
 from flaxsent.bench import machine
 from flaxsent.bench.peers import OURS, PEERS, Source, engine_predictor, make
-from flaxsent.bench.report import CLAIM_ROUNDS, Efficiency, Report, Result, texts_per_second
+from flaxsent.bench.report import CLAIM_ROUNDS, Efficiency, Report, Result, result_lines, texts_per_second
 from flaxsent.bench.report import check_plot as check_plot
 from flaxsent.bench.report import plot as plot
 from flaxsent.bench.report import table as table
@@ -98,6 +98,7 @@ def compare(
             raise FlaxsentError(f"{model} gives one number for a text; expected labels, by which peers are compared.")
         planned = measured(source.classifier)
         stats: dict[str, list[Stats]] = {name: [] for name in ours}
+        tell(f"compiling {', '.join(ours)}")
         predictors = {name: engine_predictor(source.folder, dtype, stats[name]) for name, dtype in ours.items()}
         for name in names:
             tell(f"preparing {name}")
@@ -137,6 +138,7 @@ def compare(
                     efficiencies=efficiencies,
                 )
             )
+            report("\n".join(result_lines(results[-1])))  # whoever stops the run has these
             tell("measuring the fastest matrix product")
             peak = {dtype: max(best, machine.matrix_peak(dtype)) for dtype, best in peak.items()}
     return Report(

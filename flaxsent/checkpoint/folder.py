@@ -12,7 +12,7 @@ import jax.numpy as jnp
 
 from flaxsent import models
 from flaxsent.base import Backend, FlaxsentError, Params, ProblemType
-from flaxsent.checkpoint import exported, hub, weights
+from flaxsent.checkpoint import adapters, exported, hub, weights
 from flaxsent.checkpoint.tokenizer import TOKENIZER_FILES, read_tokenizer
 from flaxsent.classifier import (
     Classifier,
@@ -25,6 +25,7 @@ from flaxsent.classifier import (
 )
 from flaxsent.files import replacing
 from flaxsent.models import flax_auto
+from flaxsent.models.adapters import has_adapters, merge
 from flaxsent.models.config import PROBLEM_TYPES, ModelConfig, as_trained, old_temperature, read_config, to_json
 from flaxsent.postprocessing import postprocess
 
@@ -32,6 +33,7 @@ from flaxsent.postprocessing import postprocess
 def load(
     source: str | os.PathLike | None = None,
     *,
+    adapter: str | os.PathLike | None = None,
     backend: Backend | None = None,
     dtype: Any = None,
     revision: str | None = None,
@@ -45,7 +47,9 @@ def load(
     """Loads a checkpoint: a folder, a Hub id (at `revision`), an exported folder, or the embedded sentiment model.
 
     Args:
-        source: None is the embedded checkpoint. Of an exported folder, all but the last of what follows is settled.
+        source: None is the embedded checkpoint. Of an exported folder, all but the last of what follows is settled. A
+            folder with an adapter in PEFT's format is read as that adapter, on the base that it names.
+        adapter: a folder with a LoRA adapter, which is folded into the params; its head replaces that of `source`.
         backend: of `forward`: "flax" (a FlaxAutoModelForSequenceClassification: transformers 4's, or where that is not
             installed or lacks the family flaxsent's own), "native" (the encoders without Flax), or None: flax where it
             is installed, else native. `forward_packed` is native always.
@@ -75,18 +79,35 @@ def load(
         if given := [name for name, value in settled.items() if value is not None]:
             raise FlaxsentError(f"{source} was exported, which settled {' and '.join(given)}; export the model anew.")
         return exported.read(Path(source), special_tokens_in_text=special_tokens_in_text)
+    if adapter is None and source is not None and adapters.is_adapter(source):
+        adapter, (source, of_base) = source, adapters.base_of(Path(source))
+        revision = revision or of_base
     dtype = float_dtype(jnp.float32 if dtype is None else dtype)
     folder = hub.find(source, revision=revision)
-    own = config_of(folder)
+    own, found = config_of(folder), None
+    if adapter is not None:
+        found = adapters.read(Path(adapter), config=own)
+        own = adapters.with_head(own, Path(adapter), found)
     config = _with_labels(own, labels, problem_type)
     chosen = _choose_backend(backend, config, dtype)
-    is_new = (config.labels != own.labels or not own.is_classifier) and labels is not None
+    has_head = own.is_classifier or (found is not None and found.has_head)
+    is_new = (config.labels != own.labels or not has_head) and labels is not None
     draws_head = is_new if new_head is None else new_head
     if new_head is False and config.num_labels != own.num_labels:
         raise FlaxsentError(f"new_head=False keeps the layer of {own.num_labels} labels; got {config.num_labels}.")
     is_whole = draws_head or new_head is not None
-    params = _read_params(folder, config, dtype, key=jax.random.key(seed) if draws_head else None, is_whole=is_whole)
-    if not draws_head and (temperature := old_temperature(own)) != 1:
+    key = jax.random.key(seed) if draws_head else None
+    if found is None:
+        params = _read_params(folder, config, dtype, key=key, is_whole=is_whole)
+    else:
+        params = _read_params(folder, own, jnp.dtype(jnp.float32), key=key, is_whole=is_whole, others=found.params)
+        adapters.check_base(Path(str(adapter)), found, params, config=own)
+        params = merge(params, found.params)
+        if key is not None:
+            params = models.with_last_layer(params, models.last_layer(_drawn_head(config, key)))
+        params = jax.tree.map(lambda leaf: leaf.astype(dtype), params)
+    has_own_head = not draws_head and (found is None or not found.has_head)
+    if has_own_head and (temperature := old_temperature(own)) != 1:
         params = models.divide_logits(params, temperature)
     tokenizer = read_tokenizer(folder, config, special_tokens_in_text=special_tokens_in_text)
     natively = functools.partial(functools.partial, config=config, matmul_precision=matmul_precision)
@@ -113,13 +134,18 @@ def save(classifier: Classifier, folder: str | os.PathLike, *, dtype: Any = None
     stay. `dtype` is that of the stored weights, that of the params by default.
 
     Raises:
-        FlaxsentError: the params are int8, or the labels were given at run time, by `transforms.zero_shot`.
+        FlaxsentError: the params are int8 or have adapters, or the labels were given at run time, by
+            `transforms.zero_shot`.
         OSError: the folder cannot be written; what was there still is.
     """
     check_has_own_labels(classifier)
     if models.is_int8(classifier.params):
         raise FlaxsentError(
             "a checkpoint folder holds floats, and these params are int8: export them, or save the floats."
+        )
+    if has_adapters(classifier.params):
+        raise FlaxsentError(
+            "a checkpoint folder holds no adapters, and these params do: merge them, or write them by save_adapter."
         )
     stored = jax.tree.leaves(classifier.params)[0].dtype if dtype is None else float_dtype(dtype)
     tensors = weights.to_tensors(jax.tree.map(lambda leaf: leaf.astype(stored), classifier.params))
@@ -131,7 +157,36 @@ def save(classifier: Classifier, folder: str | os.PathLike, *, dtype: Any = None
             (unfinished / name).write_bytes(content)
 
 
-OWN_FILES = ("config.json", *weights.WEIGHT_FILES, *TOKENIZER_FILES)
+def save_adapter(
+    classifier: Classifier,
+    folder: str | os.PathLike,
+    *,
+    base: str | None = None,
+    dropout: float = 0.0,
+    dtype: Any = None,
+) -> None:
+    """Writes the adapters and the head of a classifier as PEFT does, with its config.json and tokenizer beside them.
+
+    PEFT, and `load` of the folder, read the rest from `base`, a folder or a Hub id. `dropout` is told to whoever trains
+    it further.
+
+    Raises:
+        FlaxsentError: the params have no adapters.
+        OSError: the folder cannot be written; what was there still is.
+    """
+    if not has_adapters(classifier.params):
+        raise FlaxsentError("these params have no adapters; expected those of a classifier trained with lora_rank.")
+    stored = jnp.dtype(jnp.float32) if dtype is None else float_dtype(dtype)
+    with replacing(Path(folder), owned=own_files(Path(folder))) as unfinished:
+        adapters.write(
+            *(classifier.params, unfinished), config=classifier.config, base=base, dropout=dropout, dtype=stored
+        )
+        (unfinished / "config.json").write_text(to_json(classifier.config, dtype=stored.name), encoding="utf-8")
+        for name, content in classifier.tokenizer.files.items():
+            (unfinished / name).write_bytes(content)
+
+
+OWN_FILES = ("config.json", adapters.CONFIG, adapters.WEIGHTS, adapters.PICKLE, *weights.WEIGHT_FILES, *TOKENIZER_FILES)
 """Names of files that `save` writes, or that would contradict what it writes; shards of weights are so, too."""
 
 
@@ -196,18 +251,32 @@ def _choose_backend(backend: Backend | None, config: ModelConfig, dtype: jnp.dty
     return backend
 
 
-def _read_params(folder: Path, config: ModelConfig, dtype: jnp.dtype, *, key: Any | None, is_whole: bool) -> Params:
+def _read_params(
+    folder: Path,
+    config: ModelConfig,
+    dtype: jnp.dtype,
+    *,
+    key: Any | None,
+    is_whole: bool,
+    others: Params | None = None,
+) -> Params:
     """The params of a folder; with a `key`, the last layer is drawn, and what the folder lacks of the layers below it.
 
-    Encoders often come without a pooler, too.
+    Encoders often come without a pooler, too. What the folder has not of an adapter's `others` is theirs.
     """
     shapes, base = models.shapes(config), models.base(config)
     read = functools.partial(weights.read_params, folder, shapes=shapes, base=base, dtype=dtype, is_whole=is_whole)
+    theirs = {} if others is None else dict(weights.flatten(others))
     if key is None:
-        return read()
+        return read(drawn=None if others is None else others)
+    drawn = _drawn_head(config, key)
+    params = read(drawn=weights.unflatten(dict(weights.flatten(drawn)) | theirs))
+    return models.with_last_layer(params, {name: leaf.astype(dtype) for name, leaf in models.last_layer(drawn).items()})
+
+
+def _drawn_head(config: ModelConfig, key: Any) -> Params:
+    shapes, base = models.shapes(config), models.base(config)
     head = {branch: shape for branch, shape in shapes.items() if branch != base}
     if "pooler" in shapes[base]:
         head[base] = {"pooler": shapes[base]["pooler"]}
-    drawn = models.init_params(key, head, stddev=config.initializer_range)
-    params = read(drawn=drawn)
-    return models.with_last_layer(params, {name: leaf.astype(dtype) for name, leaf in models.last_layer(drawn).items()})
+    return models.init_params(key, head, stddev=config.initializer_range)

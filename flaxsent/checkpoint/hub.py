@@ -7,6 +7,7 @@ import re
 import threading
 from pathlib import Path
 
+from flaxsent.checkpoint.adapters import base_of, is_adapter
 from flaxsent.checkpoint.tokenizer import NAMES, TOKENIZER_FILES, needs_vocabulary
 from flaxsent.checkpoint.weights import PICKLE_INDEX, SAFETENSORS_INDEX, WEIGHT_FILES, first_line, shard_files
 from flaxsent.files import quietly
@@ -16,6 +17,8 @@ EMBEDDED = Path(__file__).parents[1] / "default_model"
 
 def find(source: str | os.PathLike | None, *, revision: str | None = None) -> Path:
     """The folder of a checkpoint: `source` itself, the Hub's copy of it in the local cache, or the embedded one.
+
+    Of an adapter that has no config.json beside it, it is that of its base.
 
     From the Hub come `config.json`, one set of weights and the tokenizer's files, all of one commit; `HF_HUB_OFFLINE`,
     `HF_ENDPOINT`, `HF_HOME` and `HF_TOKEN` work as everywhere.
@@ -29,6 +32,9 @@ def find(source: str | os.PathLike | None, *, revision: str | None = None) -> Pa
     folder = Path(source)
     if folder.is_dir():
         if not (folder / "config.json").is_file():
+            if is_adapter(folder):
+                base, of_base = base_of(folder)
+                return find(base, revision=revision or of_base)
             raise FileNotFoundError(
                 f"{folder} has no config.json; expected a Hugging Face checkpoint folder, or one that flaxsent export "
                 "wrote."

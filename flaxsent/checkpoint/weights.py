@@ -100,17 +100,17 @@ def read_params(
     fallback = dict(flatten(drawn or {}))
     leaves, missing, misshaped = {}, [], []
     for path, shape in flatten(shapes):
-        names = _pytorch_names(path, base)
+        names = pytorch_names(path, base)
         name = next((name for name in names if name in tensors), names[0])
         tensor = tensors.pop(name, None)
-        if tensor is not None and tensor.shape == _pytorch_shape(path, shape):
+        if tensor is not None and tensor.shape == pytorch_shape(path, shape):
             leaves[path] = tensor.T if path[-1] == "kernel" else tensor
         elif path in fallback:
             leaves[path] = fallback[path]
         elif tensor is None:
             missing.append(name)
         else:
-            misshaped.append(f"{name}: expected {_pytorch_shape(path, shape)}, got {tensor.shape}")
+            misshaped.append(f"{name}: expected {pytorch_shape(path, shape)}, got {tensor.shape}")
     left_over = [name for name in sorted(tensors) if not _NOT_PARAMETERS.search(name)]
     faults = [f"- {name}" for name in missing] + misshaped
     beyond = [name for name in left_over if is_whole and _is_of_encoder(name, base, shapes[base])]
@@ -118,7 +118,7 @@ def read_params(
         _check_prefix(file, missing, left_over, base)
         left_over = left_over if drawn is None else beyond
         unexpected = [f"+ {name}" for name in left_over]
-        told = "; ".join(_some(names, between="; ") for names in (faults, unexpected) if names)
+        told = "; ".join(some(names, between="; ") for names in (faults, unexpected) if names)
         raise FlaxsentError(f"{file} does not fit its config.json (- missing, + unexpected): {told}")
     if left_over:
         of_no_interest = drawn is not None or all(map(_OF_NO_INTEREST.search, left_over))
@@ -129,7 +129,7 @@ def read_params(
         raise FlaxsentError(
             f"{file} has weights of dtype {', '.join(sorted(odd))}; expected floats: it may be quantised."
         )
-    return _unflatten({path: jnp.asarray(leaf, dtype) for path, leaf in leaves.items()})
+    return unflatten({path: jnp.asarray(leaf, dtype) for path, leaf in leaves.items()})
 
 
 def unfit(folder: Path, *, shapes: Params, base: str) -> tuple[set[tuple[str, ...]], set[tuple[str, ...]]]:
@@ -141,10 +141,10 @@ def unfit(folder: Path, *, shapes: Params, base: str) -> tuple[set[tuple[str, ..
     tensors = _READERS[file.name](file)
     missing, misshaped = set(), set()
     for path, shape in flatten(shapes):
-        tensor = next((tensors[name] for name in _pytorch_names(path, base) if name in tensors), None)
+        tensor = next((tensors[name] for name in pytorch_names(path, base) if name in tensors), None)
         if tensor is None:
             missing.add(path)
-        elif tensor.shape != _pytorch_shape(path, shape):
+        elif tensor.shape != pytorch_shape(path, shape):
             misshaped.add(path)
     return missing, misshaped
 
@@ -164,7 +164,7 @@ def _check_prefix(file: Path, missing: Sequence[str], left_over: Sequence[str], 
                 )
 
 
-def _some(names: Sequence[str], *, between: str = ", ") -> str:
+def some(names: Sequence[str], *, between: str = ", ") -> str:
     more = [] if len(names) <= _MOST_NAMES else [f"and {len(names) - _MOST_NAMES} more"]
     return between.join([*names[:_MOST_NAMES], *more])
 
@@ -180,7 +180,7 @@ def _grouped(names: Iterable[str]) -> str:
         layer = re.match(r".*?\.\d+(?=\.)", name)
         groups.setdefault(layer[0] if layer else name.rpartition(".")[0], []).append(name)
     told = [f"{group}.* ({len(held)})" if len(held) > 1 else held[0] for group, held in groups.items()]
-    return _some(told)
+    return some(told)
 
 
 def stored_dtype(folder: Path) -> jnp.dtype:
@@ -226,14 +226,14 @@ def _is_of_encoder(name: str, base: str, branches: Params) -> bool:
     return branch in branches and branch != "pooler"
 
 
-def _pytorch_shape(path: tuple[str, ...], shape: tuple[int, ...]) -> tuple[int, ...]:
+def pytorch_shape(path: tuple[str, ...], shape: tuple[int, ...]) -> tuple[int, ...]:
     return shape[::-1] if path[-1] == "kernel" else shape
 
 
 def to_tensors(params: Params) -> dict[str, np.ndarray]:
     """The parameters under PyTorch's names and in its layout."""
     return {
-        _pytorch_names(path)[0]: np.ascontiguousarray(np.asarray(leaf).T if path[-1] == "kernel" else np.asarray(leaf))
+        pytorch_names(path)[0]: np.ascontiguousarray(np.asarray(leaf).T if path[-1] == "kernel" else np.asarray(leaf))
         for path, leaf in flatten(params)
     }
 
@@ -253,7 +253,7 @@ def write_tensors(tensors: dict[str, np.ndarray], file: Path, metadata: dict[str
     file.chmod(0o644)
 
 
-def _pytorch_names(path: tuple[str, ...], base: str = "") -> list[str]:
+def pytorch_names(path: tuple[str, ...], base: str = "") -> list[str]:
     """PyTorch's name of a leaf, then the others that checkpoints use: LayerNorm's old names, the encoder on its own."""
     leaves = [_LEAVES.get(path[-1], path[-1])]
     if "".join(path[-2:-1]).endswith("LayerNorm") and path[-1] in _OLD_LEAVES:
@@ -272,7 +272,7 @@ def _read_safetensors(file: Path) -> dict[str, np.ndarray]:
         except (safetensors.SafetensorError, KeyError, TypeError, AttributeError) as err:
             if odd := _unreadable(shard):
                 raise FlaxsentError(
-                    f"{shard} has tensors of a dtype that cannot be read: {_some(odd)}; expected floats of 16 bits or "
+                    f"{shard} has tensors of a dtype that cannot be read: {some(odd)}; expected floats of 16 bits or "
                     "more: convert them first."
                 ) from err
             raise FlaxsentError(f"{shard} is not a whole safetensors file: {first_line(err)}; fetch it again.") from err
@@ -288,7 +288,7 @@ def _shards(index: Path) -> list[Path]:
     """
     shards = [index.parent / name for name in shard_files(index)]
     if missing := [shard.name for shard in shards if not shard.is_file()]:
-        raise FileNotFoundError(f"{index} names files that are not there: {_some(missing)}; fetch them.")
+        raise FileNotFoundError(f"{index} names files that are not there: {some(missing)}; fetch them.")
     return shards
 
 
@@ -318,7 +318,7 @@ def _read_msgpack(file: Path) -> dict[str, np.ndarray]:
         raise FlaxsentError(f"{file} has names that are no text; expected a tree of parameters.")
     _check_not_nested(file, tree, ["params"])
     if odd := [".".join(path) for path, leaf in flatten(tree) if not isinstance(leaf, np.ndarray)]:
-        raise FlaxsentError(f"{file} has entries that are no arrays: {_some(odd)}; expected a tree of parameters.")
+        raise FlaxsentError(f"{file} has entries that are no arrays: {some(odd)}; expected a tree of parameters.")
     return to_tensors(tree)
 
 
@@ -346,7 +346,7 @@ def _read_pickle(file: Path) -> dict[str, np.ndarray]:
     _check_not_nested(file, state, ["state_dict", "model_state_dict", "model", "module", "net", "params"])
     if odd := [f"{name} ({type(one).__name__})" for name, one in state.items() if not isinstance(one, torch.Tensor)]:
         raise FlaxsentError(
-            f"{file} has entries that are no tensors: {_some(odd)}; expected tensors by their names: save "
+            f"{file} has entries that are no tensors: {some(odd)}; expected tensors by their names: save "
             "model.state_dict()."
         )
     return {str(name): _to_numpy(file, str(name), tensor) for name, tensor in state.items()}
@@ -357,7 +357,7 @@ def _check_not_nested(file: Path, held: Mapping[Any, Any], names: Iterable[str])
     for name in names:
         if isinstance(held.get(name), Mapping):
             others = [str(other) for other in held if other != name]
-            beside = f" beside {_some(others)}" if others else ""
+            beside = f" beside {some(others)}" if others else ""
             raise FlaxsentError(
                 f"{file} has the parameters in an entry {name!r}{beside}; expected them alone: save what is in "
                 f"{name!r} as {file.name}."
@@ -393,7 +393,7 @@ def flatten(tree: Mapping[Any, Any], path: tuple[Any, ...] = ()) -> Iterable[tup
             yield (*path, name), node
 
 
-def _unflatten(leaves: Mapping[tuple[str, ...], Any]) -> dict[str, Any]:
+def unflatten(leaves: Mapping[tuple[str, ...], Any]) -> dict[str, Any]:
     tree: dict[str, Any] = {}
     for path, leaf in leaves.items():
         node = tree

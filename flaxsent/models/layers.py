@@ -4,6 +4,7 @@ Matrix products accumulate in float32 whatever the dtype of the parameters; Laye
 classification head are float32 throughout. A `key` of None means no dropout.
 """
 
+import dataclasses
 import functools
 from collections.abc import Callable, Mapping, Sequence
 from contextvars import ContextVar
@@ -30,7 +31,14 @@ def dense(params: Params, x: Float[Array, "*rows inp"]) -> Float[Array, "*rows o
     A kernel of int8 (`transforms.quantize`) has a scale for each output and computes in the dtype of `x`: with
     `kernel_scale` the kernel is multiplied by it; with `product_scale` each row of `x` is made int8 too, by a scale of
     its own, and the product, which is exact in int32, is multiplied by both.
+
+    A layer may have an adapter (`models.adapters`), whose product is added.
     """
+    y = _without_adapter(params, x)
+    return (y.astype(jnp.float32) + _low_rank(params, x)).astype(y.dtype) if "lora_a" in params else y
+
+
+def _without_adapter(params: Params, x: Float[Array, "*rows inp"]) -> Float[Array, "*rows out"]:
     kernel, dtype = params["kernel"], dtype_of(params, x)
     if "product_scale" in params:
         x_int8, scale_of_row = to_int8(x, axis=-1)
@@ -87,6 +95,34 @@ def dtype_of(params: Params, x: AnyArray) -> jnp.dtype:
     """What `dense` computes `x` in."""
     dtype = params["kernel"].dtype
     return x.dtype if dtype == jnp.int8 else dtype
+
+
+def _low_rank(params: Params, x: Float[Array, "*rows inp"]) -> Float[Array, "*rows out"]:
+    """`scale * (x @ a) @ b` in float32 (LoRA, Hu et al. 2021), in the dtype of a and b.
+
+    Of several adapters side by side, `scale` is 0 at those that are not a row's, by how many rows there are.
+    """
+    a, b, scale = params["lora_a"], params["lora_b"], params["lora_scale"]
+    x = x.astype(a.dtype)
+    if "lora_dropout" in params:
+        x = dropout(x, params["lora_dropout"].rate, params["lora_dropout"].key)
+    product = functools.partial(
+        jnp.einsum,
+        precision=None if a.dtype == jnp.float32 else jax.lax.Precision.DEFAULT,
+        preferred_element_type=jnp.float32,
+    )
+    scale = scale[str(len(x))] if isinstance(scale, Mapping) else scale
+    x_R = product("...d,dr->...r", x, a) * scale.astype(jnp.float32)
+    return product("...r,rf->...f", x_R.astype(b.dtype), b)
+
+
+@functools.partial(jax.tree_util.register_dataclass, data_fields=["key"], meta_fields=["rate"])
+@dataclasses.dataclass(frozen=True)
+class AdapterDropout:
+    """Beside the adapter of a layer while it is trained: what draws the dropout of what the adapter reads."""
+
+    key: Key[Array, "*layers"]
+    rate: float
 
 
 def to_int8(x: Float[Array, "*shape"], *, axis: int) -> tuple[Int8[Array, "*shape"], Float[Array, "*ones"]]:

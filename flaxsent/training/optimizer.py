@@ -6,9 +6,11 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 import jax
+from jaxtyping import Array
 
 from flaxsent.base import FlaxsentError, Params
 from flaxsent.files import require
+from flaxsent.models.adapters import has_adapters, is_trained
 from flaxsent.training.options import TrainOptions
 
 if TYPE_CHECKING:
@@ -29,7 +31,9 @@ def make_schedule(options: TrainOptions, num_steps: int) -> optax.Schedule:
     return optax.schedules.join_schedules([warmup, decays[options.schedule]], [num_warmup])
 
 
-def make_optimizer(options: TrainOptions, num_steps: int, params: Params) -> optax.GradientTransformation:
+def make_optimizer(
+    options: TrainOptions, num_steps: int, params: Params, *, schedule: optax.Schedule | None = None
+) -> optax.GradientTransformation:
     """AdamW (Loshchilov & Hutter 2017) as the options say: clipped, with its schedule, by layer, without frozen ones.
 
     Raises:
@@ -37,14 +41,14 @@ def make_optimizer(options: TrainOptions, num_steps: int, params: Params) -> opt
     """
     parts = [
         optax.clip_by_global_norm(options.max_grad_norm) if options.max_grad_norm else optax.identity(),
-        optax.adamw(make_schedule(options, num_steps), weight_decay=options.weight_decay, mask=_is_decayed),
+        optax.adamw(schedule or make_schedule(options, num_steps), weight_decay=options.weight_decay, mask=_is_decayed),
     ]
-    if options.layer_decay != 1:
+    if not isinstance(options.layer_decay, int | float) or options.layer_decay != 1:  # an array, of a sweep
         depths = dict(jax.tree_util.tree_leaves_with_path(depths_below_top(params)))
         # The whole update is scaled, weight decay included, as a smaller learning rate would.
         parts.append(optax.stateless(lambda updates, _: _scaled(updates, depths, options.layer_decay)))
     optimizer = optax.chain(*parts)
-    if not options.freeze:
+    if not options.freeze and not has_adapters(params):
         return optimizer
     frozen = is_frozen(params, options.freeze)
     labels = jax.tree.map(lambda is_held: "frozen" if is_held else "trained", frozen)
@@ -52,10 +56,13 @@ def make_optimizer(options: TrainOptions, num_steps: int, params: Params) -> opt
 
 
 def _is_decayed(params: Params) -> Params:
-    return jax.tree_util.tree_map_with_path(lambda path, _: path[-1].key in ("kernel", "embedding"), params)
+    return jax.tree_util.tree_map_with_path(lambda path, _: path[-1].key in _DECAYED, params)
 
 
-def _scaled(updates: optax.Updates, depths: Mapping[Any, int], decay: float) -> optax.Updates:
+_DECAYED = ("kernel", "embedding", "lora_a", "lora_b")
+
+
+def _scaled(updates: optax.Updates, depths: Mapping[Any, int], decay: float | Array) -> optax.Updates:
     """Updates of frozen parameters are masked: these are not in the tree."""
     return jax.tree_util.tree_map_with_path(lambda path, update: update * decay ** depths[path], updates)
 
@@ -89,7 +96,7 @@ def _block(path: tuple[str, ...]) -> tuple[tuple[str, ...], int] | None:
 
 
 def is_frozen(params: Params, patterns: tuple[str, ...]) -> Params:
-    """Which parameters match one of the patterns of `freeze`.
+    """Which parameters match one of the patterns of `freeze`; where there are adapters, those of the encoder are, too.
 
     Raises:
         FlaxsentError: a pattern that no parameter has, or none is left to train.
@@ -103,6 +110,8 @@ def is_frozen(params: Params, patterns: tuple[str, ...]) -> Params:
                 f"freeze: no parameter matches {pattern!r}; they have names such as {jax.tree.leaves(names)[0]}."
             )
     frozen = jax.tree.map(lambda name: any(fnmatch.fnmatchcase(name, pattern) for pattern in patterns), names)
+    if has_adapters(params):
+        frozen = jax.tree.map(lambda is_held, is_used: is_held or not is_used, frozen, is_trained(params))
     if all(jax.tree.leaves(frozen)):
         raise FlaxsentError(f"freeze={', '.join(patterns)} leaves nothing to train.")
     return frozen

@@ -140,6 +140,20 @@ class TrainOptions:
         None,
     )
     freeze: tuple[str, ...] = option("patterns of parameters to keep as they are, such as 'bert.embeddings.*'", ())
+    lora_rank: int = option(
+        "train adapters of this rank (LoRA) and the head, and nothing else; the output is a folder in PEFT's format, "
+        "which names the checkpoint it stands on; 0 trains the checkpoint itself",
+        0,
+        range=_INDEX,
+    )
+    lora_alpha: float = option("what adapters add is multiplied by this over their rank", 16.0, range=_POSITIVE)
+    lora_targets: tuple[str, ...] | None = option(
+        "ends of the names of layers that get adapters, as in PEFT, or all-linear; by default queries and values",
+        None,
+        metavar="A,B,...",
+        split=",",
+    )
+    lora_dropout: float = option("of what the adapters read", 0.0, range=_SHARE_BELOW_1)
     teacher_weight: float = option("share of the loss that is the distance to the teacher's scores", 0.5, range=_SHARE)
     teacher_temperature: float = option("what the logits of both are divided by for that", 2.0, range=_POSITIVE)
     seed: int = option("of the order of the texts, dropout and a new head", 0, range=_INDEX)
@@ -207,6 +221,13 @@ class RunOptions:
     save_dtype: Literal["float32", "bfloat16", "float16"] = option("of the weights that are written", "float32")
     checkpoint_every: int = option("steps; there is a checkpoint after each epoch, too", 500, range=_COUNT)
     log_every: int = option("steps; there is a line after each epoch, too", 20, range=_COUNT)
+    sweep: tuple[str, ...] = option(
+        "train one run for each combination of these values, such as learning_rate=1e-5,3e-5 weight_decay=0,0.01, all "
+        "in one program, and write the best on --dev; it fills an accelerator, and saves a CPU little",
+        (),
+        metavar="NAME=X,Y",
+    )
+    seeds: int = option("train each of these runs with so many seeds, from --seed on", 1, range=_COUNT)
     resume: bool = option("go on with this run if it was begun; do nothing if it is complete", False)
     overwrite: bool = option("replace an output that flaxsent train wrote", False)
 

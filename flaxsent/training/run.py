@@ -23,24 +23,25 @@ from jaxtyping import Array, Float, Int
 from tqdm import tqdm
 
 from flaxsent.base import FlaxsentError, Params, Text, Tokens
-from flaxsent.checkpoint import exported, hub
-from flaxsent.checkpoint.folder import config_of, load, save
+from flaxsent.checkpoint import adapters, exported, hub
+from flaxsent.checkpoint.folder import config_of, load, save, save_adapter
 from flaxsent.classifier import Classifier
 from flaxsent.data.labels import Annotations, Examples, Task, describe, read_annotations, resolve, to_examples
 from flaxsent.data.records import read_texts
 from flaxsent.engine import Engine
-from flaxsent.files import require
+from flaxsent.files import require, write
 from flaxsent.models.config import ModelConfig
 from flaxsent.packing import StepShape
 from flaxsent.placement import on_host
 from flaxsent.postprocessing import probabilities
 from flaxsent.training import choosing, class_weights, distributed, folds, splits
+from flaxsent.training import sweep as sweeps
 from flaxsent.training.choosing import Evaluation
 from flaxsent.training.log import draw_curves, read_log
 from flaxsent.training.loop import make_steps
 from flaxsent.training.options import RunOptions, TrainOptions
 from flaxsent.training.trainer import Trainer
-from flaxsent.training.work import CURVES, LOG, VALIDATION, Facts, Work, difference, plan
+from flaxsent.training.work import CURVES, LOG, SWEEP, SWEEP_CURVES, VALIDATION, Facts, Work, difference, plan
 
 logger = logging.getLogger(__name__)
 
@@ -74,6 +75,8 @@ def run(
     if isinstance(train_options.class_weights, str):  # what the file says is a fact of the run, not its name
         read = class_weights.read(train_options.class_weights)
         train_options = dataclasses.replace(train_options, class_weights=read)
+    if options.sweep or options.seeds > 1:
+        return _sweep(options, train_options, report=report)
     work = plan(options)
     data = _read(options, seed=train_options.seed)
     choosing.metric_of(data.task.problem_type, train_options.metric)
@@ -114,7 +117,7 @@ def run(
     snapshot = steps(trainer, work.folder)
 
     def write_into(folder: Path) -> None:
-        save(trainer.result(snapshot), folder, dtype=jnp.dtype(options.save_dtype))
+        _save(trainer.result(snapshot), folder, options, train_options)
         shutil.copyfile(work.folder / LOG, folder / LOG)
         draw_curves(read_log(work.folder / LOG), folder / CURVES)
         if validated is not None:
@@ -133,6 +136,60 @@ def _tell(trainer: Trainer, report: Callable[[str], None]) -> None:
         report(f"the texts are few: {num_epochs} epochs make {trainer.num_steps} steps, at least --min-steps {least}")
 
 
+def _sweep(options: RunOptions, train_options: TrainOptions, *, report: Callable[[str], None]) -> Evaluation:
+    """Trains the runs of a sweep in one program, and writes the best one with the table and the curves of all.
+
+    Raises: as `run`.
+    """
+    values = sweeps.parse(options.sweep)
+    runs_options = sweeps.grid(train_options, values, num_seeds=options.seeds)
+    names = [*values, *(["seed"] if options.seeds > 1 else [])]
+    for given, name in (
+        (options.resume, "--resume"),
+        (options.teacher, "--teacher"),
+        (options.folds, "--folds"),
+        (train_options.evaluate_every, "--evaluate-every"),
+    ):
+        if given:
+            raise FlaxsentError(f"{name} is of one run; leave it out of a sweep.")
+    if options.dev is None and options.dev_fraction is None:
+        raise FlaxsentError("a sweep needs a dev file, to choose by.")
+    work = plan(options)
+    data = _read(options, seed=train_options.seed)
+    choosing.metric_of(data.task.problem_type, train_options.metric)
+    first, has_new_head = _load(options, data, seed=train_options.seed)
+    head = "a new head" if has_new_head else "the checkpoint's head"
+    report(f"{_listed(data.files)}: {describe(data.train, *data.task)}, on {head}, {len(runs_options)} runs")
+
+    def start(seed: int) -> Classifier:
+        is_first = seed == train_options.seed or not has_new_head
+        return first if is_first else _load(options, data, seed=seed)[0]
+
+    found = sweeps.sweep(start, data.train, data.dev, runs_options, report=report)
+    chosen = found[sweeps.best(found)]
+
+    def write_into(folder: Path) -> None:
+        _save(chosen.classifier, folder, options, chosen.options)
+        write(folder / SWEEP, sweeps.to_json(found, names=names))
+        write(folder / SWEEP_CURVES, sweeps.to_csv(found, names=names))
+
+    told = {"sweep": values, "seeds": options.seeds}
+    work.finish(_facts(options, chosen.options, data, first, None) | told, write_into)
+    for line in sweeps.table(found, names=names):
+        report(line)
+    return chosen.evaluations[-1]
+
+
+def _save(classifier: Classifier, folder: Path, options: RunOptions, train_options: TrainOptions) -> None:
+    """The whole checkpoint, or adapters on the one that was given."""
+    dtype = jnp.dtype(options.save_dtype)
+    if not train_options.lora_rank:
+        return save(classifier, folder, dtype=dtype)
+    is_folder = options.model is None or Path(options.model).is_dir()
+    base = str(hub.find(options.model).resolve()) if is_folder else options.model
+    save_adapter(classifier, folder, base=base, dropout=train_options.lora_dropout, dtype=dtype)
+
+
 def _check(options: RunOptions, train_options: TrainOptions) -> None:
     has_dev = options.dev is not None or options.dev_fraction is not None
     for name in ("early_stopping", "evaluate_every", *([] if options.folds else ["metric"])):
@@ -141,6 +198,11 @@ def _check(options: RunOptions, train_options: TrainOptions) -> None:
     for file in (*_files(options.train), options.dev, options.unlabelled):
         if file is not None and not Path(file).is_file():
             raise FileNotFoundError(f"{file}: no such file.")
+    if train_options.lora_rank and options.model is not None and adapters.is_adapter(options.model):
+        raise FlaxsentError(
+            f"--lora-rank: {options.model} is an adapter, on which no other can stand; save what load gives of it, and "
+            "train that."
+        )
     for module in ("orbax.checkpoint", "matplotlib"):
         require(module, needed_by="flaxsent train", extra="train")
 

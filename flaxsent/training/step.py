@@ -91,7 +91,7 @@ def train_step(
     *,
     loss: Loss,
     optimizer: optax.GradientTransformation,
-    average_decay: float,
+    average_decay: float | Float[Array, ""],
     accumulation: int = 1,
 ) -> tuple[TrainState, StepReport]:
     """One update; the key of the state draws its dropout."""

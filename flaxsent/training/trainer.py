@@ -15,7 +15,7 @@ import numpy as np
 from jaxtyping import Array, Float, Key
 
 from flaxsent import placement
-from flaxsent.base import FlaxsentError, Params, Text, Tokens
+from flaxsent.base import FlaxsentError, Params, ProblemType, Text, Tokens
 from flaxsent.classifier import Classifier, check_has_own_labels, tell_truncated
 from flaxsent.data.labels import Examples
 from flaxsent.files import require
@@ -32,6 +32,7 @@ from flaxsent.training.optimizer import is_frozen, make_optimizer, make_schedule
 from flaxsent.training.options import NUM_EPOCHS, Metric, TrainOptions
 from flaxsent.training.prior import at_prior
 from flaxsent.training.step import Forward, StepReport, TrainState, dev_logits, loss, train_step, with_frozen
+from flaxsent.transforms import lora
 
 if TYPE_CHECKING:
     import optax
@@ -98,19 +99,17 @@ class Trainer:
             FlaxsentError: labels that do not fit the classifier, or options that do not fit it or the data.
         """
         self.options = options = TrainOptions() if options is None else options
-        self.classifier, config = classifier, classifier.config
         if classifier.backend == "exported":
             raise FlaxsentError("an exported folder cannot be trained; load the checkpoint that it was exported from.")
         check_has_own_labels(classifier)
-        for name in ("early_stopping", "evaluate_every", "metric"):
-            if getattr(options, name) and dev is None:
-                raise FlaxsentError(f"{name} needs dev.")
+        if options.lora_rank:
+            names = ("rank", "alpha", "targets", "dropout")
+            adapters = {name: getattr(options, f"lora_{name}") for name in names}
+            classifier = lora.adapt(classifier, **adapters, seed=options.seed)
+        self.classifier, config = classifier, classifier.config
+        _check(options, config.problem_type, has_dev=dev is not None)
         self.metric: Metric = metric_of(config.problem_type, options.metric)
         self.keeps_best = bool(options.early_stopping or options.metric)
-        if options.label_smoothing and config.problem_type != "single_label_classification":
-            raise FlaxsentError(f"label_smoothing is for one label of several; this is {config.problem_type}.")
-        if options.focal_gamma and config.problem_type == "regression":
-            raise FlaxsentError("focal_gamma is for labels; this is regression.")
         if unlabelled and teacher is None:
             raise FlaxsentError("unlabelled texts need the scores of a teacher.")
         expected = (len(train.texts) + len(unlabelled), config.num_labels)
@@ -141,14 +140,14 @@ class Trainer:
         most = None if options.num_epochs is not None else _MOST_TOLD_ENDS
         self._ends = told_ends(self.steps_by_epoch, most=most)
         told = options.class_weights
-        weights_C = None if told is None else class_weights.weights_of(told, self._train.labels, config)
-        self._params = classifier.params
+        self.weights_C = None if told is None else class_weights.weights_of(told, self._train.labels, config)
+        self.start_params = classifier.params
         if options.head_bias == "prior" and not last_layer(is_frozen(classifier.params, options.freeze)).get("bias"):
-            self._params = at_prior(classifier.params, self._train.labels, config, weights_C=weights_C)
+            self.start_params = at_prior(classifier.params, self._train.labels, config, weights_C=self.weights_C)
         self.learning_rate = make_schedule(options, self.num_steps)
         self._optimizer = make_optimizer(options, self.num_steps, classifier.params)
         forward = forward_of_rows(classifier, options, self.shapes[0].num_segments, call=self._placement.call)
-        step = step_of(classifier, options, self._optimizer, forward, weights_C)
+        step = step_of(classifier, options, self._optimizer, forward, self.weights_C)
         state = jax.eval_shape(self._begin, classifier.params)
         replicated, (of_state, of_params) = self._placement.replicated, map(self._placement.of, (state, state.params))
         self.step = jax.jit(step, donate_argnums=0, out_shardings=(of_state, replicated))
@@ -158,7 +157,7 @@ class Trainer:
 
     def start(self) -> Snapshot:
         """Before the first step."""
-        params = placement.put(self._params, self._placement)
+        params = placement.put(self.start_params, self._placement)
         state = self._start(params)
         return Snapshot(state, self._copy(state.params) if self.keeps_best else None)
 
@@ -208,9 +207,15 @@ class Trainer:
     def result(self, snapshot: Snapshot) -> Classifier:
         """The classifier with the average of the last step, or of the best evaluation where that is kept."""
         params = snapshot.state.average if snapshot.best is None else snapshot.best
-        own = jax.tree.leaves(self.classifier.params)[0]
-        with jax.default_device(device_of(own)):
-            copied = jax.tree.map(lambda leaf: jnp.asarray(np.array(leaf), own.dtype), params)
+        own = self.classifier.params
+        first = jax.tree.leaves(own)[0]
+        frozen = is_frozen(own, self.options.freeze)
+
+        def copy(leaf: Array, before: Array, is_held: bool) -> Array:
+            return before if is_held else jnp.asarray(np.array(leaf), first.dtype)
+
+        with jax.default_device(device_of(first)):
+            copied = jax.tree.map(copy, params, own, frozen)
         config = as_trained(self.classifier.config)
         scores = functools.partial(postprocess, config=config)
         return dataclasses.replace(self.classifier, params=copied, config=config, postprocess=scores)
@@ -264,6 +269,16 @@ class Trainer:
 
 _MOST_TOLD_ENDS = 10
 """Of epochs that are many because the texts are few."""
+
+
+def _check(options: TrainOptions, problem_type: ProblemType, *, has_dev: bool) -> None:
+    for name in ("early_stopping", "evaluate_every", "metric"):
+        if getattr(options, name) and not has_dev:
+            raise FlaxsentError(f"{name} needs dev.")
+    if options.label_smoothing and problem_type != "single_label_classification":
+        raise FlaxsentError(f"label_smoothing is for one label of several; this is {problem_type}.")
+    if options.focal_gamma and problem_type == "regression":
+        raise FlaxsentError("focal_gamma is for labels; this is regression.")
 
 
 def _devices() -> list[Any]:

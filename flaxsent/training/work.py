@@ -22,10 +22,11 @@ from flaxsent.training import distributed
 from flaxsent.training.options import RunOptions
 
 LOG, CURVES, FACTS = "log.jsonl", "curves.png", "training.json"
+SWEEP, SWEEP_CURVES = "sweep.json", "sweep.csv"
 """Files that stand beside the checkpoint's own in the output."""
 FOLDS, OUT_OF_FOLD = "folds.json", "out-of-fold.jsonl"
 """Those of a cross-validation."""
-OUTPUT_NAMES = (*OWN_FILES, LOG, CURVES, FACTS, FOLDS, OUT_OF_FOLD)
+OUTPUT_NAMES = (*OWN_FILES, LOG, CURVES, FACTS, SWEEP, SWEEP_CURVES, FOLDS, OUT_OF_FOLD)
 TEACHER_SCORES, CHECKPOINTS, VALIDATION = "teacher.npy", "checkpoints", "folds"
 WORK_NAMES = (FACTS, LOG, TEACHER_SCORES, CHECKPOINTS, VALIDATION)
 

@@ -5,6 +5,7 @@ pytree of arrays with one entry for each text, `[R, S, ...]`, or for each token,
 another, with `jit`, `vmap` and `grad`, and with `Engine(classifier, function=…)`.
 """
 
+from flaxsent.transforms.by_segment import by_segment as by_segment
 from flaxsent.transforms.embedded import Embedded as Embedded
 from flaxsent.transforms.embedded import with_embeddings as with_embeddings
 from flaxsent.transforms.ensemble import Uncertainty as Uncertainty
@@ -25,6 +26,7 @@ from flaxsent.transforms.explain import Attributions as Attributions
 from flaxsent.transforms.explain import gradient_x_input as gradient_x_input
 from flaxsent.transforms.explain import integrated_gradients as integrated_gradients
 from flaxsent.transforms.explain import occlusion as occlusion
+from flaxsent.transforms.lora import adapt as adapt
 from flaxsent.transforms.per_example import el2n as el2n
 from flaxsent.transforms.per_example import errors as errors
 from flaxsent.transforms.per_example import gradients as gradients
