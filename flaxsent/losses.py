@@ -44,7 +44,7 @@ def losses(
 def _cross_entropy(
     logits: Float[Array, "*texts C"],
     labels: Shaped[Array, "*texts"],
-    label_smoothing: float,
+    label_smoothing: float | Float[Array, ""],
     class_weights: Float[Array, " C"] | None,
     focal_gamma: float,
 ) -> Float[Array, "*texts"]:

@@ -132,6 +132,7 @@ def test_dev_is_scored_every_few_steps_and_the_best_is_kept(tiny_folder, monkeyp
     jax.tree.map(np.testing.assert_array_equal, trainer.result(event.snapshot).params, averages[4])
 
 
+@pytest.mark.slow
 def test_early_stopping_counts_evaluations_not_epochs(tiny_folder, monkeypatch):
     classifier, data = load(tiny_folder("bert", **SMALL), labels=NAMES, seed=1), toy_data(60)
     scores = iter([0.5, 0.4, 0.3])
