@@ -7,7 +7,6 @@ devices; results are fetched late.
 
 import contextlib
 import functools
-import itertools
 import queue
 import threading
 from collections import deque
@@ -16,16 +15,18 @@ from typing import Any, Literal, NamedTuple, TypeVar
 
 import jax
 import numpy as np
-from jaxtyping import Array, PyTree, Shaped
+from jaxtyping import Array, PyTree
 
 from flaxsent import placement
 from flaxsent.base import FlaxsentError, Params, Prediction, Text, Texts
 from flaxsent.checkpoint.folder import load
 from flaxsent.classifier import Classifier, Outputs, embeddings, forward_packed, tell_truncated, tell_windows
+from flaxsent.data.records import texts_of
 from flaxsent.models.stacking import stack
 from flaxsent.packing import Step, StepShape, list_steps, pack_steps, stream_shapes, unpack
 from flaxsent.placement import Function
 from flaxsent.postprocessing import check_top_k, decode
+from flaxsent.results import PerToken, by_text, concatenate, is_by_text, take
 from flaxsent.sharding import check_heads
 from flaxsent.tokenization import Windowed, checked
 from flaxsent.transforms.windows import pooled, pooled_scores
@@ -35,11 +36,13 @@ _T = TypeVar("_T")
 Layout = Literal["packed", "padded"]
 
 
-def classify(texts: Texts, classifier: Classifier | None = None, *, top_k: int | None = 1) -> list[Prediction]:
-    """Labels and scores of a list of texts or pairs, in their order; the embedded checkpoint if none is given.
+def classify(
+    texts: Any, classifier: Classifier | None = None, *, text_columns: Sequence[str] = ("text",), top_k: int | None = 1
+) -> list[Prediction]:
+    """Labels and scores of texts or pairs, in their order; the embedded checkpoint if none is given.
 
-    Texts are packed where the family can be, in steps of a few shapes, each compiled once. For a stream of texts, or
-    more of them than memory should hold, there is `Engine`.
+    They are a list, a column, or `text_columns` of a table (`data.records.read`); packed where the family can be, in
+    steps of a few shapes, each compiled once. For a stream, or more than memory should hold, there is `Engine`.
 
     Raises:
         TypeError: a bare str, or an element that is neither a str nor a pair of them.
@@ -51,7 +54,7 @@ def classify(texts: Texts, classifier: Classifier | None = None, *, top_k: int |
     check_top_k(top_k)
     classifier = _embedded() if classifier is None else classifier
     windows, config, limit = classifier.windows, classifier.config, classifier.tokenizer.max_length
-    windowed = classifier.tokenizer.encode_windows(texts, windows)
+    windowed = classifier.tokenizer.encode_windows(texts_of(texts, text_columns), windows)
     encodings = windowed.encodings
     tell_truncated(encodings.num_truncated, windowed.num_texts, limit)
     tell_windows(windowed.num_long, windowed.num_windows, windowed.num_texts, limit)
@@ -200,7 +203,7 @@ class Engine:
         windows = [*self.batches(self._windows(texts))]
         if not windows:
             return next(self.batches([[]]))
-        return jax.tree.map(_concatenate, *windows)
+        return jax.tree.map(concatenate, *windows)
 
     def stream(self, texts: Texts) -> Iterator[Any]:
         """The result for each of an endless iterable of texts, one by one, in order; reads ahead by a few windows.
@@ -250,7 +253,7 @@ class Engine:
             if shape not in compiled:
                 lowered = placement.lower(self.function, params, shape, self._placement)
                 for leaf in jax.tree.leaves(lowered.out_info):
-                    if not _is_by_text(leaf.shape, shape) and self._pool is not None:
+                    if not is_by_text(leaf.shape, shape) and self._pool is not None:
                         raise FlaxsentError(
                             "the function of the engine gives an entry for each token, which windows of a text do not "
                             "pool; pass a classifier without windows."
@@ -301,14 +304,14 @@ class Engine:
 
     def _finish(self, window: _Window, results: Sequence[PyTree[Array]]) -> Any:
         if window.steps:
-            steps = [_by_text(step, _fetch(result)) for step, result in zip(window.steps, results, strict=True)]
+            steps = [by_text(step, _fetch(result)) for step, result in zip(window.steps, results, strict=True)]
             order = np.concatenate([step.texts for step in window.steps])
             places = np.argsort(order)
-            joined = jax.tree.map(lambda leaf: _take(leaf, places), jax.tree.map(_concatenate, *steps))
+            joined = jax.tree.map(lambda leaf: take(leaf, places), jax.tree.map(concatenate, *steps))
         else:
             joined = self._of_no_texts()
-        by_text = joined if self._pool is None else self._pool(joined, window.windowed)
-        found = jax.tree.map(lambda leaf: _take(leaf, window.unique), by_text)
+        whole = joined if self._pool is None else self._pool(joined, window.windowed)
+        found = jax.tree.map(lambda leaf: take(leaf, window.unique), whole)
         if self._on_window is not None:
             self._on_window(window.stats)
         return found
@@ -319,49 +322,9 @@ class Engine:
         step = placement.of_shape(self.function, shape)
         results = jax.eval_shape(step, self.classifier.params, placement.no_tokens(shape))
         return jax.tree.map(
-            lambda leaf: np.zeros((0, *leaf.shape[2:]), leaf.dtype) if _is_by_text(leaf.shape, shape) else PerToken(),
+            lambda leaf: np.zeros((0, *leaf.shape[2:]), leaf.dtype) if is_by_text(leaf.shape, shape) else PerToken(),
             results,
         )
-
-
-class PerToken(list[np.ndarray]):
-    """An array `[tokens, ...]` for each text. To `jax.tree` it is a leaf, unlike a list."""
-
-
-def _is_by_text(result_shape: tuple[int, ...], shape: StepShape) -> bool:
-    """Whether a result of a step has one entry a text; if not, it has one a token.
-
-    Raises:
-        FlaxsentError: it has neither.
-    """
-    by_text, by_token = (shape.num_rows, shape.num_segments), (shape.num_rows, shape.row_length)
-    if result_shape[:2] not in (by_text, by_token):
-        raise FlaxsentError(
-            f"the function of the engine gives an array of shape {result_shape} for {shape.num_rows} rows of "
-            f"{shape.row_length} tokens; expected {by_text} first, one entry a text, or {by_token}, one a token."
-        )
-    return result_shape[:2] == by_text
-
-
-def _by_text(step: Step, results: PyTree[np.ndarray]) -> Any:
-    """The results of a step, by the texts in it."""
-    row_N, segment_N = step.placement
-
-    def select(leaf: np.ndarray) -> Shaped[np.ndarray, "N *values"] | PerToken:
-        if _is_by_text(leaf.shape, step.shape):
-            return unpack(leaf, step.placement)
-        is_of_text_NT = step.tokens.segment_ids[row_N] == segment_N[:, None] + 1
-        return PerToken(leaf[row, is_of_T] for row, is_of_T in zip(row_N, is_of_text_NT, strict=True))
-
-    return jax.tree.map(select, results)
-
-
-def _concatenate(*parts: Any) -> Any:
-    return PerToken(itertools.chain(*parts)) if isinstance(parts[0], PerToken) else np.concatenate(parts)
-
-
-def _take(leaf: Any, indices: Sequence[int] | Shaped[np.ndarray, " B"]) -> Any:
-    return PerToken(leaf[index] for index in indices) if isinstance(leaf, PerToken) else leaf[np.asarray(indices, int)]
 
 
 _CHARACTERS_PER_TOKEN = 4

@@ -16,6 +16,7 @@ import tokenizers
 from jaxtyping import Bool, Float, Int
 
 from flaxsent.base import Encodings, FlaxsentError, Text, Texts
+from flaxsent.data.tables import elements
 from flaxsent.files import quietly
 
 SPECIAL_TOKENS_IN_TEXT = ("special", "literal")
@@ -291,15 +292,16 @@ def checked(texts: Texts) -> Iterator[Text]:
     """The texts one by one.
 
     Raises:
-        TypeError: a bare str, or an element that is neither a str nor a pair of them.
+        TypeError: a bare str, a table, or an element that is neither a str nor a pair of them.
         FlaxsentError: a text is not valid Unicode.
     """
     if isinstance(texts, str):
         raise TypeError(f"expected a sequence of texts, got one str: {texts[:40]!r}; pass a list, [text].")
-    for index, text in enumerate(texts):
+    for index, text in enumerate(elements(texts)):
         parts = text if isinstance(text, tuple) else (text,)
         if not all(isinstance(part, str) for part in parts) or (isinstance(text, tuple) and len(text) != 2):
-            raise TypeError(f"text {index} is {_describe(text)}; expected a str or a (first, second) tuple of two.")
+            told = f"a tuple of {len(text)}" if isinstance(text, tuple) else f"of type {type(text).__name__}"
+            raise TypeError(f"text {index} is {told}; expected a str or a (first, second) tuple of two.")
         for part in parts:
             if not part.isascii():
                 _check_unicode(part, index)
@@ -321,10 +323,6 @@ def _start(text: Text) -> str:
 
 
 _SHOWN = 60
-
-
-def _describe(text: object) -> str:
-    return f"a tuple of {len(text)}" if isinstance(text, tuple) else f"of type {type(text).__name__}"
 
 
 def _encode_cut(backend: tokenizers.Tokenizer, text: Text, limit: int, *, side: str) -> tokenizers.Encoding:

@@ -15,6 +15,7 @@ PACKAGE = Path(flaxsent.__file__).parent
 ROOMS = (
     "base",
     "files",
+    "data",
     "tokenization",
     "packing",
     "models",
@@ -26,8 +27,8 @@ ROOMS = (
     "transforms",
     "sharding",
     "placement",
+    "results",
     "engine",
-    "data",
     "jobs",
     "evaluation",
     "training",

@@ -1,6 +1,5 @@
 """An epoch of fine-tuning beside PyTorch's, by transformers' Trainer: `flaxsent bench --training`."""
 
-import contextlib
 import os
 import statistics
 from collections.abc import Callable, Sequence
@@ -154,8 +153,10 @@ def _theirs(folder: Path, classifier: Classifier, data: Examples, scratch: Path)
     collator = transformers.DataCollatorWithPadding(tokenizer)
     trainer = transformers.Trainer(model=model, args=arguments, train_dataset=_Rows(rows), data_collator=collator)
 
+    trainer.remove_callback(transformers.PrinterCallback)
+
     def epoch() -> None:
-        with pytorch.silenced(), contextlib.redirect_stderr(open(os.devnull, "w")):
+        with pytorch.silenced():
             trainer.train()
 
     return epoch

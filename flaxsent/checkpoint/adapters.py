@@ -8,7 +8,9 @@ header of the tensors names must fit the base before one is read.
 import dataclasses
 import hashlib
 import json
+import logging
 import math
+import os
 import re
 from collections import Counter
 from collections.abc import Mapping
@@ -24,14 +26,17 @@ from flaxsent import models
 from flaxsent.base import FlaxsentError, Params
 from flaxsent.checkpoint import weights
 from flaxsent.models.adapters import head_paths, is_below, linear_layers, part_of
-from flaxsent.models.config import FAMILIES, read_config
+from flaxsent.models.config import FAMILIES, read_config, to_json
 from flaxsent.models.family import ModelConfig
+
+logger = logging.getLogger(__name__)
 
 CONFIG, WEIGHTS, PICKLE = "adapter_config.json", "adapter_model.safetensors", "adapter_model.bin"
 
 _PREFIX = "base_model.model."
-_BASE_DIGEST = "flaxsent.base"
-"""In the metadata of the tensors: of the encoder that the adapter was trained on."""
+_BASE_DIGEST, _CONFIG = "flaxsent.base", "flaxsent.config"
+"""In the metadata of the tensors: the digest of the encoder that the adapter was trained on, and the config.json with
+the labels of the head. A file of that name would make a whole model of the folder to transformers 5."""
 
 _READ_OR_TOLD_BY_TENSORS = frozenset(
     (
@@ -172,6 +177,8 @@ class Found(NamedTuple):
     """Those of the adapter alone, in float32."""
     base_digest: str | None
     """Of the encoder that it was trained on (`digest_of`), where that is known."""
+    config: str | None
+    """A config.json with the labels of the head, where they are told."""
 
     @property
     def has_head(self) -> bool:
@@ -201,7 +208,7 @@ def read(folder: Path, *, config: ModelConfig) -> Found:
             if odd := sorted(name for name in names if not re.fullmatch(r"F(16|32|64)|BF16", slices[name].get_dtype())):
                 raise FlaxsentError(f"{file} has tensors that are no floats of 16 bits or more: {weights.some(odd)}.")
             leaves = {path: jnp.asarray(opened.get_tensor(name), jnp.float32) for name, path in places.items()}
-            digest = (opened.metadata() or {}).get(_BASE_DIGEST)
+            metadata = opened.metadata() or {}
     except safetensors.SafetensorError as err:
         raise FlaxsentError(
             f"{file} is not a whole safetensors file: {weights.first_line(err)}; fetch it again."
@@ -212,7 +219,7 @@ def read(folder: Path, *, config: ModelConfig) -> Found:
         if path[-1] == "lora_a":
             scale = settings.scale(".".join(path[:-1]), leaf.shape[-1])
             leaves[*path[:-1], "lora_scale"] = jnp.asarray(scale, jnp.float32)
-    return Found(weights.unflatten(leaves), digest)
+    return Found(weights.unflatten(leaves), metadata.get(_BASE_DIGEST), metadata.get(_CONFIG))
 
 
 def _places(
@@ -274,32 +281,32 @@ def _places(
 _ARRAY_OF = {"lora_A": "lora_a", "lora_B": "lora_b", "lora_magnitude_vector": "lora_magnitude"}
 
 
-def with_head(own: ModelConfig, folder: Path, found: Found) -> ModelConfig:
-    """The base's config with the labels of the adapter's head.
-
-    They are those of a config.json beside it, which `flaxsent train` writes; else the base's, if it has as many.
+def with_head(own: ModelConfig, found: Found) -> ModelConfig:
+    """The base's config with the labels of the adapter's head: those that it tells, else the base's if it has as many.
 
     Raises:
-        FlaxsentError: the config.json beside it is damaged, or has another number of labels than the head.
+        FlaxsentError: what it tells is damaged, or has another number of labels than the head.
     """
     if not found.has_head:
         return own
     number = models.last_layer(found.params)["kernel"].shape[-1]
-    file = folder / "config.json"
-    if file.is_file():
-        beside = read_config(file.read_text(encoding="utf-8", errors="replace"))
-        if beside.num_labels != number:
-            raise FlaxsentError(f"{file} has {beside.num_labels} labels, and the adapter's head {number}.")
-        told = {name: getattr(beside, name) for name in ("labels", "problem_type", "function_to_apply")}
-        return dataclasses.replace(own, **told)
-    if number == own.num_labels and own.is_classifier:
-        return own
-    is_one = number == 1
+    told = dataclasses.replace(own, labels=tuple(f"LABEL_{index}" for index in range(number)), function_to_apply=None)
+    told = dataclasses.replace(told, problem_type="regression" if number == 1 else "single_label_classification")
+    if found.config is not None:
+        told = read_config(found.config)
+        if told.num_labels != number:
+            raise FlaxsentError(f"the adapter tells of {told.num_labels} labels, and its head has {number}.")
+    elif number == own.num_labels and own.is_classifier:
+        told = own
+    with_class = json.loads(own.json) | {
+        "architectures": [f"{FAMILIES[own.family].class_name}ForSequenceClassification"]
+    }
     return dataclasses.replace(
         own,
-        labels=tuple(f"LABEL_{index}" for index in range(number)),
-        problem_type="regression" if is_one else "single_label_classification",
-        function_to_apply=None,
+        labels=told.labels,
+        problem_type=told.problem_type,
+        function_to_apply=told.function_to_apply,
+        json=json.dumps(with_class),
     )
 
 
@@ -313,15 +320,21 @@ def digest_of(params: Params, *, config: ModelConfig) -> str:
     return digest.hexdigest()
 
 
-def check_base(folder: Path, found: Found, params: Params, *, config: ModelConfig) -> None:
+def check_base(
+    folder: Path, found: Found, params: Params, *, config: ModelConfig, base: str | os.PathLike | None
+) -> None:
     """Refuses a base with other weights than those that the adapter was trained on, where these are known.
+
+    Where only their name is, another one is logged: copies have other names.
 
     Raises:
         FlaxsentError: it is one.
     """
+    named = read_settings(folder).base
     if found.base_digest not in (None, digest_of(params, config=config)):
-        named = read_settings(folder).base
         raise FlaxsentError(f"the adapter {folder} was trained on other weights than these; expected those of {named}.")
+    if found.base_digest is None and None not in (named, base) and Path(str(named)).name != Path(str(base)).name:
+        logger.warning("the adapter %s was trained on %s by its %s, and is read on %s", folder, named, CONFIG, base)
 
 
 def write(
@@ -371,7 +384,9 @@ def write(
         "bias": "none",
     }
     is_exact = all(leaf.dtype == jnp.float32 for leaf in jax.tree.leaves(params))
-    metadata = {"format": "pt"} | ({_BASE_DIGEST: digest_of(params, config=config)} if is_exact else {})
+    metadata = {"format": "pt", _CONFIG: to_json(config, dtype="float32")} | (
+        {_BASE_DIGEST: digest_of(params, config=config)} if is_exact else {}
+    )
     weights.write_tensors(tensors, folder / WEIGHTS, metadata=metadata)
     (folder / CONFIG).write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8")
 

@@ -49,7 +49,7 @@ def load(
     Args:
         source: None is the embedded checkpoint. Of an exported folder, all but the last of what follows is settled. A
             folder with an adapter in PEFT's format is read as that adapter, on the base that it names.
-        adapter: a folder with a LoRA adapter, which is folded into the params; its head replaces that of `source`.
+        adapter: a folder or Hub id of a LoRA adapter, which is folded into the params; its head replaces the own one.
         backend: of `forward`: "flax" (a FlaxAutoModelForSequenceClassification: transformers 4's, or where that is not
             installed or lacks the family flaxsent's own), "native" (the encoders without Flax), or None: flax where it
             is installed, else native. `forward_packed` is native always.
@@ -86,12 +86,12 @@ def load(
     folder = hub.find(source, revision=revision)
     own, found = config_of(folder), None
     if adapter is not None:
-        found = adapters.read(Path(adapter), config=own)
-        own = adapters.with_head(own, Path(adapter), found)
+        adapter = hub.find_adapter(adapter)
+        found = adapters.read(adapter, config=own)
+        own = adapters.with_head(own, found)
     config = _with_labels(own, labels, problem_type)
     chosen = _choose_backend(backend, config, dtype)
-    has_head = own.is_classifier or (found is not None and found.has_head)
-    is_new = (config.labels != own.labels or not has_head) and labels is not None
+    is_new = (config.labels != own.labels or not own.is_classifier) and labels is not None
     draws_head = is_new if new_head is None else new_head
     if new_head is False and config.num_labels != own.num_labels:
         raise FlaxsentError(f"new_head=False keeps the layer of {own.num_labels} labels; got {config.num_labels}.")
@@ -101,7 +101,7 @@ def load(
         params = _read_params(folder, config, dtype, key=key, is_whole=is_whole)
     else:
         params = _read_params(folder, own, jnp.dtype(jnp.float32), key=key, is_whole=is_whole, others=found.params)
-        adapters.check_base(Path(str(adapter)), found, params, config=own)
+        adapters.check_base(Path(str(adapter)), found, params, config=own, base=source)
         params = merge(params, found.params)
         if key is not None:
             params = models.with_last_layer(params, models.last_layer(_drawn_head(config, key)))
@@ -165,7 +165,7 @@ def save_adapter(
     dropout: float = 0.0,
     dtype: Any = None,
 ) -> None:
-    """Writes the adapters and the head of a classifier as PEFT does, with its config.json and tokenizer beside them.
+    """Writes the adapters and the head of a classifier as PEFT does, with the tokenizer beside them.
 
     PEFT, and `load` of the folder, read the rest from `base`, a folder or a Hub id. `dropout` is told to whoever trains
     it further.
@@ -181,7 +181,6 @@ def save_adapter(
         adapters.write(
             *(classifier.params, unfinished), config=classifier.config, base=base, dropout=dropout, dtype=stored
         )
-        (unfinished / "config.json").write_text(to_json(classifier.config, dtype=stored.name), encoding="utf-8")
         for name, content in classifier.tokenizer.files.items():
             (unfinished / name).write_bytes(content)
 

@@ -7,7 +7,7 @@ import re
 import threading
 from pathlib import Path
 
-from flaxsent.checkpoint.adapters import base_of, is_adapter
+from flaxsent.checkpoint import adapters
 from flaxsent.checkpoint.tokenizer import NAMES, TOKENIZER_FILES, needs_vocabulary
 from flaxsent.checkpoint.weights import PICKLE_INDEX, SAFETENSORS_INDEX, WEIGHT_FILES, first_line, shard_files
 from flaxsent.files import quietly
@@ -18,7 +18,7 @@ EMBEDDED = Path(__file__).parents[1] / "default_model"
 def find(source: str | os.PathLike | None, *, revision: str | None = None) -> Path:
     """The folder of a checkpoint: `source` itself, the Hub's copy of it in the local cache, or the embedded one.
 
-    Of an adapter that has no config.json beside it, it is that of its base.
+    Of an adapter, it is that of its base.
 
     From the Hub come `config.json`, one set of weights and the tokenizer's files, all of one commit; `HF_HUB_OFFLINE`,
     `HF_ENDPOINT`, `HF_HOME` and `HF_TOKEN` work as everywhere.
@@ -32,8 +32,8 @@ def find(source: str | os.PathLike | None, *, revision: str | None = None) -> Pa
     folder = Path(source)
     if folder.is_dir():
         if not (folder / "config.json").is_file():
-            if is_adapter(folder):
-                base, of_base = base_of(folder)
+            if adapters.is_adapter(folder):
+                base, of_base = adapters.base_of(folder)
                 return find(base, revision=revision or of_base)
             raise FileNotFoundError(
                 f"{folder} has no config.json; expected a Hugging Face checkpoint folder, or one that flaxsent export "
@@ -46,20 +46,30 @@ def find(source: str | os.PathLike | None, *, revision: str | None = None) -> Pa
     raise FileNotFoundError(f"{source} is {kind}; expected a checkpoint folder, or a Hub id (name or owner/name).")
 
 
+def find_adapter(source: str | os.PathLike) -> Path:
+    """The folder of an adapter: `source` itself, or the Hub's copy of it in the local cache.
+
+    Raises: as `find`.
+    """
+    if isinstance(source, str) and _HUB_ID.fullmatch(source) and not Path(source).exists():
+        return _download(source, None, adapters.CONFIG)
+    return Path(source)
+
+
 _HUB_ID = re.compile(r"\w[\w.-]*(/\w[\w.-]*)?")
 """A path such as ./model is none: who mistypes a folder hears it at once."""
 
 
-def _download(hub_id: str, revision: str | None) -> Path:
+def _download(hub_id: str, revision: str | None, config: str = "config.json") -> Path:
     from huggingface_hub import constants, errors, hf_hub_url
 
     at = f"{hub_id}{'' if revision is None else f' at revision {revision}'}"
     silence = "HF_HUB_OFFLINE is set: unset it to fetch."
     try:
         if not constants.HF_HUB_OFFLINE:
-            silence = _silence(hf_hub_url(hub_id, "config.json", revision=revision))
+            silence = _silence(hf_hub_url(hub_id, config, revision=revision))
         with quietly("huggingface_hub"):
-            return _fetch(hub_id, revision, is_silent=silence is not None)
+            return _fetch(hub_id, revision, config, is_silent=silence is not None)
     except errors.LocalEntryNotFoundError as err:
         why = silence or f"the Hub gives no answer: {first_line(err.__cause__ or err)}"
         raise ConnectionError(f"{at} is not in the local cache, and {why}") from err
@@ -70,7 +80,9 @@ def _download(hub_id: str, revision: str | None) -> Path:
     except errors.RevisionNotFoundError as err:
         raise FileNotFoundError(f"the Hub has no {at}; expected a branch, a tag or a commit of it.") from err
     except errors.EntryNotFoundError as err:
-        raise FileNotFoundError(f"{at} has no config.json on the Hub; expected a Hugging Face checkpoint.") from err
+        kind = "a Hugging Face checkpoint; an adapter is passed with its base: load(base, adapter=...)"
+        expected = kind if config == "config.json" else "an adapter of PEFT"
+        raise FileNotFoundError(f"{at} has no {config} on the Hub; expected {expected}.") from err
     except (errors.HfHubHTTPError, errors.HFValidationError) as err:
         raise FileNotFoundError(f"{at} could not be fetched from the Hub: {first_line(err)}") from err
     except (OSError, RuntimeError, errors.HTTPError) as err:  # pyright: ignore[reportPrivateImportUsage]
@@ -114,16 +126,18 @@ def _silence(url: str) -> str | None:
     return why if why is None else f"{constants.ENDPOINT} gives no answer ({why}); check the network, or try again."
 
 
-def _fetch(hub_id: str, revision: str | None, *, is_silent: bool) -> Path:
+def _fetch(hub_id: str, revision: str | None, config: str, *, is_silent: bool) -> Path:
     """Fetches what is not in the cache; from a silent Hub the cache alone."""
     import huggingface_hub
     from huggingface_hub import errors
 
-    config_file = Path(
-        huggingface_hub.hf_hub_download(hub_id, "config.json", revision=revision, local_files_only=is_silent)
-    )
+    config_file = Path(huggingface_hub.hf_hub_download(hub_id, config, revision=revision, local_files_only=is_silent))
     # The rest comes from the commit that this one came from, whatever is pushed meanwhile.
     get = functools.partial(_download_if_there, hub_id, commit=config_file.parent.name, is_silent=is_silent)
+    if config == adapters.CONFIG:
+        if not get(adapters.WEIGHTS) and is_silent:
+            raise errors.LocalEntryNotFoundError("no weights")
+        return config_file.parent
     weights = next(filter(get, WEIGHT_FILES), None)
     if weights is None and is_silent:
         raise errors.LocalEntryNotFoundError("no weights")

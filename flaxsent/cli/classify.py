@@ -15,16 +15,20 @@ from flaxsent.base import FlaxsentError, Prediction
 from flaxsent.checkpoint.folder import load
 from flaxsent.classifier import Classifier
 from flaxsent.cli.options import (
+    FORMAT,
+    READING,
     add_long_texts,
     add_model,
+    add_reading,
     add_special_tokens_in_text,
     in_windows,
     printable,
+    reading_of,
     tell,
     tell_long,
 )
 from flaxsent.data import records
-from flaxsent.data.records import STDIN
+from flaxsent.data.records import FORMATS, STDIN
 from flaxsent.data.writers import ESCAPES
 from flaxsent.engine import Engine, classify
 from flaxsent.jobs import shards
@@ -59,7 +63,12 @@ def add(commands: Any) -> None:
     )
     command.add_argument("--top-k", type=int, metavar="K", help="labels for each text, best first (default 1)")
     _add_labels(command)
-    command.add_argument("--format", choices=_FORMATS, help="default: table on a terminal, tsv elsewhere")
+    command.add_argument(
+        "--format",
+        choices=tuple(dict.fromkeys((*_FORMATS, *FORMATS.values()))),
+        help=f"how texts are printed: {', '.join(_FORMATS)} (default: table on a terminal, tsv elsewhere). With "
+        f"--input, {FORMAT}: {', '.join(FORMATS.values())}",
+    )
     _add_files(command)
     command.set_defaults(run=run, keeps_compiled=True, uses_cores=True)
 
@@ -106,6 +115,7 @@ def _add_files(command: argparse.ArgumentParser) -> None:
         help="its suffix says the format: .jsonl, .parquet, or (for .txt, .csv and .tsv) one of these three; or a "
         "folder, for files named like the inputs",
     )
+    add_reading(files, format=False)
     files.add_argument(
         "--text-column", metavar="NAME", help="column of the texts (default text); for lines, its name in the output"
     )
@@ -139,6 +149,7 @@ def _add_files(command: argparse.ArgumentParser) -> None:
 
 _OF_FILES = (
     "output",
+    *READING[1:],
     "text_column",
     "second_column",
     "all_scores",
@@ -262,11 +273,15 @@ def _print(
 def _check_form(options: argparse.Namespace) -> None:
     """Refuses a mixture of what is for texts and what is for files."""
     is_files = options.input is not None
-    for name in ("texts", "top_k", "format") if is_files else _OF_FILES:
+    for name in ("texts", "top_k") if is_files else _OF_FILES:
         value = getattr(options, name)
         if value is not None and value is not False and value != []:
             told = "TEXT" if name == "texts" else f"--{name.replace('_', '-')}"
             raise FlaxsentError(f"{told} does not go with --input." if is_files else f"{told} needs --input FILE.")
+    formats = (*FORMATS.values(),) if is_files else _FORMATS
+    if options.format not in (None, *formats):
+        told = "with --input, which says what the files are" if is_files else "of what is printed"
+        raise FlaxsentError(f"--format {options.format} {told}: expected {', '.join(formats)}.")
     if not is_files and not options.texts:
         raise FlaxsentError("nothing to classify; give texts, or --input FILE --output FILE.")
     if is_files and options.output is None:
@@ -277,6 +292,7 @@ def _classify_files(options: argparse.Namespace) -> None:
     columns = (options.text_column or "text", options.second_column)
     job_options = JobOptions(
         text_columns=tuple(column for column in columns if column is not None),
+        reading=reading_of(options),
         all_scores=options.all_scores,
         uncertainty=_measured_by(options) if options.uncertainty else None,
         embeddings=options.embeddings,

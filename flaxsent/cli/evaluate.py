@@ -14,11 +14,23 @@ from tqdm import tqdm
 from flaxsent.base import FlaxsentError
 from flaxsent.checkpoint.folder import load
 from flaxsent.classifier import Classifier
-from flaxsent.cli.options import add_long_texts, add_model, add_special_tokens_in_text, in_windows, tell_long
-from flaxsent.data.labels import read_annotations, resolve
+from flaxsent.cli.options import (
+    add_long_texts,
+    add_model,
+    add_reading,
+    add_special_tokens_in_text,
+    in_windows,
+    reading_of,
+    tell,
+    tell_long,
+)
+from flaxsent.data.annotations import read_annotations
+from flaxsent.data.bad_rows import ADVICE, BadRows
+from flaxsent.data.labels import resolve
 from flaxsent.engine import Stats
 from flaxsent.evaluation import calibration, pictures, report, suspects, tables
 from flaxsent.evaluation.scores import read_scores
+from flaxsent.models.config import ModelConfig
 from flaxsent.postprocessing import probabilities
 
 
@@ -28,16 +40,27 @@ def add(commands: Any) -> None:
     add_special_tokens_in_text(command)
     add_long_texts(command)
     command.add_argument("--data", required=True, metavar="FILE", help="CSV, TSV, JSONL or Parquet")
+    add_reading(command)
     command.add_argument("--text-column", default="text", metavar="NAME", help="default text")
     command.add_argument("--second-column", metavar="NAME", help="column of the second texts, for pairs")
     command.add_argument(
         "--label-column",
-        default="label",
         metavar="NAME",
         help="column of the labels: names, indices or values (default label)",
     )
     command.add_argument(
+        "--label-columns",
+        metavar="A,B,...",
+        help="instead of it, a column for each label, which holds 0 and 1, or true and false",
+    )
+    command.add_argument(
         "--label-separator", metavar="TEXT", help="separates several labels of a text; by default they are a JSON list"
+    )
+    command.add_argument(
+        "--bad-rows",
+        metavar="FILE",
+        help="write rows that are broken, have no text or no label of the model's to this JSONL file, and measure the "
+        "others; without it, they are an error",
     )
     command.add_argument("--by-length", action="store_true", help="also measure texts of similar length in tokens")
     command.add_argument("--plot", metavar="FILE", help="draw a reliability diagram, such as reliability.png")
@@ -72,8 +95,7 @@ equal width."""
 
 def run(options: argparse.Namespace) -> None:
     _check(options)
-    columns = {"label_column": options.label_column, "label_separator": options.label_separator}
-    columns["text_columns"] = [name for name in (options.text_column, options.second_column) if name is not None]
+    columns = _columns(options)
     classifier = in_windows(load(options.model, special_tokens_in_text=options.special_tokens_in_text), options)
     config = classifier.config
     if options.scores is not None and not options.model:  # of any model: the labels are those of the file
@@ -86,7 +108,7 @@ def run(options: argparse.Namespace) -> None:
         suspects.check(config.problem_type, options.suspects)
     if options.plot is not None:
         pictures.check_plot(options.plot, config)
-    data = report.read_data(options.data, config, **columns)
+    data = _read(options, config, columns)
     if options.scores is not None:
         logits = read_scores(options.scores, data, config, text_columns=columns["text_columns"])
     else:
@@ -125,16 +147,41 @@ def _check(options: argparse.Namespace) -> None:
         for name in ("calibrate", "by_length"):
             if getattr(options, name):
                 raise FlaxsentError(f"--{name.replace('_', '-')} needs a model; it does not go with --scores.")
+        if options.bad_rows is not None:
+            raise FlaxsentError("--bad-rows does not go with --scores, which has a row for each row of the data.")
+    if options.label_columns is not None and options.label_column is not None:
+        raise FlaxsentError("--label-column and --label-columns: expected one of the two.")
+
+
+def _columns(options: argparse.Namespace) -> dict[str, Any]:
+    """How the data is read."""
+    return {
+        "text_columns": [name for name in (options.text_column, options.second_column) if name is not None],
+        "label_column": "label" if options.label_column is None else options.label_column,
+        "label_columns": None if options.label_columns is None else options.label_columns.split(","),
+        "label_separator": options.label_separator,
+        "reading": reading_of(options),
+    }
+
+
+def _read(options: argparse.Namespace, config: ModelConfig, columns: dict[str, Any]) -> report.Data:
+    bad_rows = BadRows(options.bad_rows, inputs=[options.data])
+    data = report.read_data(options.data, config, bad_rows=bad_rows, **columns)
+    bad_rows.check(ADVICE)
+    bad_rows.write()
+    if bad_rows.num_rows:
+        tell(f"{bad_rows.num_rows:,} rows were set aside in {options.bad_rows}")
+    return data
 
 
 def _logits_of(classifier: Classifier, data: report.Data) -> Float[np.ndarray, "B C"]:
     counts: Counter[str] = Counter()
     with tqdm(total=len(data.texts), disable=None, unit=" texts", file=sys.stderr) as bar:
 
-        def tell(stats: Stats) -> None:
+        def move(stats: Stats) -> None:
             counts.update(stats._asdict())
             bar.update(stats.num_texts)
 
-        logits = report.logits_of(classifier, data, on_window=tell)
+        logits = report.logits_of(classifier, data, on_window=move)
     tell_long(classifier, counts)
     return logits

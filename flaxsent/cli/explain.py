@@ -12,8 +12,9 @@ from typing import Any
 from flaxsent.base import FlaxsentError, Text
 from flaxsent.checkpoint.folder import load
 from flaxsent.classifier import Classifier
-from flaxsent.cli.options import add_model, printable
+from flaxsent.cli.options import READING, add_model, add_reading, printable, reading_of, tell
 from flaxsent.data import records
+from flaxsent.data.base import remedy
 from flaxsent.data.records import STDIN, Record, format_of
 from flaxsent.data.writers import TextWriter
 from flaxsent.engine import Engine, Stats
@@ -45,6 +46,7 @@ def add(commands: Any) -> None:
     files.add_argument(
         "--output", metavar="FILE", help="a .jsonl file with the columns of the input and the explanation"
     )
+    add_reading(files)
     files.add_argument("--text-column", metavar="NAME", help="column of the texts (default text)")
     files.add_argument("--second-column", metavar="NAME", help="the column of the second texts, for pairs")
     files.add_argument("--overwrite", action="store_true", help="replace an output that exists")
@@ -74,7 +76,7 @@ def run(options: argparse.Namespace) -> None:
 
 def _check_form(options: argparse.Namespace) -> None:
     is_files = options.input is not None
-    of_files = ("output", "text_column", "second_column", "overwrite")
+    of_files = ("output", "text_column", "second_column", "overwrite", *READING)
     for name in ("texts", "html", "json") if is_files else of_files:
         if getattr(options, name) not in (None, False, []):
             told = "TEXT" if name == "texts" else f"--{name.replace('_', '-')}"
@@ -119,7 +121,10 @@ def _explain_file(options: argparse.Namespace, classifier: Classifier, function:
     """One stream through the engine; the output is whole or not there, and what is broken in the input ends it."""
     columns = [name for name in (options.text_column or "text", options.second_column) if name is not None]
     name = "standard input" if options.input == STDIN else options.input
-    with records.read(options.input, text_columns=columns) as source, appearing(Path(options.output)) as stream:
+    reading = records.read(options.input, text_columns=columns, reading=reading_of(options))
+    with reading as source, appearing(Path(options.output)) as stream:
+        if source.layout.hint is not None:
+            tell(f"{name}: {source.layout.hint}")
         writer = TextWriter("jsonl", source.layout, COLUMNS)
         waiting: deque[Record] = deque()
         texts = _texts(source.records, writer, waiting, name)
@@ -132,7 +137,7 @@ def _texts(given: Iterable[Record], writer: TextWriter, waiting: deque[Record], 
     """The texts of records, which are kept until their explanations are there; runs in the engine's thread."""
     for record in given:
         if (error := record.error or writer.error(record)) is not None:
-            raise FlaxsentError(f"{name} row {record.number} {error}; correct it, or leave it out.")
+            raise FlaxsentError(f"{name} row {record.number} {error}{remedy(record)}; correct it, or leave it out.")
         waiting.append(record)
         yield record.text
 

@@ -3,9 +3,11 @@
 import argparse
 import sys
 from collections.abc import Mapping
+from typing import Any
 
 from flaxsent.base import FlaxsentError
 from flaxsent.classifier import Classifier
+from flaxsent.data.base import FORMATS, Reading
 from flaxsent.tokenization import PAIRS, POOLINGS, SPECIAL_TOKENS_IN_TEXT
 from flaxsent.transforms.windows import windows
 
@@ -55,6 +57,48 @@ def in_windows(classifier: Classifier, options: argparse.Namespace) -> Classifie
     if given:
         raise FlaxsentError(f"--{next(iter(given)).replace('_', '-')} needs --long-texts windows.")
     return classifier
+
+
+READING = ("format", "delimiter", "quoting", "encoding", "no_header")
+"""The options of `add_reading`."""
+
+
+def add_reading(command: Any, *, format: bool = True) -> None:
+    """How files are read: the same options for every command that reads some; `format`: that one, too."""
+    if format:
+        command.add_argument("--format", choices=(*FORMATS.values(),), help=FORMAT)
+    command.add_argument(
+        "--delimiter", metavar="CHAR", help=r"what separates the columns of a CSV or TSV, such as ';' or '\t'"
+    )
+    command.add_argument(
+        "--quoting",
+        choices=("minimal", "none"),
+        help="whether a cell may be quoted (default for CSV), or a quotation mark is a character like any other "
+        "(default for TSV, as NSMC and GLUE are)",
+    )
+    command.add_argument("--encoding", metavar="NAME", help="such as cp1252, utf-16 or gb18030 (default UTF-8)")
+    command.add_argument(
+        "--no-header",
+        action="store_true",
+        help="the first line of a CSV or TSV is a row, too; columns are named by their numbers: --text-column 2",
+    )
+
+
+FORMAT = "what the files are, whatever their names say, which may end in .gz, .bz2 or .zst, too"
+
+
+def reading_of(options: argparse.Namespace) -> Reading:
+    """What the options of `add_reading` say.
+
+    Raises: as `Reading`.
+    """
+    return Reading(
+        format=options.format,
+        delimiter="\t" if options.delimiter == r"\t" else options.delimiter,
+        quoting=options.quoting,
+        encoding=options.encoding,
+        has_header=not options.no_header,
+    )
 
 
 def tell(line: str) -> None:

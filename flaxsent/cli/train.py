@@ -6,6 +6,8 @@ import sys
 import typing
 from typing import Any, TypeVar
 
+from flaxsent.cli.options import add_reading, reading_of
+from flaxsent.data.base import Reading
 from flaxsent.training.options import RunOptions, TrainOptions, choices
 
 _Options = TypeVar("_Options", RunOptions, TrainOptions)
@@ -16,6 +18,9 @@ def add(commands: Any) -> None:
     for title, options in (("files", RunOptions), ("training", TrainOptions)):
         group = command.add_argument_group(title)
         for field in dataclasses.fields(options):
+            if field.type is Reading:
+                add_reading(group)
+                continue
             flag = field.metadata["flag"] or f"--{field.name.replace('_', '-')}"
             group.add_argument(flag, dest=field.name, **_argument(field))
     hosts = command.add_argument_group(
@@ -28,10 +33,11 @@ def add(commands: Any) -> None:
 
 
 _TRAIN = """Fine-tunes an encoder or a classifier on a .csv, .tsv, .jsonl or .parquet file of texts with labels. A label
-is a name or a number; several labels of a text are a list: in a text column a JSON list, or see --label-separator;
-decimal numbers are values to predict. The checkpoint keeps its head if it has the labels of the file, else it gets a
-new one. The output is an ordinary checkpoint folder with log.jsonl and curves.png. A run that was killed goes on with
---resume; on as many devices as before, it ends with the same parameters, bit for bit."""
+is a name or a number; several labels of a text are a list: in a text column a JSON list, or see --label-separator and
+--label-columns; decimal numbers are values to predict. The checkpoint keeps its head if it has the labels of the file,
+or as many and the file only has their numbers, 0 and 1; else it gets a new one. The output is an ordinary checkpoint
+folder with log.jsonl and curves.png. A run that was killed goes on with --resume; on as many devices as before, it ends
+with the same parameters, bit for bit."""
 
 
 def _argument(field: dataclasses.Field) -> dict[str, Any]:
@@ -61,7 +67,7 @@ def _argument(field: dataclasses.Field) -> dict[str, Any]:
 def _read(options: type[_Options], arguments: argparse.Namespace) -> _Options:
     values: dict[str, Any] = {}
     for field in dataclasses.fields(options):
-        value = getattr(arguments, field.name)
+        value = reading_of(arguments) if field.type is Reading else getattr(arguments, field.name)
         values[field.name] = tuple(value) if isinstance(value, list) else value
     return options(**values)
 

@@ -3,6 +3,7 @@
 import contextlib
 import functools
 import itertools
+import json
 import os
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
@@ -10,7 +11,7 @@ from typing import Any, NamedTuple
 
 from flaxsent import files
 from flaxsent.base import FlaxsentError
-from flaxsent.data.base import Group, Layout, Record, Source, check_columns, text_error, text_of
+from flaxsent.data.base import NOT_UTF8, Group, Layout, Record, Source, check_columns, distinct, text_error, text_of
 
 _BATCH_SIZE = 256
 """Records that are read at once."""
@@ -30,7 +31,8 @@ class Cells(NamedTuple):
             ValueError: Python has no such value, as a time with nanoseconds.
         """
         pa, _ = pyarrow()
-        scalar = self.batch.column(column)[self.offset]
+        # By its place: names that nobody asks for may be there twice.
+        scalar = self.batch.column(self.batch.schema.names.index(column))[self.offset]
         if pa.types.is_float32(scalar.type) and scalar.is_valid:
             return float(scalar.cast(pa.string()).as_py())  # 0.1, not 0.10000000149011612
         return scalar.as_py()
@@ -50,7 +52,7 @@ class ParquetReader:
     """An open Parquet file; `open_parquet` gives one."""
 
     def __init__(self, path: Path, file: Any, footer: "_Footer", text_columns: Sequence[str]) -> None:
-        self.layout = Layout("parquet", tuple(file.schema_arrow.names), file.schema_arrow)
+        self.layout = layout_of(file.schema_arrow)
         self._path, self._file, self._footer, self._text_columns = path, file, footer, text_columns
 
     @functools.cached_property
@@ -89,26 +91,62 @@ class ParquetReader:
 
     def _read(self, groups: range, num_read: list[int]) -> Iterator[Record]:
         pa, _ = pyarrow()
-        names = self._text_columns
         try:
-            for batch in self._file.iter_batches(batch_size=_BATCH_SIZE, row_groups=[*groups]):
-                # As bytes: pyarrow takes strings from a file unchecked.
-                columns = [batch.column(name).cast(pa.string()).cast(pa.binary()).to_pylist() for name in names]
-                size = batch.nbytes // max(batch.num_rows, 1)
-                for offset, parts in enumerate(zip(*columns, strict=True)):
-                    num_read[0] += 1
-                    values: list[Any] = []
-                    try:
-                        values = [part if part is None else part.decode() for part in parts]
-                        error = text_error(values, names)
-                    except UnicodeDecodeError:
-                        error = "is not UTF-8 text"
-                    if error is None:
-                        yield Record(num_read[0], text_of(values), Cells(batch, offset), size=size)
-                    else:
-                        yield Record(num_read[0], size=size, error=error)
+            batches = self._file.iter_batches(batch_size=_BATCH_SIZE, row_groups=[*groups])
+            yield from records_of(batches, self._text_columns, num_read)
         except (pa.ArrowException, OSError) as err:
             raise FlaxsentError(f"{self._path} is damaged after row {num_read[0]}: {err}; fetch it again.") from err
+
+
+def layout_of(schema: Any) -> Layout:
+    return Layout("parquet", distinct(schema.names), schema, tuple(schema.names) or None)
+
+
+def records_of(batches: Iterable[Any], names: Sequence[str], num_read: list[int]) -> Iterator[Record]:
+    """The records of Arrow's batches, with the texts of these columns; `num_read` moves along."""
+    pa, _ = pyarrow()
+    for batch in batches:
+        # As bytes: pyarrow takes strings from a file unchecked.
+        columns = [batch.column(batch.schema.names.index(name)) for name in names]
+        columns = [column.cast(pa.string()).cast(pa.binary()).to_pylist() for column in columns]
+        size = batch.nbytes // max(batch.num_rows, 1)
+        for offset, parts in enumerate(zip(*columns, strict=True)):
+            num_read[0] += 1
+            values: list[Any] = []
+            try:
+                values = [part if part is None else part.decode() for part in parts]
+                error = text_error(values, names)
+            except UnicodeDecodeError:
+                error = NOT_UTF8
+            if error is None:
+                yield Record(num_read[0], text_of(values), Cells(batch, offset), size=size)
+            else:
+                yield Record(num_read[0], size=size, error=error)
+
+
+def check_texts(file: str, schema: Any, text_columns: Sequence[str]) -> None:
+    """Raises FlaxsentError where a column of texts, which is there, has values of another type."""
+    pa, _ = pyarrow()
+    for column in text_columns:
+        kind = schema.field(schema.names.index(column)).type
+        if pa.types.is_dictionary(kind):
+            kind = kind.value_type
+        if kind not in (pa.string(), pa.large_string(), pa.string_view(), pa.null()):
+            raise FlaxsentError(f"{file} has values of type {kind} in the column {column!r}; expected text.")
+
+
+def class_names(layout: Layout, column: str) -> tuple[str, ...] | None:
+    """The names of the classes that a column holds the numbers of, where the `datasets` library has written them."""
+    metadata = getattr(layout.schema, "metadata", None) or {}
+    try:
+        feature = json.loads(metadata[b"huggingface"])["info"]["features"][column]
+        while "names" not in feature:  # of a list of classes
+            feature = feature[0] if isinstance(feature, list) else feature["feature"]
+        names = feature["names"]
+    except (ValueError, KeyError, IndexError, TypeError, RecursionError):
+        return None
+    is_good = isinstance(names, list) and names and all(isinstance(name, str) for name in names)
+    return tuple(names) if is_good else None
 
 
 @contextlib.contextmanager
@@ -130,14 +168,8 @@ def open_parquet(file: str | Path, text_columns: Sequence[str]) -> Iterator[Parq
             opened = pq.ParquetFile(stream, metadata=footer.metadata, buffer_size=1 << 20)
         except (pa.ArrowException, OSError) as err:
             raise FlaxsentError(f"{path} is not a Parquet file: {err}; fetch it again.") from err
-        schema = opened.schema_arrow
-        check_columns(str(path), schema.names, text_columns)
-        for column in text_columns:
-            kind = schema.field(column).type
-            if pa.types.is_dictionary(kind):
-                kind = kind.value_type
-            if kind not in (pa.string(), pa.large_string(), pa.string_view(), pa.null()):
-                raise FlaxsentError(f"{path} has values of type {kind} in the column {column!r}; expected text.")
+        check_columns(str(path), layout_of(opened.schema_arrow), text_columns)
+        check_texts(str(path), opened.schema_arrow, text_columns)
         yield ParquetReader(path, opened, footer, text_columns)
 
 

@@ -1,87 +1,51 @@
 """Lines, CSV, TSV and JSONL → records."""
 
-import codecs
 import csv
 import itertools
 import json
 import threading
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any, BinaryIO
+from typing import Any
 
 from flaxsent.base import FlaxsentError
-from flaxsent.data.base import Layout, Record, text_error, text_of
+from flaxsent.data.base import Layout, Reading, Record, distinct, remedy, text_error, text_of
+from flaxsent.data.streams import Lines, is_unicode
 
-_LONGEST = 1 << 24
-"""Bytes of a line, and characters of a CSV field: a file without line ends must not fill the memory."""
-_SAMPLE_RECORDS, _SAMPLE_BYTES = 1000, 1 << 22
+_SAMPLE_RECORDS, _SAMPLE_CHARACTERS = 1000, 1 << 22
 """How much of a JSONL file is read to know its columns, which other formats must know before they begin."""
+_SAMPLE_LINES = 100
+"""Of a .txt file, to see whether it is a table."""
 
 
-class Lines:
-    """The lines of a stream as text; bytes that are not UTF-8 become lone surrogates."""
-
-    def __init__(self, stream: BinaryIO) -> None:
-        self.position = 0
-        """Bytes read so far."""
-        self.num_taken = 0
-        """Characters read since the last `take`."""
-        self._stream = stream
-        self._taken: list[str] = []
-        self._is_cut = False
-
-    def __iter__(self) -> Iterator[str]:
-        return self
-
-    def __next__(self) -> str:
-        line = self._stream.readline(_LONGEST + 1)
-        if not line:
-            raise StopIteration
-        rest = line
-        if len(line) > _LONGEST:
-            self._is_cut = True
-            while rest and not rest.endswith(b"\n"):
-                rest = self._stream.readline(_LONGEST)
-                self.position += len(rest)
-        content = line.removeprefix(codecs.BOM_UTF8) if self.position == 0 else line
-        self.position += len(line)
-        self._taken.append(content.decode(errors="surrogateescape"))
-        self.num_taken += len(self._taken[-1])
-        return self._taken[-1]
-
-    def take(self) -> tuple[str, str | None]:
-        """All that was read since the last call, without its last line end, and what is wrong with it."""
-        raw = "".join(self._taken).removesuffix("\n").removesuffix("\r")
-        error = None
-        if self._is_cut:
-            error = f"has a line of more than {_LONGEST:,} bytes"
-        elif not raw.isascii() and not _is_unicode(raw):
-            error = "is not UTF-8 text"
-        self._taken, self.num_taken, self._is_cut = [], 0, False
-        return raw, error
-
-
-def _is_unicode(text: str) -> bool:
-    """Whether it has no lone surrogate."""
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        return False
-    return True
-
-
-def open_text(lines: Lines, form: str, text_columns: Sequence[str], *, name: str) -> tuple[Layout, Iterator[Record]]:
+def open_text(
+    lines: Lines, form: str, text_columns: Sequence[str], *, name: str, reading: Reading, is_stream: bool = False
+) -> tuple[Layout, Iterator[Record]]:
     """The layout of a file that is not Parquet, and its records.
 
+    Args:
+        lines: of the file.
+        form: its format.
+        text_columns: one name, or two for pairs.
+        name: of the file, for messages.
+        reading: how tables are read.
+        is_stream: the lines may come slowly, so that none is read before it is asked for.
+
     Raises:
-        FlaxsentError: a CSV or TSV file whose header cannot be read.
+        FlaxsentError: a CSV or TSV file whose first line cannot be read.
     """
     match form:
         case "lines":
-            return Layout(form, (text_columns[0],), None), _line_records(lines, text_columns[0])
+            records = _line_records(lines, text_columns[0])
+            sample = [] if is_stream else _sample(records, lines, _SAMPLE_LINES)
+            hint = _TABS if len(sample) > 1 and all("\t" in record.raw for record in sample) else None
+            return Layout(form, (text_columns[0],), None, hint=hint), itertools.chain(sample, records)
         case "jsonl":
             return _open_jsonl(lines, text_columns)
         case _:
-            return _open_csv(lines, form, text_columns, name=name)
+            return _open_csv(lines, form, text_columns, name=name, reading=reading)
+
+
+_TABS = "every line of it has a tab: if it is a table, pass --format tsv"
 
 
 def _line_records(lines: Lines, column: str) -> Iterator[Record]:
@@ -90,23 +54,46 @@ def _line_records(lines: Lines, column: str) -> Iterator[Record]:
         yield Record(number, raw, {column: raw}, raw, len(raw), error)
 
 
-def _open_csv(lines: Lines, form: str, text_columns: Sequence[str], *, name: str) -> tuple[Layout, Iterator[Record]]:
-    table = _CsvTable(lines, form)
+def _sample(records: Iterator[Record], lines: Lines, most: int) -> list[Record]:
+    """The first records, as long as they take little memory."""
+    sample: list[Record] = []
+    while len(sample) < most and lines.num_characters < _SAMPLE_CHARACTERS and (record := next(records, None)):
+        sample.append(record)
+    return sample
+
+
+def _open_csv(
+    lines: Lines, form: str, text_columns: Sequence[str], *, name: str, reading: Reading
+) -> tuple[Layout, Iterator[Record]]:
+    table = _CsvTable(lines, form, reading)
+    told = "header" if reading.has_header else "first row"
+    first: list[str] = []
+    number = 0
     try:
-        columns = next(table, [])
+        while not first and (number == 0 or not reading.has_header):  # empty lines are no rows
+            first, number = next(table), number + 1
+    except StopIteration:
+        pass
     except csv.Error as err:
-        raise FlaxsentError(f"{name} has no header that can be read: {err}.") from err
-    _, error = lines.take()
+        raise FlaxsentError(f"{name} has no {told} that can be read: {err}.") from err
+    raw, error = lines.take()
     if error is not None:
-        raise FlaxsentError(f"{name} has a header that {error}.")
-    return Layout(form, tuple(columns), None), _csv_records(lines, table, columns, text_columns)
+        raise FlaxsentError(f"{name} has a {told} that {error}{remedy(Record(1, raw=raw, error=error))}.")
+    if reading.has_header:
+        columns = distinct(first)
+        records = _csv_records(lines, table, columns, text_columns, start=2)
+        return Layout(form, columns, None, tuple(first) or None), records
+    columns = tuple(str(index) for index in range(1, len(first) + 1))
+    before = [_csv_record(number, first, raw.lstrip("\r\n"), None, columns, text_columns)] if first else []
+    records = _csv_records(lines, table, columns, text_columns, start=number + 1)
+    return Layout(form, columns, None, ()), itertools.chain(before, records)
 
 
 def _csv_records(
-    lines: Lines, table: Iterator[list[str]], columns: Sequence[str], text_columns: Sequence[str]
+    lines: Lines, table: Iterator[list[str]], columns: Sequence[str], text_columns: Sequence[str], *, start: int
 ) -> Iterator[Record]:
-    for number in itertools.count(2):
-        cells, error = None, None
+    for number in itertools.count(start):
+        cells, error = [], None
         try:
             cells = next(table)
         except StopIteration:
@@ -114,13 +101,18 @@ def _csv_records(
         except csv.Error as err:
             error = f"is not CSV: {err}"
         raw, fault = lines.take()
-        if cells == []:
-            continue
-        if cells is not None and len(cells) != len(columns):
-            error = f"has {len(cells)} columns; expected {len(columns)}"
-        found = dict(zip(columns, cells or [], strict=False))
-        texts = [found.get(column) or None for column in text_columns]
-        yield _record(number, found, texts, text_columns, raw=raw, error=fault or error)
+        if cells or error is not None:
+            yield _csv_record(number, cells, raw, fault or error, columns, text_columns)
+
+
+def _csv_record(
+    number: int, cells: list[str], raw: str, error: str | None, columns: Sequence[str], text_columns: Sequence[str]
+) -> Record:
+    if error is None and len(cells) != len(columns):
+        error = f"has {len(cells)} columns; expected {len(columns)}"
+    found = dict(zip(columns, cells, strict=False))
+    texts = [found.get(column) or None for column in text_columns]
+    return _record(number, found, texts, text_columns, raw=raw, error=error)
 
 
 class _CsvTable:
@@ -130,12 +122,13 @@ class _CsvTable:
     record longer than it is parsed, and then put back.
     """
 
-    def __init__(self, lines: Lines, form: str) -> None:
-        delimiter, quoting = ("\t", csv.QUOTE_NONE) if form == "tsv" else (",", csv.QUOTE_MINIMAL)
+    def __init__(self, lines: Lines, form: str, reading: Reading) -> None:
+        delimiter, usual = ("\t", "none") if form == "tsv" else (",", "minimal")
+        quoting = csv.QUOTE_NONE if (reading.quoting or usual) == "none" else csv.QUOTE_MINIMAL
         self._lines = lines
         self._limit_before: int | None = None
         # Strict: else a quotation mark that is not closed would take in the rest of the file.
-        self._cells = csv.reader(self._fed(), delimiter=delimiter, quoting=quoting, strict=True)
+        self._cells = csv.reader(self._fed(), delimiter=reading.delimiter or delimiter, quoting=quoting, strict=True)
 
     def __iter__(self) -> Iterator[list[str]]:
         return self
@@ -155,13 +148,14 @@ class _CsvTable:
             if self._limit_before is None and self._lines.num_taken > min(csv.field_size_limit(), _CSV_DEFAULT):
                 _LIMIT.acquire()
                 self._limit_before = csv.field_size_limit()
-                csv.field_size_limit(max(_LONGEST, self._limit_before))
+                csv.field_size_limit(max(_LONGEST_FIELD, self._limit_before))
             yield line
 
 
 _LIMIT = threading.Lock()
 """Held while the csv module's limit is not what it was."""
-_CSV_DEFAULT = 1 << 17
+_CSV_DEFAULT, _LONGEST_FIELD = 1 << 17, 1 << 24
+"""Characters of a field: as the csv module has it, and as it is raised."""
 
 
 def _record(
@@ -179,9 +173,7 @@ def _record(
 
 def _open_jsonl(lines: Lines, text_columns: Sequence[str]) -> tuple[Layout, Iterator[Record]]:
     records = _jsonl_records(lines, text_columns)
-    sample: list[Record] = []
-    while len(sample) < _SAMPLE_RECORDS and lines.position < _SAMPLE_BYTES and (record := next(records, None)):
-        sample.append(record)
+    sample = _sample(records, lines, _SAMPLE_RECORDS)
     kinds: dict[str, set[str]] = {}
     for record in sample:
         for column, value in record.columns.items():
@@ -212,7 +204,7 @@ def _jsonl_records(lines: Lines, text_columns: Sequence[str]) -> Iterator[Record
 def _json_error(found: object, raw: str) -> str | None:
     if not isinstance(found, dict):
         return f"is JSON of type {type(found).__name__}; expected an object"
-    if "\\u" in raw and not _is_unicode(json.dumps(found, ensure_ascii=False)):
+    if "\\u" in raw and not is_unicode(json.dumps(found, ensure_ascii=False)):
         return "has a lone surrogate, which is not Unicode text"
     return None
 

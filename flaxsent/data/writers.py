@@ -26,13 +26,13 @@ r"""How cells are written in .txt and .tsv: `cell.translate(ESCAPES)` has no tab
 class TextWriter:
     """Writes lines, CSV, TSV or JSONL: a part is some of the records, and a file is a header and the parts.
 
-    A .txt file is a TSV without a header, so that line n is record n.
+    A .txt file is a TSV without a header, so that line n is record n; a table that had no header gets none.
     """
 
     def __init__(self, form: str, layout: Layout, added: Sequence[str]) -> None:
         self._format, self._layout, self._added = form, layout, added
-        has_header = form in ("csv", "tsv")
-        self._header = self._table([[*layout.columns, *added]]) if has_header else b""
+        has_header = form in ("csv", "tsv") and layout.header != ()
+        self._header = self._table([[*(layout.header or layout.columns), *added]]) if has_header else b""
 
     def error(self, record: Record) -> str | None:
         """Why a record cannot be written with the others."""
@@ -71,7 +71,8 @@ class TextWriter:
             case "jsonl":  # stays as it is, to the byte
                 return [record.raw for record in records]
             case "parquet":
-                return map(_json, _plain_table(gather(records, self._layout.schema)).to_pylist())
+                table = _plain_table(gather(records, self._layout.schema))
+                return map(_json, table.rename_columns([*self._layout.columns]).to_pylist())
             case _:
                 return [_json(record.columns) for record in records]
 

@@ -6,15 +6,16 @@
 import itertools
 import math
 from collections.abc import Callable, Sequence
-from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from jaxtyping import Array, Float, Int, Shaped
 
 from flaxsent.base import FlaxsentError, Params, ProblemType, Text, Tokens
 from flaxsent.classifier import Classifier
-from flaxsent.data.labels import read_annotations, to_examples
+from flaxsent.data.annotations import read_annotations
+from flaxsent.data.bad_rows import BadRows
+from flaxsent.data.labels import set_aside, to_examples
 from flaxsent.engine import Engine, Stats
 from flaxsent.evaluation import metrics
 from flaxsent.models.config import ModelConfig
@@ -62,28 +63,25 @@ class Report(NamedTuple):
     by_length: list[Bucket] | None = None
 
 
-def read_data(
-    file: str | Path,
-    config: ModelConfig,
-    *,
-    text_columns: Sequence[str] = ("text",),
-    label_column: str = "label",
-    label_separator: str | None = None,
-) -> Data:
-    """Reads texts, or pairs of two columns, with targets of the kind that the model has.
+def read_data(source: Any, config: ModelConfig, *, bad_rows: BadRows | None = None, **columns: Any) -> Data:
+    """Reads a file or a table: texts, or pairs of two columns, with targets of the kind that the model has.
+
+    `columns` are as of `data.annotations.read_annotations`.
 
     Raises:
         FileNotFoundError: no such file.
-        MissingPackageError: a Parquet file, and pyarrow is not installed.
-        FlaxsentError: a column is missing, or a record is broken or its label is not one of the model's;
-            or the model gives several values for regression.
+        MissingPackageError: Parquet or a table, and pyarrow is not installed.
+        FlaxsentError: a column is missing; or a record is broken or its label is not one of the model's, and there are
+            no `bad_rows`; or the model gives several values for regression.
     """
     if config.problem_type == "regression" and config.num_labels > 1:
         raise FlaxsentError(f"this model gives {config.num_labels} values for a text; expected one to correlate.")
-    annotations = read_annotations(
-        file, text_columns=text_columns, label_column=label_column, label_separator=label_separator
-    )
-    texts, labels = to_examples(annotations, labels=config.labels, problem_type=config.problem_type)
+    found_bad = BadRows() if bad_rows is None else bad_rows
+    task = {"labels": config.labels, "problem_type": config.problem_type}
+    annotations = set_aside(read_annotations(source, bad_rows=found_bad, **columns), **task, bad_rows=found_bad)
+    if bad_rows is None:
+        found_bad.check()
+    texts, labels = to_examples(annotations, **task)
     match config.problem_type:
         case "single_label_classification":
             targets = np.array(labels, np.int64)

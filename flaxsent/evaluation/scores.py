@@ -8,7 +8,6 @@ import numpy as np
 from jaxtyping import Float
 
 from flaxsent.base import FlaxsentError
-from flaxsent.data.base import check_columns
 from flaxsent.data.records import read
 from flaxsent.evaluation.report import Data
 from flaxsent.models.config import ModelConfig
@@ -27,8 +26,7 @@ def read_scores(
         FlaxsentError: a column is missing, a text is another, or a score is no number or no probability.
     """
     rows: list[list[float]] = []
-    with read(file, text_columns=text_columns) as source:
-        check_columns(str(file), source.layout.columns, config.labels)
+    with read(file, text_columns=text_columns, other_columns=config.labels) as source:
         for record in source.records:
             if record.error is not None:
                 raise FlaxsentError(f"{file} row {record.number} {record.error}.")

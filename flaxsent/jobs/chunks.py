@@ -3,7 +3,6 @@
 Where a chunk ends depends on the unit, the options and the manifest alone, so whoever goes on with a job cuts the same.
 """
 
-import json
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, NamedTuple
 
@@ -14,6 +13,8 @@ from jaxtyping import Float
 from flaxsent import files
 from flaxsent.base import FlaxsentError
 from flaxsent.data import records
+from flaxsent.data.bad_rows import to_lines
+from flaxsent.data.base import remedy
 from flaxsent.data.records import STDIN, Record
 from flaxsent.jobs.manifest import digest_rows
 from flaxsent.jobs.parts import Parts
@@ -48,7 +49,8 @@ def read_chunks(parts: Parts, piece: Piece, *, max_characters: int, progress: Pr
     job, file, writer = parts.job, parts.job.files[piece.file], parts.writer(piece.file)
     number = start = 0
     digest = digest_rows([]) if file.name == STDIN else None
-    with records.read(file.name, text_columns=job.options.text_columns, groups=job.unit(piece).groups) as source:
+    columns, reading = job.options.text_columns, job.options.reading
+    with records.read(file.name, text_columns=columns, groups=job.unit(piece).groups, reading=reading) as source:
         for rows in _cut(source.records, max_characters):
             end = source.position()
             told = None if digest is None else digest_rows(rows, digest).hexdigest()
@@ -104,9 +106,10 @@ def write_chunk(parts: Parts, chunk: Chunk, results: Results, labels: Sequence[s
             row = chunk.bad_rows[0]
             kept = "; --resume goes on from there" if parts.has_work() else ""
             raise FlaxsentError(
-                f"{file.spoken} row {row.number} {row.error}; pass --bad-rows FILE to set such rows aside{kept}."
+                f"{file.spoken} row {row.number} {row.error}{remedy(row)}; pass --bad-rows FILE to set such rows "
+                f"aside{kept}."
             )
-        files.write(parts.bad_rows(chunk.piece, chunk.number), _bad_lines(file.name, chunk.bad_rows))
+        files.write(parts.bad_rows(chunk.piece, chunk.number), to_lines(file.name, chunk.bad_rows))
     if chunk.digest is not None:
         files.write(parts.digest(chunk.piece, chunk.number), chunk.digest.encode())
     columns = _columns(results, labels, parts.added)
@@ -152,14 +155,3 @@ def _columns(results: Results, labels: Sequence[str], added: Sequence[str]) -> d
 
 def _scores(results: Results) -> Float[np.ndarray, "_ C"]:
     return np.asarray(results.scores if isinstance(results, Embedded | Uncertainty) else results)
-
-
-def _bad_lines(name: str, rows: Sequence[Record]) -> bytes:
-    r"""JSONL of bad rows; bytes that are not UTF-8 are written as `\xff`."""
-    lines = []
-    for row in rows:
-        line = {"file": name, "row": row.number, "reason": row.error}
-        if row.raw:
-            line["raw"] = row.raw.encode(errors="surrogateescape").decode(errors="backslashreplace")
-        lines.append(json.dumps(line, ensure_ascii=False) + "\n")
-    return "".join(lines).encode()

@@ -9,6 +9,7 @@ it would have had here up to float32 rounding; on the same machine they are the 
 """
 
 import contextlib
+import dataclasses
 import hashlib
 import importlib.metadata
 import json
@@ -56,6 +57,7 @@ def gather_facts(job: Job, classifier: Classifier) -> Facts:
         "inputs": [[*_input(file.name)] for file in job.files],
         "outputs": [file.output.name for file in job.files],
         "text columns": options.text_columns,
+        "reading of files": dataclasses.asdict(options.reading),
         "all scores": options.all_scores,
         "uncertainty": options.uncertainty,
         "embeddings": options.embeddings,
@@ -271,7 +273,7 @@ def _is_finished(job: Job, known: list[dict[str, Any]], facts: Facts) -> bool:
         raise exists_error(there[0])
     difference = _difference(entries[0]["facts"], facts)
     if difference is None and job.files[0].name == STDIN:
-        with records.read(STDIN, text_columns=job.options.text_columns) as source:
+        with records.read(STDIN, text_columns=job.options.text_columns, reading=job.options.reading) as source:
             is_same = digest_rows(source.records).hexdigest() == entries[0]["stream"]
         difference = None if is_same else "its standard input was another"
     if difference:

@@ -2,6 +2,7 @@
 
 import dataclasses
 import glob
+import logging
 import os
 from collections.abc import Sequence
 from pathlib import Path
@@ -9,9 +10,11 @@ from typing import Any, NamedTuple
 
 from flaxsent.base import FlaxsentError
 from flaxsent.data import records, writers
-from flaxsent.data.records import STDIN, Group, Layout
+from flaxsent.data.records import STDIN, Group, Layout, Reading
 from flaxsent.jobs.shards import Shard
 from flaxsent.transforms.ensemble import MEASURES
+
+logger = logging.getLogger(__name__)
 
 CHUNK_ROWS = 16384
 """Most records in a chunk."""
@@ -35,6 +38,8 @@ class JobOptions:
 
     text_columns: tuple[str, ...] = ("text",)
     """One, or two for pairs."""
+    reading: Reading = dataclasses.field(default_factory=Reading)
+    """How the files are read, where their suffixes do not say it right."""
     all_scores: bool = False
     """A column for each label, beside `label` and `score`."""
     uncertainty: str | None = None
@@ -169,11 +174,14 @@ def plan(inputs: Sequence[str], output: str, options: JobOptions) -> Job:
         MissingPackageError: Parquet, and pyarrow is not installed.
         FlaxsentError: a file lacks a column, or the names do not go together.
     """
-    names = _find(inputs)
-    if options.shard is not None and names == [STDIN]:
-        raise FlaxsentError("--input - is one stream, which several processes cannot share; give files.")
+    names = _find(inputs, options.reading)
+    if names == [STDIN]:
+        if options.shard is not None:
+            raise FlaxsentError("--input - is one stream, which several processes cannot share; give files.")
+        if options.reading.format_of(STDIN) != "lines":  # it can only be read once, and not looked at before
+            raise FlaxsentError(f"--input - is read as lines; save a table as a file: {options.reading.format}.")
     many = "processes" if options.shard else "inputs" if len(names) > 1 or Path(inputs[0]).is_dir() else None
-    is_folder, outputs = _outputs(names, output, many=many)
+    is_folder, outputs = _outputs(names, output, options.reading, many=many)
     path = Path(output)
     folder = path / _FOLDER_PARTS if is_folder else path.with_name(f".{path.name}.parts")
     record = path / _FOLDER_RECORD if is_folder else path.with_name(f".{path.name}{_FOLDER_RECORD}")
@@ -204,7 +212,7 @@ def exists_error(file: Path) -> FileExistsError:
     return FileExistsError(f"{file} exists already; pass --overwrite to replace it.")
 
 
-def _find(inputs: Sequence[str]) -> list[str]:
+def _find(inputs: Sequence[str], reading: Reading) -> list[str]:
     if STDIN in inputs:
         if len(inputs) > 1:
             raise FlaxsentError("--input - is standard input, which cannot be read together with files.")
@@ -224,27 +232,42 @@ def _find(inputs: Sequence[str]) -> list[str]:
             )
         found += files
     for file in found:
-        records.format_of(file)
+        reading.format_of(file)
     return found
 
 
 def _is_readable(file: Path) -> bool:
-    return file.is_file() and not file.name.startswith(".") and file.suffix.lower() in records.FORMATS
+    plain = file.with_suffix("") if records.compression_of(file) is not None else file
+    return file.is_file() and not file.name.startswith(".") and plain.suffix.lower() in records.FORMATS
 
 
-def _outputs(names: Sequence[str], output: str, *, many: str | None) -> tuple[bool, list[Path]]:
-    """Whether the output is a folder, and the output of each file."""
+def _outputs(names: Sequence[str], output: str, reading: Reading, *, many: str | None) -> tuple[bool, list[Path]]:
+    """Whether the output is a folder, and the output of each file: without compression, of the format that was read."""
     path = Path(output)
     if path.is_dir() or not path.suffix:
         if names == [STDIN]:
             raise FlaxsentError(f"--output {output} is a folder; standard input needs a file.")
         _check_writable(path if path.exists() else path.absolute().parent)
-        return True, [path / Path(name).name for name in names]
+        return True, [path / _named(Path(name), reading) for name in names]
+    if records.compression_of(output) is not None:
+        raise FlaxsentError(f"--output {output}: outputs are not compressed; leave out {path.suffix}.")
     records.format_of(output)
     if many is not None:
         raise FlaxsentError(f"--output {output} is a file; several {many} need a folder.")
     _check_writable(path.absolute().parent)
     return False, [path]
+
+
+def _named(file: Path, reading: Reading) -> str:
+    """The name of the output of a file, in a folder.
+
+    >>> _named(Path("a/x.txt.gz"), Reading()), _named(Path("x.txt"), Reading(format="tsv"))
+    ('x.txt', 'x.tsv')
+    """
+    plain = Path(file.stem if records.compression_of(file) is not None else file.name)
+    form = reading.format_of(file)
+    is_said = records.FORMATS.get(plain.suffix.lower()) == form
+    return plain.name if is_said else plain.with_suffix(records.SUFFIXES[form]).name
 
 
 def _made(outputs: Sequence[Path], options: JobOptions) -> list[Path]:
@@ -273,8 +296,10 @@ def _check_names(names: Sequence[str], made: Sequence[Path]) -> None:
 
 
 def _look(name: str, output: Path, options: JobOptions) -> JobFile:
-    with records.read(name, text_columns=options.text_columns) as source:
+    with records.read(name, text_columns=options.text_columns, reading=options.reading) as source:
         layout, groups = source.layout, source.groups
+    if layout.hint is not None:
+        logger.warning("%s: %s", name, layout.hint)
     # Says now if pyarrow is missing, or lists have no place in the output.
     writers.open_writer(records.format_of(output), layout, (), lists=options.lists)
     size = None if name == STDIN else Path(name).stat().st_size

@@ -14,7 +14,7 @@ from flaxsent.evaluation.report import measure
 from flaxsent.losses import losses
 from flaxsent.models.config import ModelConfig, as_trained
 from flaxsent.postprocessing import probabilities
-from flaxsent.training.options import Metric
+from flaxsent.training.options import Metric, TrainOptions
 
 
 class Evaluation(NamedTuple):
@@ -49,6 +49,17 @@ METRICS: dict[Metric, Figure] = {
     "r2": Figure("R2", "r2", (_VALUE,)),
 }
 _DEFAULTS: dict[ProblemType, Metric] = {_ONE: "accuracy", _SEVERAL: "micro-f1", _VALUE: "r2"}
+
+
+def check(options: TrainOptions, problem_type: ProblemType, *, has_dev: bool) -> None:
+    """Raises FlaxsentError for options of `Trainer` that need dev, or that do not fit the problem type."""
+    for name in ("early_stopping", "evaluate_every", "metric"):
+        if getattr(options, name) and not has_dev:
+            raise FlaxsentError(f"{name} needs dev.")
+    if options.label_smoothing and problem_type != "single_label_classification":
+        raise FlaxsentError(f"label_smoothing is for one label of several; this is {problem_type}.")
+    if options.focal_gamma and problem_type == "regression":
+        raise FlaxsentError("focal_gamma is for labels; this is regression.")
 
 
 def metric_of(problem_type: ProblemType, told: Metric | None) -> Metric:

@@ -9,6 +9,7 @@ from collections.abc import Callable, Mapping
 from typing import Any, Literal, NamedTuple
 
 from flaxsent.base import FlaxsentError, ProblemType
+from flaxsent.data.base import Reading
 from flaxsent.sharding import SHARDING, parse
 
 Metric = Literal["accuracy", "macro-f1", "micro-f1", "mcc", "log-loss", "spearman", "r2"]
@@ -194,8 +195,20 @@ class RunOptions:
     text_column: str = option("column of the texts", "text", metavar="NAME")
     second_column: str | None = option("column of the second texts, if the texts are pairs", None, metavar="NAME")
     label_column: str = option("column of the labels", "label", metavar="NAME")
+    label_columns: tuple[str, ...] | None = option(
+        "instead of --label-column, a column for each label, which holds 0 and 1, or true and false",
+        None,
+        metavar="A,B,...",
+        split=",",
+    )
     label_separator: str | None = option(
         "what separates several labels of a text; by default they are a JSON list", None, metavar="TEXT"
+    )
+    reading: Reading = option("how files are read, where their suffixes do not say it right", Reading())  # noqa: RUF009
+    bad_rows: str | None = option(
+        "write rows that are broken, or have no text or label, to this JSONL file; without it, they end the run",
+        None,
+        metavar="FILE",
     )
     labels: tuple[str, ...] | None = option(
         "names in the order of the logits; by default the checkpoint's if the file has no others, else the file's",
@@ -235,6 +248,8 @@ class RunOptions:
         _check(self)
         if self.label_separator == "":
             raise FlaxsentError("label_separator is empty; expected a character or more.")
+        if self.label_columns is not None and self.label_column != "label":
+            raise FlaxsentError("label_column and label_columns: expected one of the two.")
         if self.labels is not None and len({*self.labels}) < len(self.labels):
             raise FlaxsentError(f"labels={','.join(self.labels)}: expected labels that differ.")
         if not self.train:

@@ -6,7 +6,6 @@ parameters, bit for bit; on others, sums over the rows have another order, and d
 
 import dataclasses
 import functools
-import glob
 import hashlib
 import importlib.metadata
 import json
@@ -26,7 +25,9 @@ from flaxsent.base import FlaxsentError, Params, Text, Tokens
 from flaxsent.checkpoint import adapters, exported, hub
 from flaxsent.checkpoint.folder import config_of, load, save, save_adapter
 from flaxsent.classifier import Classifier
-from flaxsent.data.labels import Annotations, Examples, Task, describe, read_annotations, resolve, to_examples
+from flaxsent.data.annotations import Annotations, read_annotations
+from flaxsent.data.bad_rows import ADVICE, BadRows
+from flaxsent.data.labels import Examples, Task, describe, keeps_head, resolve, set_aside, to_examples
 from flaxsent.data.records import read_texts
 from flaxsent.engine import Engine
 from flaxsent.files import require, write
@@ -34,7 +35,7 @@ from flaxsent.models.config import ModelConfig
 from flaxsent.packing import StepShape
 from flaxsent.placement import on_host
 from flaxsent.postprocessing import probabilities
-from flaxsent.training import choosing, class_weights, distributed, folds, splits
+from flaxsent.training import choosing, class_weights, distributed, folds, patterns, splits
 from flaxsent.training import sweep as sweeps
 from flaxsent.training.choosing import Evaluation
 from flaxsent.training.log import draw_curves, read_log
@@ -56,7 +57,7 @@ class Data(NamedTuple):
     unlabelled: list[Text]
     task: Task
     """The labels and the problem type."""
-    folds: Int[np.ndarray, " N"] | None
+    folds: Int[np.ndarray, " N"] | None = None
     """Of each text that is learned from, where there are folds."""
 
 
@@ -78,7 +79,7 @@ def run(
     if options.sweep or options.seeds > 1:
         return _sweep(options, train_options, report=report)
     work = plan(options)
-    data = _read(options, seed=train_options.seed)
+    data = _read(options, report, seed=train_options.seed)
     choosing.metric_of(data.task.problem_type, train_options.metric)
     with on_host(train_options.sharding):
         classifier, has_new_head = _load(options, data, seed=train_options.seed)
@@ -91,7 +92,7 @@ def run(
     work.check_output()
     distributed.wait("the facts were compared")
     head = "a new head" if has_new_head else "the checkpoint's head"
-    report(f"{_listed(data.files)}: {describe(data.train, *data.task)}, on {head}")
+    report(f"{patterns.listed(data.files)}: {describe(data.train, *data.task)}, on {head}")
     if options.dev_fraction is not None and data.dev is not None:
         report(f"dev: {describe(data.dev, *data.task)}")
     scores_NC = None
@@ -155,11 +156,11 @@ def _sweep(options: RunOptions, train_options: TrainOptions, *, report: Callable
     if options.dev is None and options.dev_fraction is None:
         raise FlaxsentError("a sweep needs a dev file, to choose by.")
     work = plan(options)
-    data = _read(options, seed=train_options.seed)
+    data = _read(options, report, seed=train_options.seed)
     choosing.metric_of(data.task.problem_type, train_options.metric)
     first, has_new_head = _load(options, data, seed=train_options.seed)
     head = "a new head" if has_new_head else "the checkpoint's head"
-    report(f"{_listed(data.files)}: {describe(data.train, *data.task)}, on {head}, {len(runs_options)} runs")
+    report(f"{patterns.listed(data.files)}: {describe(data.train, *data.task)}, on {head}, {len(runs_options)} runs")
 
     def start(seed: int) -> Classifier:
         is_first = seed == train_options.seed or not has_new_head
@@ -195,7 +196,7 @@ def _check(options: RunOptions, train_options: TrainOptions) -> None:
     for name in ("early_stopping", "evaluate_every", *([] if options.folds else ["metric"])):
         if getattr(train_options, name) and not has_dev:
             raise FlaxsentError(f"{name} needs a dev file, or dev_fraction.")
-    for file in (*_files(options.train), options.dev, options.unlabelled):
+    for file in (*patterns.files_of(options.train), options.dev, options.unlabelled):
         if file is not None and not Path(file).is_file():
             raise FileNotFoundError(f"{file}: no such file.")
     if train_options.lora_rank and options.model is not None and adapters.is_adapter(options.model):
@@ -203,6 +204,8 @@ def _check(options: RunOptions, train_options: TrainOptions) -> None:
             f"--lora-rank: {options.model} is an adapter, on which no other can stand; save what load gives of it, and "
             "train that."
         )
+    if options.bad_rows is not None and Path(options.bad_rows).exists() and not (options.overwrite or options.resume):
+        raise FileExistsError(f"{options.bad_rows} exists already; pass --overwrite to replace it.")
     for module in ("orbax.checkpoint", "matplotlib"):
         require(module, needed_by="flaxsent train", extra="train")
 
@@ -229,7 +232,7 @@ def _is_complete(work: Work, begun: Facts | None, facts: Facts, options: RunOpti
     return not differs
 
 
-def _read(options: RunOptions, *, seed: int) -> Data:
+def _read(options: RunOptions, report: Callable[[str], None] = logger.info, *, seed: int) -> Data:
     """The files, and what their labels mean: `data.labels` has the rule."""
 
     def annotations(file: str) -> Annotations:
@@ -237,43 +240,54 @@ def _read(options: RunOptions, *, seed: int) -> Data:
             file,
             text_columns=options.text_columns,
             label_column=options.label_column,
+            label_columns=options.label_columns,
             label_separator=options.label_separator,
+            reading=options.reading,
+            bad_rows=bad_rows,
         )
 
-    files = _files(options.train)
+    def examples(found: Annotations) -> Examples:
+        return to_examples(set_aside(found, **task._asdict(), bad_rows=bad_rows), **task._asdict())
+
+    files = patterns.files_of(options.train)
+    inputs = [file for file in (*files, options.dev, options.unlabelled) if file is not None]
+    bad_rows = BadRows(options.bad_rows, inputs=inputs)
     found = [annotations(file) for file in files]
     dev = None if options.dev is None else annotations(options.dev)
     own = _own_config(options.model)
     known = Task(own.labels, own.problem_type) if own.is_classifier else None
-    task = resolve(_together(found), known=known, labels=options.labels, problem_type=options.problem_type)
-    read = [to_examples(one, **task._asdict()) for one in found]
+    try:
+        task = resolve(_together(found), known=known, labels=options.labels, problem_type=options.problem_type)
+    except FlaxsentError:
+        bad_rows.check(ADVICE)  # which may be why
+        raise
+    unlabelled = []
+    if options.unlabelled is not None:
+        unlabelled = read_texts(options.unlabelled, options.text_columns, reading=options.reading, bad_rows=bad_rows)
+    read = [examples(one) for one in found]
     train = Examples([text for one in read for text in one.texts], [label for one in read for label in one.labels])
-    dev = None if dev is None else to_examples(dev, **task._asdict())
+    data = Data(files, train, None if dev is None else examples(dev), unlabelled, task)
+    bad_rows.check(ADVICE)
+    if distributed.is_first():
+        bad_rows.write()
+    if bad_rows.num_rows:
+        report(f"{bad_rows.num_rows:,} rows were set aside in {options.bad_rows}")
+    return _in_parts(data, options, seed=seed)
+
+
+def _in_parts(data: Data, options: RunOptions, *, seed: int) -> Data:
+    """With the part for dev, or the folds, that are asked for."""
+    kind, train = data.task.problem_type, data.train
     if options.dev_fraction is not None:
-        chosen = splits.split(train, options.dev_fraction, problem_type=task.problem_type, seed=seed)
-        train, dev = (splits.select(train, indices) for indices in chosen)
-    parts = None
+        train, dev = (
+            splits.select(train, indices)
+            for indices in splits.split(train, options.dev_fraction, problem_type=kind, seed=seed)
+        )
+        return data._replace(train=train, dev=dev)
     if options.folds is not None:
-        folds.check_names(task.labels, options.text_columns)
-        parts = splits.folds(train, options.folds, problem_type=task.problem_type, seed=seed)
-    unlabelled = [] if options.unlabelled is None else read_texts(options.unlabelled, options.text_columns)
-    return Data(files, train, dev, unlabelled, task, parts)
-
-
-def _files(patterns: Sequence[str]) -> list[str]:
-    """The files of names and patterns, each once; what is the name of a file is no pattern.
-
-    Raises:
-        FileNotFoundError: no file has a name of the pattern.
-    """
-    files: dict[str, None] = {}
-    for pattern in patterns:
-        is_pattern = glob.has_magic(pattern) and not Path(pattern).exists()
-        found = sorted(glob.glob(pattern, recursive=True)) if is_pattern else [pattern]
-        if not found:
-            raise FileNotFoundError(f"{pattern}: no such file.")
-        files |= dict.fromkeys(found)
-    return [*files]
+        folds.check_names(data.task.labels, options.text_columns)
+        return data._replace(folds=splits.folds(train, options.folds, problem_type=kind, seed=seed))
+    return data
 
 
 def _together(parts: Sequence[Annotations]) -> Annotations:
@@ -284,17 +298,19 @@ def _together(parts: Sequence[Annotations]) -> Annotations:
     texts, labels, numbers = (
         [one for part in parts for one in getattr(part, name)] for name in ("texts", "labels", "numbers")
     )
-    return Annotations(_listed([part.file for part in parts]), first.column, texts, labels, numbers)
-
-
-def _listed(files: Sequence[str]) -> str:
-    return files[0] if len(files) == 1 else f"{files[0]} and {len(files) - 1} more"
+    if other := next((part for part in parts if (part.names, part.is_wide) != (first.names, first.is_wide)), None):
+        raise FlaxsentError(f"{other.file} names other labels than {first.file}; expected the same, in one order.")
+    name = patterns.listed([part.file for part in parts])
+    return first._replace(file=name, texts=texts, labels=labels, numbers=numbers)
 
 
 def _own_config(model: str | None) -> ModelConfig:
     if model is not None and exported.is_exported(model):
         raise FlaxsentError(f"{model} was exported and cannot be trained; pass the checkpoint itself.")
-    return config_of(hub.find(model))
+    own = config_of(hub.find(model))
+    if model is None or not adapters.is_adapter(model):
+        return own
+    return adapters.with_head(own, adapters.read(Path(model), config=own))
 
 
 def _load(options: RunOptions, data: Data, *, seed: int) -> tuple[Classifier, bool]:
@@ -312,7 +328,7 @@ def _load(options: RunOptions, data: Data, *, seed: int) -> tuple[Classifier, bo
         )
 
     own = _own_config(options.model)
-    is_new = data.task != (own.labels, own.problem_type) or not own.is_classifier
+    is_new = not (own.is_classifier and keeps_head(Task(own.labels, own.problem_type), data.task))
     try:
         return with_head(is_new), is_new
     except FlaxsentError:

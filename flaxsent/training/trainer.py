@@ -15,9 +15,9 @@ import numpy as np
 from jaxtyping import Array, Float, Key
 
 from flaxsent import placement
-from flaxsent.base import FlaxsentError, Params, ProblemType, Text, Tokens
+from flaxsent.base import FlaxsentError, Params, Text, Tokens
 from flaxsent.classifier import Classifier, check_has_own_labels, tell_truncated
-from flaxsent.data.labels import Examples
+from flaxsent.data.labels import Examples, read_examples
 from flaxsent.files import require
 from flaxsent.models import last_layer
 from flaxsent.models.config import as_trained
@@ -107,7 +107,7 @@ class Trainer:
             adapters = {name: getattr(options, f"lora_{name}") for name in names}
             classifier = lora.adapt(classifier, **adapters, seed=options.seed)
         self.classifier, config = classifier, classifier.config
-        _check(options, config.problem_type, has_dev=dev is not None)
+        choosing.check(options, config.problem_type, has_dev=dev is not None)
         self.metric: Metric = metric_of(config.problem_type, options.metric)
         self.keeps_best = bool(options.early_stopping or options.metric)
         if unlabelled and teacher is None:
@@ -271,16 +271,6 @@ _MOST_TOLD_ENDS = 10
 """Of epochs that are many because the texts are few."""
 
 
-def _check(options: TrainOptions, problem_type: ProblemType, *, has_dev: bool) -> None:
-    for name in ("early_stopping", "evaluate_every", "metric"):
-        if getattr(options, name) and not has_dev:
-            raise FlaxsentError(f"{name} needs dev.")
-    if options.label_smoothing and problem_type != "single_label_classification":
-        raise FlaxsentError(f"label_smoothing is for one label of several; this is {problem_type}.")
-    if options.focal_gamma and problem_type == "regression":
-        raise FlaxsentError("focal_gamma is for labels; this is regression.")
-
-
 def _devices() -> list[Any]:
     """Of all processes, those of one side by side."""
     return sorted(jax.devices(), key=lambda device: (device.process_index, device.id))
@@ -367,23 +357,32 @@ def forward_of_rows(
 
 def fit(
     classifier: Classifier,
-    train: Examples,
-    dev: Examples | None = None,
+    train: Any,
+    dev: Any = None,
     *,
     options: TrainOptions | None = None,
     unlabelled: Sequence[Text] = (),
     teacher: Float[np.ndarray, "N C"] | None = None,
     report: Callable[[str], None] = logger.info,
     on_epoch: Callable[[Classifier], None] | None = None,
+    **columns: Any,
 ) -> Classifier:
     """Fine-tunes a classifier and returns it with the moving average of its parameters.
+
+    `train` and `dev` are `Examples`, or tables or files, of which `columns` says what `read_annotations` is to read:
+    `text_columns`, `label_column`, `label_columns`, ….
 
     With `teacher`, it learns another classifier's scores too: of the texts of `train`, then of those of `unlabelled`.
     `report` gets a line of text now and then, `on_epoch` the classifier as it is after each epoch.
 
     Raises:
-        FlaxsentError: as `Trainer`, or the loss is not finite any more.
+        FlaxsentError: as `Trainer` and `data.labels.read_examples`, or the loss is not finite any more.
     """
+    task = {"labels": classifier.config.labels, "problem_type": classifier.config.problem_type}
+    train, dev = (
+        one if one is None or isinstance(one, Examples) else read_examples(one, **task, **columns)
+        for one in (train, dev)
+    )
     trainer = Trainer(classifier, train, dev, options=options, unlabelled=unlabelled, teacher=teacher)
     tell_truncated(trainer.num_truncated, trainer.num_texts, trainer.max_length)
     snapshot, losses = trainer.start(), []

@@ -3,6 +3,7 @@
 import contextlib
 import dataclasses
 import json
+import shutil
 
 import jax
 import jax.numpy as jnp
@@ -181,13 +182,45 @@ def test_labels_are_those_of_the_adapter(tiny_folder, tmp_path):
     loaded = flaxsent.load(tmp_path / "adapter", backend="native")
     assert loaded.config.labels == ("a", "b", "c", "d")
     assert logits(loaded).shape[1] == 4
-    (tmp_path / "adapter" / "config.json").unlink()  # as PEFT writes it
+    file = tmp_path / "adapter" / adapters.WEIGHTS
+    safetensors.numpy.save_file(tensors_of(file.parent), file)  # as PEFT writes it
     assert flaxsent.load(tmp_path / "adapter", backend="native").config.labels[3] == "LABEL_3"
     names = ["w", "x", "y", "z"]
     named = flaxsent.load(tmp_path / "adapter", backend="native", labels=names, new_head=False)
     np.testing.assert_array_equal(logits(named), logits(loaded))
     again = flaxsent.load(tmp_path / "adapter", backend="native", labels=["y", "n"])
     assert logits(again).shape[1] == 2
+
+
+def test_labels_that_do_not_fit_the_head_are_refused(written):
+    folder, base = written
+    whole, config = tensors_of(folder), (base / "config.json").read_text()
+    for told, message in (
+        ("{", "is not JSON"),
+        (config.replace(', "2": "LABEL_2"', ""), "tells of 2 labels, .* has 3"),
+    ):
+        metadata = {"flaxsent.config": told}
+        safetensors.numpy.save_file(whole, folder / adapters.WEIGHTS, metadata=metadata)
+        with pytest.raises(FlaxsentError, match=message):
+            flaxsent.load(folder, backend="native")
+
+
+def test_a_base_of_another_name_is_logged_where_nothing_else_is_known(written, tmp_path, caplog):
+    folder, base = written
+    shutil.copytree(base, tmp_path / "copy")
+    flaxsent.load(tmp_path / "copy", adapter=folder, backend="native")
+    assert not caplog.records  # the weights are known to be the same
+    safetensors.numpy.save_file(tensors_of(folder), folder / adapters.WEIGHTS)
+    flaxsent.load(tmp_path / "copy", adapter=folder, backend="native")
+    assert f"was trained on {base} by its adapter_config.json, and is read on {tmp_path / 'copy'}" in caplog.text
+
+
+@pytest.mark.torch
+def test_transformers_opens_the_folder_too(written, adapted):
+    pytest.importorskip("peft")
+    folder, _ = written
+    model = base_of(folder)
+    np.testing.assert_allclose(logits(adapted()), pytorch_logits(model, adapted()), atol=TOLERANCE)
 
 
 def test_half_precision_is_rounded_after_it_is_folded_in(written):

@@ -4,6 +4,7 @@ huggingface_hub reads HF_ENDPOINT, HF_HOME and HF_HUB_OFFLINE when it is importe
 here, each of which does a list of jobs.
 """
 
+import dataclasses
 import hashlib
 import http.server
 import json
@@ -16,9 +17,14 @@ import time
 from pathlib import Path
 from types import SimpleNamespace
 
+import jax.numpy as jnp
 import numpy as np
 import pytest
 import safetensors.numpy
+
+import flaxsent
+from flaxsent.checkpoint.folder import save_adapter
+from flaxsent.transforms import lora
 
 TEXTS = ["i hate this so much !", "the film is not bad"]
 FIRST, SECOND = "a" * 40, "b" * 40
@@ -31,6 +37,9 @@ from flaxsent.checkpoint import hub
 def logits(model, revision=None):
     classifier = flaxsent.load(model, backend="native", revision=revision)
     return classifier.forward(classifier.params, classifier.tokenize(json.loads(sys.argv[1]))).tolist()
+
+def adapted(model, adapter):
+    return flaxsent.load(model, adapter=adapter, backend="native").params["classifier"]["bias"].tolist()
 
 def find(model, revision=None):
     folder = hub.find(model, revision=revision)
@@ -137,6 +146,7 @@ FIND = [
     ("find", "acme/moving"),
     ("find", "gpt0"),
 ]
+ADAPTED = [("adapted", "acme/tiny", "acme/adapter")]
 BAD = {
     ("find", "acme/none"): ("FileNotFoundError", "the Hub shows no acme/none: check the name, or set HF_TOKEN"),
     ("find", "none"): ("FileNotFoundError", "the Hub shows no none"),
@@ -153,6 +163,15 @@ BAD = {
 CLI = ("cli", "classify", "--model", "acme/none", "hi")
 # What is asked of the dead server, and of the cache alone, besides what was fetched before.
 ABSENT = [("logits", "acme/absent"), ("cli", "classify", "--model", "acme/absent", "hi")]
+
+
+def adapter_files(folder, base):
+    """Of an adapter with a head whose bias is 0, 1, 2."""
+    classifier = lora.adapt(flaxsent.load(base, backend="native"))
+    head = classifier.params["classifier"] | {"bias": jnp.arange(3.0)}
+    params = {**classifier.params, "classifier": head}
+    save_adapter(dataclasses.replace(classifier, params=params), folder, base="acme/tiny")
+    return {name: (folder / name).read_bytes() for name in ("adapter_config.json", "adapter_model.safetensors")}
 
 
 @pytest.fixture(scope="module")
@@ -189,11 +208,12 @@ def visit(tiny_folder, tmp_path_factory):
     hub.add("acme/moving", files, {"config.json": b"{}"})
     hub.pushed["acme/moving"] = SECOND
     hub.add("gpt0", files)
+    hub.add("acme/adapter", adapter_files(tmp_path_factory.mktemp("adapter"), folder) | decoys)
     hub.add("acme/empty", {"README.md": b"no checkpoint"})
     hub.add("acme/hostile-index", bare | {"model.safetensors.index.json": json.dumps(hostile).encode()})
     hub.add("acme/torn", files)
     try:
-        online = run([("logits", str(folder)), *LOGITS, *FIND, *BAD, CLI], home, hub.endpoint)
+        online = run([("logits", str(folder)), *LOGITS, *ADAPTED, *FIND, *BAD, CLI], home, hub.endpoint)
         requests = list(hub.requests)
     finally:
         hub.stop()
@@ -201,7 +221,7 @@ def visit(tiny_folder, tmp_path_factory):
         online=online,
         requests=requests,
         unplugged=run([*FIND, *ABSENT], home, hub.endpoint),
-        offline=run([*LOGITS, *FIND, *ABSENT], home, hub.endpoint, HF_HUB_OFFLINE="1"),
+        offline=run([*LOGITS, *ADAPTED, *FIND, *ABSENT], home, hub.endpoint, HF_HUB_OFFLINE="1"),
         home=home,
         endpoint=hub.endpoint,
         folder=str(folder),
@@ -210,6 +230,11 @@ def visit(tiny_folder, tmp_path_factory):
 
 def fetched(visit, repo):
     return sorted(file for method, asked, _, file in visit.requests if method == "GET" and asked == repo)
+
+
+def test_an_adapter_comes_from_the_hub(visit):
+    assert visit.online[ADAPTED[0]] == visit.offline[ADAPTED[0]] == [0, 1, 2]
+    assert fetched(visit, "acme/adapter") == ["adapter_config.json", "adapter_model.safetensors"]
 
 
 def test_hub_id_gives_the_logits_of_the_folder(visit):

@@ -9,12 +9,11 @@ import pyarrow.parquet as pq
 import pytest
 
 from flaxsent.base import FlaxsentError, ProblemType
+from flaxsent.data.annotations import Annotations, read_annotations
 from flaxsent.data.labels import (
-    Annotations,
     Examples,
     Task,
     describe,
-    read_annotations,
     read_examples,
     resolve,
     to_examples,
@@ -210,8 +209,9 @@ def test_vectors_are_as_long_as_there_are_labels():
 
 def test_a_model_keeps_its_labels_if_the_file_has_no_others():
     own = Task(("NEGATIVE", "POSITIVE"), SINGLE)
-    for values in (["POSITIVE", "NEGATIVE"], ["POSITIVE", "POSITIVE"], ["1", "0"]):
+    for values in (["POSITIVE", "NEGATIVE"], ["POSITIVE", "POSITIVE"]):
         assert resolve(annotated(values), known=own) == own
+    assert resolve(annotated(["1", "0"]), known=own).labels == ("0", "1"), "numbers are not the model's names"
     assert resolve(annotated(["POSITIVE", "NEUTRAL"]), known=own).labels == ("NEUTRAL", "POSITIVE")
     assert resolve(annotated(["true", "false"]), known=own).labels == ("false", "true")
     assert resolve(annotated(["1", "2"]), known=own).labels == ("1", "2")

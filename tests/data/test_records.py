@@ -10,7 +10,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from flaxsent.base import FlaxsentError
-from flaxsent.data import text_files
+from flaxsent.data import streams
 from flaxsent.data.records import open_parquet, read, read_texts
 from flaxsent.files import MissingPackageError
 from tests.data.tables import TABLE, content, write
@@ -121,11 +121,11 @@ def test_parquet_has_many_kinds_of_text(tmp_path, kind):
 
 
 def test_a_line_longer_than_memory_is_one_bad_row(tmp_path, monkeypatch):
-    monkeypatch.setattr(text_files, "_LONGEST", 1000)
+    monkeypatch.setattr(streams, "_LONGEST", 1000)
     long = "long " * 10_000
     for name, head, begin in (("x.txt", "", 1), ("x.csv", "text\n", 2)):
         found = texts_and_errors(content(tmp_path, name, f"{head}a\n{long}\nb\n".encode()))
-        assert found == [(begin, "a"), (begin + 1, "has a line of more than 1,000 bytes"), (begin + 2, "b")]
+        assert found == [(begin, "a"), (begin + 1, "has a line of more than 1,000 characters"), (begin + 2, "b")]
 
 
 @pytest.mark.parametrize("suffix", [".txt", ".csv", ".tsv", ".jsonl", ".parquet"])

@@ -167,7 +167,7 @@ MISTAKES = {
     "no bytes": ({}, "", [], "has the columns (none); expected text"),
     "no rows": ({}, "text,label\n", [], "has no rows"),
     "no text column": ({}, "sentence,label\na,LABEL_0\n", [], "has the columns sentence, label; expected text"),
-    "no second column": ({}, "text,label\na,0\n", ["--second-column", "b"], "expected text and b"),
+    "no second column": ({}, "text,label\na,0\n", ["--second-column", "b"], "has the columns text, label; expected b"),
     "no label column": ({}, "text,sentiment\na,LABEL_0\n", [], "expected label"),
     "unknown label": ({}, "text,label\na,LABEL_0\nb,good\n", [], "row 3 has the label 'good'"),
     "index beyond the labels": ({}, "text,label\na,3\n", [], "row 2 has the label '3'"),
@@ -220,7 +220,7 @@ def test_labels_that_are_numbers_are_names_and_not_indices(capsys, tiny_folder, 
         file = write(tmp_path / f"data{suffix}", [("good", 4), ("bad", 0)])
         code, out, err = run(capsys, "evaluate", "--model", folder, "--data", file)
         assert (code, out, err.count("\n")) == (2, "", 1)
-        assert "has the label '0': '0' is unknown; expected 1, 2, 3, 4." in err
+        assert "has the label '0': '0' is unknown; expected 1, 2, 3, 4; pass --bad-rows" in err
 
 
 def test_logits_that_are_not_finite_are_refused_with_the_record(capsys, model, tmp_path):

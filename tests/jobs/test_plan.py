@@ -48,7 +48,7 @@ def test_folders_and_patterns_give_a_file_for_each(tmp_path, engine):
         (["-"], "out.csv", {"shard": Shard(0, 2)}, "one stream, which several processes cannot share"),
         (["rows.csv"], "out", {"shard": Shard(0, 2)}, "has a column 'row' already; pass --prefix TEXT"),
         (["in.csv"], "out.csv", {"text_columns": ("body",)}, "in.csv has the columns id, text; expected body"),
-        (["in.txt"], "out.csv", {"text_columns": ("a", "b")}, "in.txt has the columns a; expected a and b"),
+        (["in.txt"], "out.csv", {"text_columns": ("a", "b")}, "in.txt has the columns a; expected b"),
         (["there.csv"], "out.csv", {}, "there.csv has a column 'label' already; pass --prefix TEXT"),
     ],
 )

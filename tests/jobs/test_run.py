@@ -117,7 +117,10 @@ def test_a_bad_row_ends_the_job_and_what_was_done_is_kept(folder, engine):
 
 def test_a_job_that_ends_before_anything_is_done_leaves_nothing(tmp_path, engine):
     (tmp_path / "in.csv").write_bytes(MIXED)
-    with pytest.raises(ValueError, match=r"in.csv row 3 is not UTF-8 text; pass --bad-rows FILE .* aside.$"):
+    with pytest.raises(
+        ValueError,
+        match=r"in.csv row 3 is not UTF-8 text; .* --encoding .*; pass --bad-rows FILE .* aside.$",
+    ):
         do(engine, tmp_path / "in.csv", tmp_path / "out.csv")
     assert names(tmp_path) == ["in.csv"]
 

@@ -58,7 +58,7 @@ def test_a_run_writes_an_adapter_that_every_command_reads(capsys, tmp_path, file
     output, more = tmp_path / "out", ("--lora-rank", "3", "--lora-alpha", "6", "--lora-targets", "query,dense")
     code, out, err = run(capsys, *arguments_of(tiny_folder("bert"), files, output, *more))
     assert (code, err) == (0, "")
-    assert {path.name for path in output.iterdir()} > {adapters.CONFIG, adapters.WEIGHTS, "config.json", "log.jsonl"}
+    assert {path.name for path in output.iterdir()} > {adapters.CONFIG, adapters.WEIGHTS, "tokenizer.json", "log.jsonl"}
     assert not (output / "model.safetensors").exists()
     settings = adapters.read_settings(output)
     assert (settings.base, settings.rank, settings.alpha) == (str(tiny_folder("bert").resolve()), 3, 6)

@@ -8,9 +8,15 @@ import pytest
 
 from flaxsent import cli
 from flaxsent.base import FlaxsentError
+from flaxsent.cli import train
+from flaxsent.data.base import Reading
 from flaxsent.training.options import RunOptions, TrainOptions
 
-FIELDS = [*dataclasses.fields(RunOptions), *dataclasses.fields(TrainOptions)]
+FIELDS = [
+    field
+    for field in (*dataclasses.fields(RunOptions), *dataclasses.fields(TrainOptions))
+    if field.name != "reading"  # whose options are those of every command
+]
 
 
 @pytest.fixture
@@ -41,6 +47,13 @@ def test_the_command_line_has_the_defaults_of_the_dataclasses():
     for field in FIELDS:
         if field.name not in ("train", "output", "freeze", "sweep"):
             assert getattr(arguments, field.name) == field.default, field.name
+
+
+def test_how_files_are_read_is_said_as_to_every_command():
+    options = ("--format", "csv", "--delimiter", r"\t", "--quoting", "none", "--encoding", "cp1252", "--no-header")
+    expected = Reading(format="csv", delimiter="\t", quoting="none", encoding="cp1252", has_header=False)
+    assert train._read(RunOptions, parse(*options)).reading == expected
+    assert train._read(RunOptions, parse()).reading == Reading()
 
 
 def test_freeze_may_be_given_several_times_and_labels_are_split():
@@ -80,6 +93,7 @@ def test_options_out_of_their_range_are_refused_by_name(monkeypatch, option, mes
         ({"text_column": ""}, "text_column=''; expected a name"),
         ({"labels": "a,b"}, "labels='a,b'; expected a tuple"),
         ({"labels": ("a", "a")}, "labels=a,a: expected labels that differ"),
+        ({"label_columns": ("a",), "label_column": "b"}, "label_column and label_columns: expected one of the two"),
         ({"label_separator": ""}, "label_separator is empty"),
         ({"train": "a"}, "train='a'; expected a tuple"),
         ({"train": ()}, "train is empty; expected a file or more"),

@@ -10,9 +10,10 @@ import pytest
 
 import flaxsent
 from flaxsent import models
-from flaxsent.engine import Engine, _by_text, _take
+from flaxsent.engine import Engine
 from flaxsent.packing import Step, StepShape, best_fit, lay_rows
 from flaxsent.parity import pytorch
+from flaxsent.results import by_text, take
 from flaxsent.transforms import gradient_x_input, integrated_gradients, occlusion
 from tests.conftest import NATIVE, counted_compilations, texts_of_lengths
 
@@ -61,7 +62,7 @@ def explained(classifier, method, texts, *, is_packed=True, **options):
     tokens, order, placement = lay_rows(encodings, rows, row_length=SHAPE.row_length)
     found = compiled(classifier, method, **options)(classifier.params, tokens, SHAPE.num_segments)
     step = Step(SHAPE, tokens, order, placement)
-    return jax.tree.map(lambda leaf: _take(leaf, np.argsort(order)), _by_text(step, jax.device_get(found)))
+    return jax.tree.map(lambda leaf: take(leaf, np.argsort(order)), by_text(step, jax.device_get(found)))
 
 
 def replaced(classifier, ids, token):
