@@ -54,6 +54,8 @@ _INSTEAD = {
     "footprint": "measure the time to a new process's first answer, and the memory that a file of 100,000 texts takes, "
     "or of as many as --num-texts says",
     "explain": "time integrated gradients beside Captum's, of 32 short texts or as many as --num-texts says",
+    "training": "time an epoch of fine-tuning the embedded model beside PyTorch's, by transformers' Trainer, on 5,000 "
+    "short texts or as many as --num-texts says",
     "zero_shot": "time ten labels named at run time beside transformers' zero-shot pipeline, of 64 short texts or as "
     "many as --num-texts says",
 }

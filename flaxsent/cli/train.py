@@ -3,6 +3,7 @@
 import argparse
 import dataclasses
 import sys
+import typing
 from typing import Any, TypeVar
 
 from flaxsent.cli.options import add_reading, reading_of
@@ -57,8 +58,9 @@ def _argument(field: dataclasses.Field) -> dict[str, Any]:
         return argument | {"choices": choices(field)}
     if told["split"] is not None:
         return argument | {"type": lambda text: tuple(text.split(told["split"])), "metavar": told["metavar"]}
-    if default == ():
-        return argument | {"nargs": "+", "action": "extend", "default": [], "metavar": told["metavar"] or "PATTERN"}
+    if typing.get_origin(field.type) is tuple:
+        several = {"nargs": "+", "action": "extend", "metavar": told["metavar"] or "PATTERN"}
+        return argument | several | ({"default": []} if default == () else {})
     return argument | {"metavar": told["metavar"]}
 
 

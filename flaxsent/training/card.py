@@ -1,21 +1,17 @@
 """The model card of a run: its data, its options, and its figures on dev."""
 
 import dataclasses
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from flaxsent.checkpoint.card import CARD, is_kept, model_card
 from flaxsent.data.labels import Examples, describe
 from flaxsent.models.config import ModelConfig
+from flaxsent.training import patterns
+from flaxsent.training.choosing import METRICS, Evaluation, metric_of
 from flaxsent.training.options import RunOptions, TrainOptions
-from flaxsent.training.trainer import Evaluation
 
-_SCORES = {
-    "single_label_classification": "accuracy",
-    "multi_label_classification": "micro_f1",
-    "regression": "r_squared",
-}
-"""What `Evaluation.score` is."""
 _LOSSES = {"regression": "mean_squared_error"}
 
 
@@ -25,6 +21,7 @@ def write_card(
     options: RunOptions,
     train_options: TrainOptions,
     *,
+    files: Sequence[str],
     train: Examples,
     dev: Examples | None,
     evaluation: Evaluation | None,
@@ -38,19 +35,22 @@ def write_card(
     is_on_hub = options.model is not None and not Path(options.model).exists()
     start = "the embedded checkpoint of flaxsent" if options.model is None else _name(options.model)
     data = {"start": str(options.model) if is_on_hub else start}
-    data |= {"training": f"{_name(options.train)}, {describe(train, config.labels, problem_type)}"}
+    names = patterns.listed([_name(file) for file in files])
+    data |= {"training": f"{names}, {describe(train, config.labels, problem_type)}"}
     figures: dict[str, float] = {}
+    dev_name = f"{options.dev_fraction or 0:.0%} of the training data" if options.dev is None else _name(options.dev)
     if dev is not None:
-        data["dev"] = f"{_name(options.dev)}, {describe(dev, config.labels, problem_type)}"
+        data["dev"] = f"{dev_name}, {describe(dev, config.labels, problem_type)}"
     if evaluation is not None:
         loss = _LOSSES.get(problem_type, "loss")
-        figures = {_SCORES[problem_type]: evaluation.score, loss: evaluation.loss}
+        metric = METRICS[metric_of(problem_type, train_options.metric)]
+        figures = {metric.name: evaluation.score, loss: evaluation.loss}
     card = model_card(
         config,
         name=output.absolute().name,
         base_model=options.model if is_on_hub else None,
         data=data,
-        measured_on=_name(options.dev) if figures else None,
+        measured_on=dev_name if figures else None,
         figures=figures,
         options=dataclasses.asdict(train_options),
     )

@@ -16,7 +16,8 @@ import jax
 
 from flaxsent.base import FlaxsentError
 from flaxsent.files import quietly, require
-from flaxsent.training.trainer import Evaluation, Snapshot, Trainer
+from flaxsent.training.choosing import Evaluation
+from flaxsent.training.trainer import Snapshot, Trainer
 
 
 class Checkpoints:

@@ -14,7 +14,8 @@ from tqdm import tqdm
 
 from flaxsent.files import require, write
 from flaxsent.training import distributed
-from flaxsent.training.trainer import SCORES, StepEvent, Trainer, mean_loss
+from flaxsent.training.choosing import METRICS
+from flaxsent.training.trainer import StepEvent, Trainer, mean_loss
 
 
 class Log:
@@ -70,12 +71,12 @@ class Log:
             )
             self._losses, self._num_texts, self._since = [], 0, now
         if event.evaluation is not None:
-            name = SCORES[self._trainer.classifier.config.problem_type]
-            _, loss, score = event.evaluation
+            name, (_, loss, score, _) = METRICS[self._trainer.metric].told, event.evaluation
             self._write({"step": event.step, "epoch": event.epoch, "dev_loss": loss, "dev_score": score, "is": name})
             with tqdm.external_write_mode(file=sys.stderr):
-                self._report(f"epoch {event.epoch} dev {name} {score:.4f} loss {loss:.4f}")
-            self._since = time.perf_counter()
+                at = "" if event.is_epoch_end else f" step {event.step}"
+                self._report(f"epoch {event.epoch}{at} dev {name} {score:.4f} loss {loss:.4f}")
+            self._num_texts, self._since = 0, time.perf_counter()
 
     def _write(self, entry: dict[str, Any]) -> None:
         if self._file is None:

@@ -5,12 +5,17 @@ The command line is made from these fields, so a new one is an option of `flaxse
 
 import dataclasses
 import typing
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, Literal, NamedTuple
 
 from flaxsent.base import FlaxsentError, ProblemType
 from flaxsent.data.base import Reading
 from flaxsent.sharding import SHARDING, parse
+
+Metric = Literal["accuracy", "macro-f1", "micro-f1", "mcc", "log-loss", "spearman", "r2"]
+
+NUM_EPOCHS = 3
+"""Of texts that are not few."""
 
 
 class Range(NamedTuple):
@@ -22,10 +27,12 @@ class Range(NamedTuple):
 
 
 _COUNT = Range(int, "a whole number of 1 or more", lambda value: value >= 1)
+_SEVERAL = Range(int, "a whole number of 2 or more", lambda value: value >= 2)
 _INDEX = Range(int, "a whole number of 0 or more", lambda value: 0 <= value < 2**32)
 _SHARE = Range(float, "a number in [0, 1]", lambda value: 0 <= value <= 1)
 _SHARE_BELOW_1 = Range(float, "a number in [0, 1)", lambda value: 0 <= value < 1)
 _SHARE_ABOVE_0 = Range(float, "a number in (0, 1]", lambda value: 0 < value <= 1)
+_SHARE_BETWEEN = Range(float, "a number in (0, 1)", lambda value: 0 < value < 1)
 _POSITIVE = Range(float, "a positive number", lambda value: 0 < value < float("inf"))
 _AT_LEAST_0 = Range(float, "a number of 0 or more", lambda value: 0 <= value < float("inf"))
 
@@ -81,7 +88,13 @@ class TrainOptions:
     learning_rate: float = option("peak of the learning rate", 1e-4, range=_POSITIVE)
     schedule: Literal["linear", "cosine"] = option("how the learning rate falls to 0 after its peak", "linear")
     warmup: float = option("share of the steps in which the learning rate rises", 0.06, range=_SHARE_BELOW_1)
-    num_epochs: int = option("passes over the texts", 3, range=_COUNT, flag="--epochs")
+    num_epochs: int | None = option(
+        f"passes over the texts; by default {NUM_EPOCHS}, or as many more as make --min-steps",
+        None,
+        range=_COUNT,
+        flag="--epochs",
+    )
+    min_steps: int = option("steps to make at least, where --epochs is not given", 300, range=_INDEX)
     batch_size: int = option("texts in a step: on average where rows are packed", 64, range=_COUNT)
     tokens_per_step: int | None = option("tokens and padding in a step, instead of --batch-size", None, range=_COUNT)
     accumulation: int = option("parts to compute a step in, which saves memory", 1, range=_COUNT)
@@ -102,10 +115,30 @@ class TrainOptions:
         range=_SHARE_BELOW_1,
     )
     label_smoothing: float = option("share of the target that is spread over all labels", 0.0, range=_SHARE_BELOW_1)
+    head_bias: Literal["prior", "zero"] = option(
+        "where the biases of a new head start: so that it says of any text how the labels are spread, or at 0", "prior"
+    )
+    class_weights: str | Mapping[str, Any] | None = option(
+        "what labels weigh in the loss: balanced, each as much as any other; or a JSON file, {label: weight}, of those "
+        "that do not weigh 1",
+        None,
+        metavar="balanced|FILE",
+    )
+    focal_gamma: float = option(
+        "focal loss (Lin et al. 2017): the higher, the less counts what is learned already; 0 is cross entropy",
+        0.0,
+        range=_AT_LEAST_0,
+    )
     early_stopping: int = option(
-        "stop after this many epochs without a better score on --dev, and keep the best epoch; 0 never stops early",
+        "stop after this many evaluations without a better score on dev, and keep the best one; 0 never stops early",
         0,
         range=_INDEX,
+    )
+    evaluate_every: int | None = option("steps; by default dev is scored after each epoch", None, range=_COUNT)
+    metric: Metric | None = option(  # noqa: RUF009
+        "figure on dev by which the best evaluation is known, which is kept then; by default accuracy, micro-f1 or r2 "
+        "by what the labels are for, and the last one is kept unless --early-stopping is given",
+        None,
     )
     freeze: tuple[str, ...] = option("patterns of parameters to keep as they are, such as 'bert.embeddings.*'", ())
     lora_rank: int = option(
@@ -143,8 +176,21 @@ class RunOptions:
     model: str | None = option(
         "Hub id or folder of the checkpoint to start from; by default the embedded model", None, metavar="ID_OR_FOLDER"
     )
-    train: str = option("labelled texts to learn from", metavar="FILE")
+    train: tuple[str, ...] = option(
+        "labelled texts to learn from: files, or patterns of their names such as 'parts/*.csv'", metavar="FILE"
+    )
     dev: str | None = option("labelled texts to score after each epoch", None, metavar="FILE")
+    dev_fraction: float | None = option(
+        "share of the texts of --train to keep for dev, where there is no --dev: as many of each label, by the seed",
+        None,
+        range=_SHARE_BETWEEN,
+    )
+    folds: int | None = option(
+        "cross-validation before the run: so many runs, each on all but one part of the texts and scored on that; the "
+        "figures go to folds.json, the scores to out-of-fold.jsonl, for evaluate --scores",
+        None,
+        range=_SEVERAL,
+    )
     output: str = option("folder to write; it appears when the run is complete", metavar="FOLDER")
     text_column: str = option("column of the texts", "text", metavar="NAME")
     second_column: str | None = option("column of the second texts, if the texts are pairs", None, metavar="NAME")
@@ -206,6 +252,13 @@ class RunOptions:
             raise FlaxsentError("label_column and label_columns: expected one of the two.")
         if self.labels is not None and len({*self.labels}) < len(self.labels):
             raise FlaxsentError(f"labels={','.join(self.labels)}: expected labels that differ.")
+        if not self.train:
+            raise FlaxsentError("train is empty; expected a file or more.")
+        if self.dev is not None and self.dev_fraction is not None:
+            raise FlaxsentError("dev_fraction is for where there is no dev file; pass one of the two.")
+        for name in ("dev", "dev_fraction", "teacher"):
+            if self.folds is not None and getattr(self, name) is not None:
+                raise FlaxsentError(f"folds are scored on the texts to learn from; they do not go with {name}.")
         if self.unlabelled is not None and self.teacher is None:
             raise FlaxsentError("unlabelled texts need a teacher: pass --teacher.")
 

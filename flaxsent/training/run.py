@@ -5,6 +5,7 @@ parameters, bit for bit; on others, sums over the rows have another order, and d
 """
 
 import dataclasses
+import functools
 import hashlib
 import importlib.metadata
 import json
@@ -12,7 +13,7 @@ import logging
 import shutil
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -20,40 +21,30 @@ import numpy as np
 from jaxtyping import Array, Float
 from tqdm import tqdm
 
-from flaxsent.base import FlaxsentError, Params, Text, Tokens
-from flaxsent.checkpoint import adapters, exported, hub
-from flaxsent.checkpoint.folder import config_of, load, save, save_adapter
-from flaxsent.classifier import Classifier
-from flaxsent.data.annotations import Annotations, read_annotations
-from flaxsent.data.bad_rows import ADVICE, BadRows
-from flaxsent.data.labels import Examples, Task, describe, keeps_head, resolve, set_aside, to_examples
-from flaxsent.data.records import read_texts
+from flaxsent.base import FlaxsentError, Params, Tokens
+from flaxsent.checkpoint import adapters, hub
+from flaxsent.checkpoint.folder import load, save, save_adapter
+from flaxsent.classifier import Classifier, with_thresholds
+from flaxsent.data.labels import Examples, Task, describe, keeps_head
 from flaxsent.engine import Engine
 from flaxsent.files import require, write
 from flaxsent.models.config import ModelConfig
 from flaxsent.packing import StepShape
 from flaxsent.placement import on_host
-from flaxsent.postprocessing import probabilities
-from flaxsent.training import distributed
+from flaxsent.postprocessing import probabilities, tune_thresholds
+from flaxsent.training import choosing, class_weights, distributed, folds, patterns
 from flaxsent.training import sweep as sweeps
+from flaxsent.training.batches import labels_as_arrays
 from flaxsent.training.card import write_card
-from flaxsent.training.checkpoints import Checkpoints
-from flaxsent.training.log import Log, draw_curves, read_log
+from flaxsent.training.choosing import Evaluation
+from flaxsent.training.log import draw_curves, read_log
+from flaxsent.training.loop import make_steps
 from flaxsent.training.options import RunOptions, TrainOptions
-from flaxsent.training.trainer import Evaluation, Snapshot, Trainer
-from flaxsent.training.work import CHECKPOINTS, CURVES, LOG, SWEEP, SWEEP_CURVES, Facts, Work, difference, plan
+from flaxsent.training.reading import Data, own_config, read_data
+from flaxsent.training.trainer import Trainer
+from flaxsent.training.work import CURVES, LOG, SWEEP, SWEEP_CURVES, VALIDATION, Facts, Work, difference, plan
 
 logger = logging.getLogger(__name__)
-
-
-class Data(NamedTuple):
-    """What the files hold, and for what kind of classifier."""
-
-    train: Examples
-    dev: Examples | None
-    unlabelled: list[Text]
-    task: Task
-    """The labels and the problem type."""
 
 
 def run(
@@ -68,10 +59,14 @@ def run(
         MissingPackageError: Orbax or matplotlib is not installed.
     """
     _check(options, train_options)
+    if isinstance(train_options.class_weights, str):  # what the file says is a fact of the run, not its name
+        read = class_weights.read(train_options.class_weights)
+        train_options = dataclasses.replace(train_options, class_weights=read)
     if options.sweep or options.seeds > 1:
         return _sweep(options, train_options, report=report)
     work = plan(options)
-    data = _read(options, report)
+    data = read_data(options, report, seed=train_options.seed)
+    choosing.metric_of(data.task.problem_type, train_options.metric)
     with on_host(train_options.sharding):
         classifier, has_new_head = _load(options, data, seed=train_options.seed)
     teacher = None if options.teacher is None else _load_teacher(options.teacher, classifier)
@@ -83,39 +78,59 @@ def run(
     work.check_output()
     distributed.wait("the facts were compared")
     head = "a new head" if has_new_head else "the checkpoint's head"
-    report(f"{options.train}: {describe(data.train, *data.task)}, on {head}")
+    report(f"{patterns.listed(data.files)}: {describe(data.train, *data.task)}, on {head}")
+    if options.dev_fraction is not None and data.dev is not None:
+        report(f"dev: {describe(data.dev, *data.task)}")
     scores_NC = None
     if teacher is not None:
         scores_NC = work.teacher if begun is not None else _scores(teacher, data, classifier.config)
     shapes = None if begun is None else tuple(StepShape(*shape) for shape in begun["shapes"])
     trainer = Trainer(
         *(classifier, data.train, data.dev),
-        options=train_options,
+        options=dataclasses.replace(train_options, metric=None) if options.folds else train_options,
         unlabelled=data.unlabelled,
         teacher=scores_NC,
         shapes=shapes,
     )
-    if trainer.num_truncated:
-        report(f"{trainer.num_truncated:,} of {trainer.num_texts:,} texts are cut to {trainer.max_length} tokens")
+    _tell(trainer, report)
     facts = facts | {"shapes": trainer.shapes} if begun is None else begun
     work.begin(facts, scores_NC)
-    with Checkpoints(work.folder / CHECKPOINTS, trainer) as checkpoints:
-        snapshot = checkpoints.last() or trainer.start()
-        done = int(snapshot.state.step)
-        with Log(work.folder / LOG, trainer, done=done, every=options.log_every, report=report) as log:
-            for event in trainer.events(snapshot):
-                snapshot = event.snapshot
-                log.add(event)
-                if event.step % options.checkpoint_every == 0 or event.is_epoch_end:
-                    checkpoints.save(snapshot, event.step)
+    steps = functools.partial(make_steps, options=options, report=report)
+    validated = None
+    if data.folds is not None:
+        parts, folder = data.folds, work.folder / VALIDATION
+        told = {"options": train_options, "shapes": trainer.shapes, "steps": steps, "report": report}
+        validated = folds.validate(classifier, data.train, parts, folder, **told)
+    snapshot = steps(trainer, work.folder)
+    chosen, result = trainer.chosen(snapshot, report), _with_thresholds(trainer.result(snapshot), data.dev)
 
     def write_into(folder: Path) -> None:
-        _save(trainer.result(snapshot), folder, options, train_options, data, _chosen(snapshot, train_options))
+        _save(result, folder, options, train_options, data, chosen)
         shutil.copyfile(work.folder / LOG, folder / LOG)
         draw_curves(read_log(work.folder / LOG), folder / CURVES)
+        if validated is not None:
+            names = {"labels": data.task.labels, "text_columns": options.text_columns}
+            folds.write_into(folder, validated, data.train.texts, **names)
 
     work.finish(facts, write_into)
-    return _chosen(snapshot, train_options)
+    return chosen
+
+
+def _with_thresholds(classifier: Classifier, dev: Examples | None) -> Classifier:
+    """Of several labels at once: with the thresholds that have the best F1 on dev."""
+    if dev is None or classifier.config.problem_type != "multi_label_classification":
+        return classifier
+    with Engine(classifier, function=classifier.logits) as engine:
+        probs_BC = probabilities(engine(dev.texts), problem_type=classifier.config.problem_type)
+    return with_thresholds(classifier, tune_thresholds(probs_BC, labels_as_arrays(dev, classifier.config)))
+
+
+def _tell(trainer: Trainer, report: Callable[[str], None]) -> None:
+    if trainer.num_truncated:
+        report(f"{trainer.num_truncated:,} of {trainer.num_texts:,} texts are cut to {trainer.max_length} tokens")
+    if trainer.is_lengthened:
+        least, num_epochs = trainer.options.min_steps, len(trainer.steps_by_epoch)
+        report(f"the texts are few: {num_epochs} epochs make {trainer.num_steps} steps, at least --min-steps {least}")
 
 
 def _sweep(options: RunOptions, train_options: TrainOptions, *, report: Callable[[str], None]) -> Evaluation:
@@ -126,16 +141,22 @@ def _sweep(options: RunOptions, train_options: TrainOptions, *, report: Callable
     values = sweeps.parse(options.sweep)
     runs_options = sweeps.grid(train_options, values, num_seeds=options.seeds)
     names = [*values, *(["seed"] if options.seeds > 1 else [])]
-    for given, name in ((options.resume, "--resume"), (options.teacher, "--teacher")):
+    for given, name in (
+        (options.resume, "--resume"),
+        (options.teacher, "--teacher"),
+        (options.folds, "--folds"),
+        (train_options.evaluate_every, "--evaluate-every"),
+    ):
         if given:
             raise FlaxsentError(f"{name} is of one run; leave it out of a sweep.")
-    if options.dev is None:
+    if options.dev is None and options.dev_fraction is None:
         raise FlaxsentError("a sweep needs a dev file, to choose by.")
     work = plan(options)
-    data = _read(options, report)
+    data = read_data(options, report, seed=train_options.seed)
+    choosing.metric_of(data.task.problem_type, train_options.metric)
     first, has_new_head = _load(options, data, seed=train_options.seed)
     head = "a new head" if has_new_head else "the checkpoint's head"
-    report(f"{options.train}: {describe(data.train, *data.task)}, on {head}, {len(runs_options)} runs")
+    report(f"{patterns.listed(data.files)}: {describe(data.train, *data.task)}, on {head}, {len(runs_options)} runs")
 
     def start(seed: int) -> Classifier:
         is_first = seed == train_options.seed or not has_new_head
@@ -145,7 +166,8 @@ def _sweep(options: RunOptions, train_options: TrainOptions, *, report: Callable
     chosen = found[sweeps.best(found)]
 
     def write_into(folder: Path) -> None:
-        _save(chosen.classifier, folder, options, chosen.options, data, chosen.evaluations[-1])
+        result = _with_thresholds(chosen.classifier, data.dev)
+        _save(result, folder, options, chosen.options, data, chosen.evaluations[-1])
         write(folder / SWEEP, sweeps.to_json(found, names=names))
         write(folder / SWEEP_CURVES, sweeps.to_csv(found, names=names))
 
@@ -166,7 +188,8 @@ def _save(
 ) -> None:
     """The whole checkpoint, or adapters on the one that was given, and a model card."""
     dtype, config = jnp.dtype(options.save_dtype), classifier.config
-    write_card(*(folder, config, options, train_options), train=data.train, dev=data.dev, evaluation=evaluation)
+    told = {"files": data.files, "train": data.train, "dev": data.dev, "evaluation": evaluation}
+    write_card(*(folder, config, options, train_options), **told)
     if not train_options.lora_rank:
         return save(classifier, folder, dtype=dtype, card=False)
     is_folder = options.model is None or Path(options.model).is_dir()
@@ -175,9 +198,11 @@ def _save(
 
 
 def _check(options: RunOptions, train_options: TrainOptions) -> None:
-    if train_options.early_stopping and options.dev is None:
-        raise FlaxsentError("early_stopping needs a dev file.")
-    for file in (options.train, options.dev, options.unlabelled):
+    has_dev = options.dev is not None or options.dev_fraction is not None
+    for name in ("early_stopping", "evaluate_every", *([] if options.folds else ["metric"])):
+        if getattr(train_options, name) and not has_dev:
+            raise FlaxsentError(f"{name} needs a dev file, or dev_fraction.")
+    for file in (*patterns.files_of(options.train), options.dev, options.unlabelled):
         if file is not None and not Path(file).is_file():
             raise FileNotFoundError(f"{file}: no such file.")
     if train_options.lora_rank and options.model is not None and adapters.is_adapter(options.model):
@@ -213,55 +238,6 @@ def _is_complete(work: Work, begun: Facts | None, facts: Facts, options: RunOpti
     return not differs
 
 
-def _read(options: RunOptions, report: Callable[[str], None] = logger.info) -> Data:
-    """The files, and what their labels mean: `data.labels` has the rule."""
-
-    def annotations(file: str) -> Annotations:
-        return read_annotations(
-            file,
-            text_columns=options.text_columns,
-            label_column=options.label_column,
-            label_columns=options.label_columns,
-            label_separator=options.label_separator,
-            reading=options.reading,
-            bad_rows=bad_rows,
-        )
-
-    def examples(found: Annotations) -> Examples:
-        return to_examples(set_aside(found, **task._asdict(), bad_rows=bad_rows), **task._asdict())
-
-    inputs = [file for file in (options.train, options.dev, options.unlabelled) if file is not None]
-    bad_rows = BadRows(options.bad_rows, inputs=inputs)
-    train = annotations(options.train)
-    dev = None if options.dev is None else annotations(options.dev)
-    own = _own_config(options.model)
-    known = Task(own.labels, own.problem_type) if own.is_classifier else None
-    try:
-        task = resolve(train, known=known, labels=options.labels, problem_type=options.problem_type)
-    except FlaxsentError:
-        bad_rows.check(ADVICE)  # which may be why
-        raise
-    unlabelled = []
-    if options.unlabelled is not None:
-        unlabelled = read_texts(options.unlabelled, options.text_columns, reading=options.reading, bad_rows=bad_rows)
-    data = Data(examples(train), None if dev is None else examples(dev), unlabelled, task)
-    bad_rows.check(ADVICE)
-    if distributed.is_first():
-        bad_rows.write()
-    if bad_rows.num_rows:
-        report(f"{bad_rows.num_rows:,} rows were set aside in {options.bad_rows}")
-    return data
-
-
-def _own_config(model: str | None) -> ModelConfig:
-    if model is not None and exported.is_exported(model):
-        raise FlaxsentError(f"{model} was exported and cannot be trained; pass the checkpoint itself.")
-    own = config_of(hub.find(model))
-    if model is None or not adapters.is_adapter(model):
-        return own
-    return adapters.with_head(own, adapters.read(Path(model), config=own))
-
-
 def _load(options: RunOptions, data: Data, *, seed: int) -> tuple[Classifier, bool]:
     """The classifier to train, and whether its head is drawn."""
 
@@ -276,7 +252,7 @@ def _load(options: RunOptions, data: Data, *, seed: int) -> tuple[Classifier, bo
             special_tokens_in_text=options.special_tokens_in_text,
         )
 
-    own = _own_config(options.model)
+    own = own_config(options.model)
     is_new = not (own.is_classifier and keeps_head(Task(own.labels, own.problem_type), data.task))
     try:
         return with_head(is_new), is_new
@@ -331,9 +307,10 @@ def _facts(
         "special_tokens_in_text": options.special_tokens_in_text,
         "model": _identity(options.model, classifier),
         "teacher": None if teacher is None else _identity(options.teacher, teacher),
-        "train": {"name": options.train, "digest": _digest(*data.train)},
+        "train": {"name": data.files, "digest": _digest(*data.train)},
         "dev": None if data.dev is None else {"name": options.dev, "digest": _digest(*data.dev)},
         "unlabelled": {"name": options.unlabelled, "digest": _digest(*data.unlabelled)},
+        "folds": options.folds,
         "labels": data.task.labels,
         "problem_type": data.task.problem_type,
         "platform": jax.default_backend(),
@@ -352,12 +329,3 @@ def _digest(*contents: Any) -> str:
     for content in contents:
         digest.update(np.asarray(content).tobytes() if isinstance(content, jax.Array) else repr(content).encode())
     return digest.hexdigest()
-
-
-def _chosen(snapshot: Snapshot, train_options: TrainOptions) -> Evaluation | None:
-    """The evaluation of the parameters that are written."""
-    if not snapshot.evaluations:
-        return None
-    if not train_options.early_stopping:
-        return snapshot.evaluations[-1]
-    return max(snapshot.evaluations, key=lambda evaluation: (evaluation.score, -evaluation.step))

@@ -1,7 +1,7 @@
 """One step as pure functions: the loss, its gradient and the update; `trainer.py` loops over them."""
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING, NamedTuple, cast
+from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
 import jax
 import jax.numpy as jnp
@@ -49,18 +49,20 @@ def loss(
     *,
     forward: Forward,
     problem_type: ProblemType = "single_label_classification",
-    label_smoothing: float | Float[Array, ""] = 0.0,
     teacher_weight: float = 0.0,
     teacher_temperature: float = 1.0,
+    **of_labels: Any,
 ) -> Float[Array, ""]:
     """Mean over the texts of a batch, with dropout drawn from `key`; None switches dropout off.
 
+    `of_labels` are the options of `losses.losses`. With class weights, too, the mean is over the number of texts:
+    PyTorch's own, over their weights, takes the effect out of small batches.
     Where there are a teacher's scores, each text's loss is mixed with the distance to them; a text without a label has
     that distance alone.
     """
     logits = forward(params, batch.tokens, key).astype(jnp.float32)
     weights = jnp.asarray(batch.weights)
-    each = losses(logits, jnp.asarray(batch.labels), problem_type=problem_type, label_smoothing=label_smoothing)
+    each = losses(logits, jnp.asarray(batch.labels), problem_type=problem_type, **of_labels)
     if batch.teacher is not None:
         distances = _distances(logits, jnp.asarray(batch.teacher), problem_type, teacher_temperature)
         own = (1 - teacher_weight) * (1.0 if batch.is_labelled is None else jnp.asarray(batch.is_labelled))
@@ -135,16 +137,6 @@ def with_frozen(loss: Loss, frozen: Params) -> Loss:
     return partly
 
 
-def score_sums(
-    params: Params, batch: Batch, *, forward: Forward, problem_type: ProblemType
-) -> dict[str, Float[Array, ""]]:
-    """What adds up over the batches of dev, for its loss and its score."""
-    logits = forward(params, batch.tokens, None).astype(jnp.float32)
-    labels, weights = jnp.asarray(batch.labels), jnp.asarray(batch.weights)
-    sums = {"texts": jnp.sum(weights), "loss": jnp.sum(losses(logits, labels, problem_type=problem_type) * weights)}
-    if problem_type == "single_label_classification":
-        sums["right"] = jnp.sum(weights, where=jnp.argmax(logits, axis=-1) == labels)
-    elif problem_type == "multi_label_classification":
-        chosen = jnp.where(logits > 0, weights[..., None], jnp.zeros(()))
-        sums |= {"right": jnp.sum(chosen * labels), "predicted": jnp.sum(chosen), "labelled": jnp.sum(labels)}
-    return sums
+def dev_logits(params: Params, batch: Batch, *, forward: Forward) -> Float[Array, "*texts C"]:
+    """The logits in float32 of a batch of dev, without dropout."""
+    return forward(params, batch.tokens, None).astype(jnp.float32)

@@ -21,11 +21,13 @@ from jaxtyping import Array, Bool, Float
 from flaxsent.base import FlaxsentError
 from flaxsent.classifier import Classifier
 from flaxsent.data.labels import Examples
+from flaxsent.training import choosing
 from flaxsent.training.batches import Batch
+from flaxsent.training.choosing import METRICS, Evaluation
 from flaxsent.training.optimizer import make_optimizer
 from flaxsent.training.options import TrainOptions
 from flaxsent.training.step import TrainState
-from flaxsent.training.trainer import Evaluation, Snapshot, Trainer, first_state, forward_of_rows, step_of
+from flaxsent.training.trainer import Snapshot, Trainer, first_state, forward_of_rows, step_of
 
 _NUMBERS = ("weight_decay", "layer_decay", "average_decay", "label_smoothing")
 """Options that a step computes with."""
@@ -112,8 +114,12 @@ def sweep(
     """
     _check(options)
     starts = {seed: start(seed) if callable(start) else start for seed in {run.seed for run in options}}
-    trainers = [Trainer(starts[run.seed], train, dev, options=run) for run in options]
-    first = trainers[0]
+    first = Trainer(starts[options[0].seed], train, dev, options=options[0])
+    num_epochs = len(first.steps_by_epoch)
+    trainers = [
+        Trainer(starts[run.seed], train, dev, options=dataclasses.replace(run, num_epochs=num_epochs))
+        for run in options
+    ]
     if not first.is_packed:
         raise FlaxsentError(
             f"sweep: {first.classifier.config.family} takes one text a row; its steps have many shapes."
@@ -130,7 +136,7 @@ def sweep(
     state = _start(trainers, {name: values[0] for name, values in numbers.items()})
     losses: list[list[float]] = [[] for _ in trainers]
     evaluations: list[tuple[Evaluation, ...]] = [() for _ in trainers]
-    for epoch in range(options[0].num_epochs):
+    for epoch in range(num_epochs):
         plans = [trainer._plan(epoch) for trainer in trainers]
         told = []
         for index in range(max(map(len, plans))):
@@ -152,8 +158,9 @@ def sweep(
             if dev is not None:
                 averages = jax.tree.map(lambda leaf, at=index: leaf[at], state.average)
                 evaluations[index] = (*evaluations[index], first.evaluate(averages, step=done))
-        best = max((found[-1].score for found in evaluations if found), default=None)
-        report(f"epoch {epoch + 1} of {len(trainers)} runs" + ("" if best is None else f", best on dev {best:.4f}"))
+        last = [found[-1] for found in evaluations if found]
+        told = f", best on dev {last[choosing.best(last, first.metric)].score:.4f}" if last else ""
+        report(f"epoch {epoch + 1} of {len(trainers)} runs{told}")
     return [
         Run(
             trainer.options,
@@ -171,8 +178,8 @@ def _check(options: Sequence[TrainOptions]) -> None:
     if options[0].early_stopping or options[0].sharding != "data":
         raise FlaxsentError("sweep: all runs take as many steps, on one device: leave out early_stopping and sharding.")
     for field in dataclasses.fields(TrainOptions):
-        found = {getattr(run, field.name) for run in options}
-        if len(found) > 1 and field.name not in SWEPT:
+        values = [getattr(run, field.name) for run in options]
+        if any(value != values[0] for value in values) and field.name not in SWEPT:
             raise FlaxsentError(
                 f"sweep: the runs differ in {field.name}, which changes the program; expected {', '.join(SWEPT)}."
             )
@@ -180,7 +187,7 @@ def _check(options: Sequence[TrainOptions]) -> None:
 
 def _start(trainers: Sequence[Trainer], numbers: Mapping[str, Any]) -> TrainState:
     """The states of all runs, stacked, before the first step."""
-    params = jax.tree.map(lambda *leaves: jnp.stack(leaves), *(trainer.classifier.params for trainer in trainers))
+    params = jax.tree.map(lambda *leaves: jnp.stack(leaves), *(trainer.start_params for trainer in trainers))
     # Of rbg, which is a CPU's in a run alone, keys side by side draw the same bits.
     keys = jnp.stack([jax.random.key(trainer.options.seed, impl="threefry2x32") for trainer in trainers])
     first = trainers[0]
@@ -213,7 +220,7 @@ def _step_of(trainer: Trainer) -> Callable[..., tuple[TrainState, Float[Array, "
             classifier.params,
             schedule=lambda count: rates_N[jnp.minimum(count, len(rates_N) - 1)],
         )
-        after, told = step_of(classifier, own, optimizer, forward)(state, batch)
+        after, told = step_of(classifier, own, optimizer, forward, trainer.weights_C)(state, batch)
         kept = jax.tree.map(lambda new, old: jnp.where(is_on, new, old), after, state)
         return kept, told.loss
 
@@ -223,7 +230,9 @@ def _step_of(trainer: Trainer) -> Callable[..., tuple[TrainState, Float[Array, "
 def best(runs: Sequence[Run]) -> int:
     """The index of the run with the best last score on dev; of equal ones, the one with the least loss."""
     last = [run.evaluations[-1] for run in runs]
-    return max(range(len(runs)), key=lambda index: (last[index].score, -last[index].loss))
+    metric = runs[0].options.metric
+    sign = -1 if metric is not None and METRICS[metric].is_less_better else 1
+    return max(range(len(runs)), key=lambda index: (sign * last[index].score, -last[index].loss))
 
 
 def table(runs: Sequence[Run], *, names: Sequence[str]) -> list[str]:

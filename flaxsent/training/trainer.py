@@ -15,19 +15,23 @@ import numpy as np
 from jaxtyping import Array, Float, Key
 
 from flaxsent import placement
-from flaxsent.base import FlaxsentError, Params, ProblemType, Text, Tokens
+from flaxsent.base import FlaxsentError, Params, Text, Tokens
 from flaxsent.classifier import Classifier, check_has_own_labels, tell_truncated
 from flaxsent.data.labels import Examples, read_examples
 from flaxsent.files import require
+from flaxsent.models import last_layer
 from flaxsent.models.config import as_trained
 from flaxsent.packing import StepShape
 from flaxsent.placement import Placement, device_of
 from flaxsent.postprocessing import postprocess
 from flaxsent.sharding import Sharding, check_heads
+from flaxsent.training import choosing, class_weights
 from flaxsent.training.batches import Batch, Corpus, Plan, labels_as_arrays, plan_epoch, step_shapes
+from flaxsent.training.choosing import METRICS, Evaluation, metric_of, told_ends
 from flaxsent.training.optimizer import is_frozen, make_optimizer, make_schedule
-from flaxsent.training.options import TrainOptions
-from flaxsent.training.step import Forward, StepReport, TrainState, loss, score_sums, train_step, with_frozen
+from flaxsent.training.options import NUM_EPOCHS, Metric, TrainOptions
+from flaxsent.training.prior import at_prior
+from flaxsent.training.step import Forward, StepReport, TrainState, dev_logits, loss, train_step, with_frozen
 from flaxsent.transforms import lora
 
 if TYPE_CHECKING:
@@ -38,28 +42,12 @@ else:
 logger = logging.getLogger(__name__)
 
 
-class Evaluation(NamedTuple):
-    """How the averaged parameters do on dev."""
-
-    step: int
-    loss: float
-    score: float
-    """Accuracy, micro-averaged F1, or R², by problem type: more is better."""
-
-
-SCORES: dict[ProblemType, str] = {
-    "single_label_classification": "accuracy",
-    "multi_label_classification": "micro F1",
-    "regression": "R2",
-}
-
-
 class Snapshot(NamedTuple):
     """All that a run needs to go on as if it had never stopped."""
 
     state: TrainState
     best: Params | None
-    """The average of the best epoch so far, where a run may end early."""
+    """The average of the best evaluation so far, where the best one is kept."""
     evaluations: tuple[Evaluation, ...] = ()
 
 
@@ -74,6 +62,7 @@ class StepEvent(NamedTuple):
     report: StepReport
     num_texts: int
     is_epoch_end: bool
+    """Of epochs that are many because the texts are few, not all ends are told, but ten."""
     evaluation: Evaluation | None
 
 
@@ -99,7 +88,7 @@ class Trainer:
         Args:
             classifier: where the run starts from; it stays as it is.
             train: the texts to learn from.
-            dev: the texts to score after each epoch.
+            dev: the texts to score after each epoch, or every few steps.
             options: how to train.
             unlabelled: more texts, to learn the teacher's scores of.
             teacher: scores of the texts of `train`, then of `unlabelled`, by another classifier with the same labels.
@@ -118,10 +107,9 @@ class Trainer:
             adapters = {name: getattr(options, f"lora_{name}") for name in names}
             classifier = lora.adapt(classifier, **adapters, seed=options.seed)
         self.classifier, config = classifier, classifier.config
-        if options.early_stopping and dev is None:
-            raise FlaxsentError("early_stopping needs dev.")
-        if options.label_smoothing and config.problem_type != "single_label_classification":
-            raise FlaxsentError(f"label_smoothing is for one label of several; this is {config.problem_type}.")
+        choosing.check(options, config.problem_type, has_dev=dev is not None)
+        self.metric: Metric = metric_of(config.problem_type, options.metric)
+        self.keeps_best = bool(options.early_stopping or options.metric)
         if unlabelled and teacher is None:
             raise FlaxsentError("unlabelled texts need the scores of a teacher.")
         expected = (len(train.texts) + len(unlabelled), config.num_labels)
@@ -145,25 +133,33 @@ class Trainer:
             multiple_of=everywhere.num_groups * options.accumulation,
         )
         self._placement = _placement(everywhere, self.shapes, options)
-        self.steps_by_epoch = [len(self._plan(epoch)) for epoch in range(options.num_epochs)]
+        self.steps_by_epoch: list[int] = []
+        while self._is_too_short():
+            self.steps_by_epoch.append(len(self._plan(len(self.steps_by_epoch))))
         self.num_steps = sum(self.steps_by_epoch)
+        most = None if options.num_epochs is not None else _MOST_TOLD_ENDS
+        self._ends = told_ends(self.steps_by_epoch, most=most)
+        told = options.class_weights
+        self.weights_C = None if told is None else class_weights.weights_of(told, self._train.labels, config)
+        self.start_params = classifier.params
+        if options.head_bias == "prior" and not last_layer(is_frozen(classifier.params, options.freeze)).get("bias"):
+            self.start_params = at_prior(classifier.params, self._train.labels, config, weights_C=self.weights_C)
         self.learning_rate = make_schedule(options, self.num_steps)
         self._optimizer = make_optimizer(options, self.num_steps, classifier.params)
         forward = forward_of_rows(classifier, options, self.shapes[0].num_segments, call=self._placement.call)
-        step = step_of(classifier, options, self._optimizer, forward)
-        sums = functools.partial(score_sums, forward=forward, problem_type=config.problem_type)
+        step = step_of(classifier, options, self._optimizer, forward, self.weights_C)
         state = jax.eval_shape(self._begin, classifier.params)
         replicated, (of_state, of_params) = self._placement.replicated, map(self._placement.of, (state, state.params))
         self.step = jax.jit(step, donate_argnums=0, out_shardings=(of_state, replicated))
-        self.sums = jax.jit(sums, out_shardings=replicated)
+        self.logits = jax.jit(functools.partial(dev_logits, forward=forward), out_shardings=replicated)
         self._start = jax.jit(self._begin, out_shardings=of_state)
         self._copy = jax.jit(lambda tree: jax.tree.map(jnp.copy, tree), out_shardings=of_params)
 
     def start(self) -> Snapshot:
         """Before the first step."""
-        params = placement.put(self.classifier.params, self._placement)
+        params = placement.put(self.start_params, self._placement)
         state = self._start(params)
-        return Snapshot(state, self._copy(state.params) if self.options.early_stopping else None)
+        return Snapshot(state, self._copy(state.params) if self.keeps_best else None)
 
     def _begin(self, params: Params) -> TrainState:
         # rbg draws dropout masks several times faster on a CPU, but every device draws those of all rows.
@@ -175,20 +171,20 @@ class Trainer:
         state, best, evaluations = snapshot
         done = int(state.step)
         for epoch, num_steps in enumerate(self.steps_by_epoch):
-            if self._is_over(evaluations):
-                return
             if done >= num_steps:
                 done -= num_steps
                 continue
             for index, plan in enumerate(self._plan(epoch)[done:], start=done):
+                if self._is_over(evaluations):
+                    return
                 state, report = self.step(state, self._put_batch(self._train, plan))
                 step = sum(self.steps_by_epoch[:epoch]) + index + 1
-                is_end, evaluation = index + 1 == num_steps, None
-                if is_end and self._dev is not None:
+                is_end, evaluation = step in self._ends, None
+                if self._dev is not None and self._is_evaluated(step):
                     evaluation = self.evaluate(state.average, step=step)
-                    if best is not None and not any(e.score >= evaluation.score for e in evaluations):
-                        best = self._copy(state.average)
                     evaluations = (*evaluations, evaluation)
+                    if best is not None and choosing.best(evaluations, self.metric) == len(evaluations) - 1:
+                        best = self._copy(state.average)
                 num_texts = sum(map(len, plan.rows))
                 yield StepEvent(
                     Snapshot(state, best, evaluations), step, epoch + 1, report, num_texts, is_end, evaluation
@@ -199,21 +195,17 @@ class Trainer:
         """Loss and score on dev."""
         if self._dev is None:
             raise FlaxsentError("there is no dev to evaluate on; pass it to Trainer.")
-        plans = plan_epoch(self._dev.encodings.lengths, self.shapes, is_packed=self.is_packed, seed=0, epoch=0)
-        sums = [self.sums(params, self._put_batch(self._dev, plan)) for plan in plans]
-        total = {name: sum(float(one[name]) for one in sums) for name in sums[0]}
-        match self.classifier.config.problem_type:
-            case "single_label_classification":
-                score = total["right"] / total["texts"]
-            case "multi_label_classification":
-                score = 2 * total["right"] / max(total["predicted"] + total["labelled"], 1)
-            case "regression":
-                spread = float(np.sum(np.square(self._dev.labels - np.mean(self._dev.labels, dtype=np.float64))))
-                score = 1 - total["loss"] / max(spread, 1e-12)
-        return Evaluation(step, total["loss"] / total["texts"], score)
+        lengths, config = self._dev.encodings.lengths, self.classifier.config
+        plans = plan_epoch(lengths, self.shapes, is_packed=self.is_packed, seed=0, epoch=0)
+        found = [self.logits(params, self._put_batch(self._dev, plan)) for plan in plans]
+        logits_BC = np.zeros((len(lengths), config.num_labels), np.float32)
+        for plan, logits_RSC in zip(plans, found, strict=True):
+            for texts, logits_SC in zip(plan.rows, np.asarray(logits_RSC), strict=True):
+                logits_BC[texts] = logits_SC[: len(texts)]
+        return choosing.evaluate(logits_BC, self._dev.labels, config, metric=self.metric, step=step)
 
     def result(self, snapshot: Snapshot) -> Classifier:
-        """The classifier with the average of the last step, or of the best epoch where the run may end early."""
+        """The classifier with the average of the last step, or of the best evaluation where that is kept."""
         params = snapshot.state.average if snapshot.best is None else snapshot.best
         own = self.classifier.params
         first = jax.tree.leaves(own)[0]
@@ -227,6 +219,15 @@ class Trainer:
         config = as_trained(self.classifier.config)
         scores = functools.partial(postprocess, config=config)
         return dataclasses.replace(self.classifier, params=copied, config=config, postprocess=scores)
+
+    def chosen(self, snapshot: Snapshot, report: Callable[[str], None]) -> Evaluation | None:
+        """The evaluation of the parameters that `result` gives, after telling its warning."""
+        if not snapshot.evaluations:
+            return None
+        chosen = snapshot.evaluations[choosing.best(snapshot.evaluations, self.metric) if self.keeps_best else -1]
+        if chosen.warning:
+            report(chosen.warning)
+        return chosen
 
     def _corpus(
         self, data: Examples, unlabelled: Sequence[Text] = (), teacher: Float[np.ndarray, "N C"] | None = None
@@ -245,10 +246,29 @@ class Trainer:
         batch = corpus.batch(plan, slice(jax.process_index() * num_rows, (jax.process_index() + 1) * num_rows))
         return jax.tree.map(lambda leaf: jax.make_array_from_process_local_data(self._placement.by_row, leaf), batch)
 
+    @property
+    def is_lengthened(self) -> bool:
+        """Whether there are more epochs, as the texts are few."""
+        return self.options.num_epochs is None and len(self.steps_by_epoch) > NUM_EPOCHS
+
+    def _is_too_short(self) -> bool:
+        """Whether an epoch more is to be made."""
+        num_epochs, options = len(self.steps_by_epoch), self.options
+        if options.num_epochs is not None:
+            return num_epochs < options.num_epochs
+        return num_epochs < NUM_EPOCHS or sum(self.steps_by_epoch) < options.min_steps
+
+    def _is_evaluated(self, step: int) -> bool:
+        every = self.options.evaluate_every
+        return step in self._ends if every is None else step % every == 0 or step == self.num_steps
+
     def _is_over(self, evaluations: tuple[Evaluation, ...]) -> bool:
-        scores = [evaluation.score for evaluation in evaluations]
         patience = self.options.early_stopping
-        return bool(patience and scores) and len(scores) - 1 - int(np.argmax(scores)) >= patience
+        return bool(patience) and len(evaluations) - 1 - choosing.best(evaluations, self.metric) >= patience
+
+
+_MOST_TOLD_ENDS = 10
+"""Of epochs that are many because the texts are few."""
 
 
 def _devices() -> list[Any]:
@@ -287,9 +307,13 @@ def first_state(params: Params, optimizer: optax.GradientTransformation, key: Ke
 
 
 def step_of(
-    classifier: Classifier, options: TrainOptions, optimizer: optax.GradientTransformation, forward: Forward
+    classifier: Classifier,
+    options: TrainOptions,
+    optimizer: optax.GradientTransformation,
+    forward: Forward,
+    weights_C: Float[np.ndarray, " C"] | None = None,
 ) -> Callable[[TrainState, Batch], tuple[TrainState, StepReport]]:
-    """A step of the run that the options describe."""
+    """A step of the run that the options describe; `weights_C` are their class weights."""
     trained = functools.partial(
         loss,
         forward=forward,
@@ -297,6 +321,8 @@ def step_of(
         label_smoothing=options.label_smoothing,
         teacher_weight=options.teacher_weight,
         teacher_temperature=options.teacher_temperature,
+        class_weights=None if weights_C is None else jnp.asarray(weights_C),
+        focal_gamma=options.focal_gamma,
     )
     return functools.partial(
         train_step,
@@ -368,10 +394,10 @@ def fit(
             report(f"epoch {event.epoch} step {event.step} of {trainer.num_steps} loss {value:.4f}")
             losses = []
         if event.evaluation is not None:
-            score = SCORES[classifier.config.problem_type]
-            report(f"epoch {event.epoch} dev {score} {event.evaluation.score:.4f}")
+            report(f"epoch {event.epoch} dev {METRICS[trainer.metric].told} {event.evaluation.score:.4f}")
         if event.is_epoch_end and on_epoch is not None:
             on_epoch(trainer.result(snapshot._replace(best=None)))
+    trainer.chosen(snapshot, report)
     return trainer.result(snapshot)
 
 

@@ -25,9 +25,11 @@ from flaxsent.training.options import RunOptions
 LOG, CURVES, FACTS = "log.jsonl", "curves.png", "training.json"
 SWEEP, SWEEP_CURVES = "sweep.json", "sweep.csv"
 """Files that stand beside the checkpoint's own in the output."""
-OUTPUT_NAMES = (*OWN_FILES, CARD, LOG, CURVES, FACTS, SWEEP, SWEEP_CURVES)
-TEACHER_SCORES, CHECKPOINTS = "teacher.npy", "checkpoints"
-WORK_NAMES = (FACTS, LOG, TEACHER_SCORES, CHECKPOINTS)
+FOLDS, OUT_OF_FOLD = "folds.json", "out-of-fold.jsonl"
+"""Those of a cross-validation."""
+OUTPUT_NAMES = (*OWN_FILES, CARD, LOG, CURVES, FACTS, SWEEP, SWEEP_CURVES, FOLDS, OUT_OF_FOLD)
+TEACHER_SCORES, CHECKPOINTS, VALIDATION = "teacher.npy", "checkpoints", "folds"
+WORK_NAMES = (FACTS, LOG, TEACHER_SCORES, CHECKPOINTS, VALIDATION)
 
 Facts = dict[str, Any]
 """All that the parameters depend on, as it stands in training.json."""

@@ -19,7 +19,7 @@ pytestmark = pytest.mark.usefixtures("compiles_fast")
 
 DATA = Examples([f"{word} film" for word in ("good", "bad") * 20], [0, 1] * 20)
 OPTIONS = TrainOptions(
-    num_epochs=8, batch_size=10, learning_rate=1e-2, lora_rank=2, lora_dropout=0.1, average_decay=0.5, warmup=0.0
+    num_epochs=16, batch_size=10, learning_rate=1e-2, lora_rank=2, lora_dropout=0.1, average_decay=0.5, warmup=0.0
 )
 
 

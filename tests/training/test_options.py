@@ -95,10 +95,16 @@ def test_options_out_of_their_range_are_refused_by_name(monkeypatch, option, mes
         ({"labels": ("a", "a")}, "labels=a,a: expected labels that differ"),
         ({"label_columns": ("a",), "label_column": "b"}, "label_column and label_columns: expected one of the two"),
         ({"label_separator": ""}, "label_separator is empty"),
+        ({"train": "a"}, "train='a'; expected a tuple"),
+        ({"train": ()}, "train is empty; expected a file or more"),
+        ({"dev_fraction": 1.0}, r"dev_fraction=1.0; expected a number in \(0, 1\)"),
+        ({"dev_fraction": 0.1, "dev": "d"}, "dev_fraction is for where there is no dev file; pass one of the two"),
+        ({"folds": 1}, "folds=1; expected a whole number of 2 or more"),
+        ({"folds": 2, "dev": "d"}, "folds are scored on the texts to learn from; they do not go with dev"),
         ({"unlabelled": "more.txt"}, "unlabelled texts need a teacher"),
     ],
 )
 def test_options_of_a_run_are_checked_alike(monkeypatch, option, message):
     monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)
     with pytest.raises(FlaxsentError, match=message):
-        RunOptions(**{"train": "a", "output": "b"} | option)
+        RunOptions(**{"train": ("a",), "output": "b"} | option)

@@ -46,7 +46,7 @@ def content_of(path: Path) -> dict[str, str]:
     [
         (OLD | {"notes.txt": "mine"}, "also has notes.txt; choose another one"),
         (OLD | {"older/model.safetensors": "mine"}, "also has older; choose another one"),
-        (OLD | {"README.md": "mine", "a": "", "b": ""}, "also has README.md, a, b; choose"),
+        (OLD | {"NOTES.md": "mine", "a": "", "b": ""}, "also has NOTES.md, a, b; choose"),
         ({"config.json": "{}", "model.safetensors": "mine"}, "has no training.json; choose another one"),
         ({"train.tsv": "mine"}, "has no training.json; choose another one"),
         (OLD | {"log.jsonl/x": "mine"}, "also has log.jsonl; choose another one"),
@@ -77,12 +77,12 @@ def test_the_folder_that_one_is_in_is_not_replaced(capsys, monkeypatch, tmp_path
 
 def test_a_link_is_followed_to_the_folder_that_would_be_replaced(tmp_path):
     (tmp_path / "link").symlink_to(folder_of(tmp_path / "real", OLD), target_is_directory=True)
-    work = plan(RunOptions(train="x", output=str(tmp_path / "link"), overwrite=True))
+    work = plan(RunOptions(train=("x",), output=str(tmp_path / "link"), overwrite=True))
     assert work.output == tmp_path / "real"
 
 
 def test_an_output_that_came_while_the_run_lasted_is_not_replaced(tmp_path):
-    work = plan(RunOptions(train="x", output=str(tmp_path / "out")))
+    work = plan(RunOptions(train=("x",), output=str(tmp_path / "out")))
     work.begin({"seed": 1}, None)
     folder_of(tmp_path / "out", OLD)
     with pytest.raises(FileExistsError, match="is there already; pass --overwrite"):
@@ -93,7 +93,7 @@ def test_an_output_that_came_while_the_run_lasted_is_not_replaced(tmp_path):
 
 def test_finishing_replaces_own_names_and_leaves_no_work(tmp_path):
     output = folder_of(tmp_path / "out", OLD)
-    work = plan(RunOptions(train="x", output=str(output), overwrite=True))
+    work = plan(RunOptions(train=("x",), output=str(output), overwrite=True))
     work.begin({"seed": 1}, np.zeros((2, 2), np.float32))
     assert work.teacher.shape == (2, 2)
     folder_of(output, {"notes.txt": "written meanwhile"})
@@ -106,7 +106,7 @@ def test_finishing_replaces_own_names_and_leaves_no_work(tmp_path):
 
 
 def test_a_run_that_was_killed_after_its_last_step_can_finish_again(tmp_path):
-    options = RunOptions(train="x", output=str(tmp_path / "out"), resume=True)
+    options = RunOptions(train=("x",), output=str(tmp_path / "out"), resume=True)
     work = plan(options)
     work.begin({"seed": 1}, None)
     folder_of(tmp_path / "out", {"training.json": '{"seed": 1}', "config.json": "new"})  # its own
@@ -124,7 +124,7 @@ def test_a_folder_of_the_name_of_the_work_is_not_removed(capsys, tmp_path, files
 def test_what_a_killed_start_left_in_the_work_is_cleared_away(tmp_path):
     left = {"teacher.npy": "old", "training.json.0123456789abcdef.tmp": "half", "checkpoints/1/x": "old"}
     folder_of(tmp_path / ".out.training", left)
-    work = plan(RunOptions(train="x", output=str(tmp_path / "out")))
+    work = plan(RunOptions(train=("x",), output=str(tmp_path / "out")))
     work.begin({"seed": 1}, None)
     assert [*content_of(work.folder)] == ["training.json"]
 
@@ -138,7 +138,7 @@ def complete(tmp_path, files, tiny_folder):
     model, output = tiny_folder("bert"), tmp_path / "out"
     arguments = cli._parser(["train"]).parse_args(arguments_of(model, files, output))
     options, train_options = (command._read(kind, arguments) for kind in (RunOptions, TrainOptions))
-    data = training._read(options)
+    data = training._read(options, seed=0)
     classifier, _ = training._load(options, data, seed=0)
     facts = training._facts(options, train_options, data, classifier, None) | {"shapes": [[2, 128, 32]]}
     facts["versions"]["jax"] = "0.1"  # other packages make no other run of one that is complete
@@ -180,8 +180,8 @@ def test_the_same_files_under_other_names_are_the_same_run(capsys, monkeypatch, 
     (tmp_path / "train.tsv").rename(tmp_path / "renamed.tsv")
     (tmp_path / "model").symlink_to(tiny_folder("bert"), target_is_directory=True)
     monkeypatch.chdir(tmp_path)
-    more = ("--train", "renamed.tsv", "--model", "model")
-    assert run(capsys, *complete, *more) == (0, f"{tmp_path / 'out'} is complete; nothing to resume\n", "")
+    renamed = [one.replace(str(tmp_path / "train.tsv"), "renamed.tsv") for one in complete]
+    assert run(capsys, *renamed, "--model", "model") == (0, f"{tmp_path / 'out'} is complete; nothing to resume\n", "")
 
 
 # full disks
@@ -227,7 +227,7 @@ def test_a_checkpoint_for_which_there_is_no_room_is_one_error_and_keeps_the_last
 
 def test_an_output_for_which_there_is_no_room_leaves_the_old_one_and_the_work(small_disk):
     output = folder_of(small_disk / "out", OLD)
-    work = plan(RunOptions(train="x", output=str(output), overwrite=True))
+    work = plan(RunOptions(train=("x",), output=str(output), overwrite=True))
     work.begin({"seed": 1}, None)
     full = fill(small_disk, leaving=50_000)
     with pytest.raises(OSError, match=r"No space left on device: '.*config\.json'"):
