@@ -18,7 +18,7 @@ import flaxsent
 from flaxsent import files as flaxsent_files
 from flaxsent.checkpoint.exported import export
 from flaxsent.data.labels import Examples, read_examples
-from flaxsent.training import loop
+from flaxsent.training import loop, reading
 from flaxsent.training import run as training
 from flaxsent.training.log import Log
 from flaxsent.training.options import RunOptions
@@ -369,7 +369,9 @@ def test_pairs_and_labels_between_separators(tmp_path, tiny_folder):
     file = tmp_path / "x.tsv"
     file.write_text("a\tb\ty\nx\ty\tjoy|fear\nx\ty\t[]\n")
     options = {"text_column": "a", "second_column": "b", "label_column": "y", "label_separator": "|"}
-    data = training._read(RunOptions(train=(str(file),), output="x", model=str(tiny_folder("bert")), **options), seed=0)
+    data = reading.read_data(
+        RunOptions(train=(str(file),), output="x", model=str(tiny_folder("bert")), **options), seed=0
+    )
     assert data.train == Examples([("x", "y")] * 2, [(0, 1), ()])
     assert data.task == (("fear", "joy"), "multi_label_classification")
 
@@ -438,7 +440,7 @@ def test_a_label_that_only_dev_has_is_told_with_its_row(capsys, tmp_path, files,
     ],
 )
 def test_arguments_are_checked_before_anything_is_read(capsys, monkeypatch, tmp_path, files, more, message):
-    monkeypatch.setattr(training, "read_annotations", None)
+    monkeypatch.setattr(reading, "read_annotations", None)
     assert message in refused(capsys, *arguments_of("/no/model", files, tmp_path / "out", *more))
 
 
@@ -468,7 +470,7 @@ def test_a_teachers_probabilities_come_in_the_order_of_the_students_labels(tmp_p
     (tmp_path / "teacher" / "config.json").write_text(json.dumps(raw | function))
     model, of = str(tiny_folder("bert")), str(tmp_path / "teacher")
     options = RunOptions(train=(files[0],), output="x", model=model, teacher=of)
-    data = training._read(options, seed=0)
+    data = reading.read_data(options, seed=0)
     student, _ = training._load(options, data, seed=0)
     scores_NC = training._scores(training._load_teacher(of, student), data, student.config)
     expected = flaxsent.classify(data.train.texts, teacher, top_k=2)

@@ -17,6 +17,7 @@ from flaxsent.base import FlaxsentError
 from flaxsent.cli import train as command
 from flaxsent.data.labels import Examples
 from flaxsent.files import write
+from flaxsent.training import reading
 from flaxsent.training import run as training
 from flaxsent.training.checkpoints import Checkpoints
 from flaxsent.training.options import RunOptions, TrainOptions
@@ -55,7 +56,7 @@ def content_of(path: Path) -> dict[str, str]:
 def test_overwrite_replaces_only_what_flaxsent_wrote(
     capsys, monkeypatch, tmp_path, files, tiny_folder, content, message
 ):
-    monkeypatch.setattr(training, "read_annotations", None)  # refused before anything is read
+    monkeypatch.setattr(reading, "read_annotations", None)  # refused before anything is read
     if "log.jsonl/x" in content:
         content = {name: text for name, text in content.items() if name != "log.jsonl"}
     output = folder_of(tmp_path / "out", content)
@@ -138,7 +139,7 @@ def complete(tmp_path, files, tiny_folder):
     model, output = tiny_folder("bert"), tmp_path / "out"
     arguments = cli._parser(["train"]).parse_args(arguments_of(model, files, output))
     options, train_options = (command._read(kind, arguments) for kind in (RunOptions, TrainOptions))
-    data = training._read(options, seed=0)
+    data = reading.read_data(options, seed=0)
     classifier, _ = training._load(options, data, seed=0)
     facts = training._facts(options, train_options, data, classifier, None) | {"shapes": [[2, 128, 32]]}
     facts["versions"]["jax"] = "0.1"  # other packages make no other run of one that is complete
