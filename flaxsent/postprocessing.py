@@ -1,11 +1,12 @@
 """Logits → probabilities → labelled predictions: the last arrow of the flow."""
 
 from collections.abc import Sequence
+from typing import Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Bool, Float, Shaped
+from jaxtyping import Bool, Float, Int, Shaped
 
 from flaxsent.base import AnyArray, FlaxsentError, Prediction, ProblemType, TopK
 from flaxsent.models.config import ModelConfig
@@ -100,27 +101,58 @@ def check_top_k(top_k: TopK) -> None:
         )
 
 
-def tune_thresholds(probs: Float[AnyArray, "B C"], targets: Shaped[AnyArray, "B C"]) -> tuple[float, ...]:
+def tune_thresholds(
+    probs: Float[AnyArray, "B C"], targets: Shaped[AnyArray, "B C"], *, average: Literal["macro", "micro"] = "macro"
+) -> tuple[float, ...]:
     """For each label the threshold that gives the best F1, on texts of which `targets` (1 or 0) are known.
 
     It is halfway between two scores, so that rounding elsewhere does not matter; of several that are as good, the
-    nearest to 0.5; 0.5 for a label that no text has. Store them by `classifier.with_thresholds`.
+    nearest to 0.5; 0.5 for a label that no text has. With "micro", they are those of the best F1 of all labels
+    together, for which a rare label may better be given to no text. Store them by `classifier.with_thresholds`.
 
     >>> tune_thresholds(np.array([[0.1], [0.3], [0.4]]), np.array([[0], [1], [1]]))
     (0.2,)
     """
     probs_BC, is_own_BC = np.asarray(probs, np.float64), np.asarray(targets) > 0
-    return tuple(_best_threshold(*label) for label in zip(probs_BC.T, is_own_BC.T, strict=True))
+    curves = [_curve(*label) for label in zip(probs_BC.T, is_own_BC.T, strict=True)]
+    if average == "macro":
+        return tuple(_nearest(curve, 2 * curve.right / np.maximum(curve.given + curve.own, 1)) for curve in curves)
+    # Dinkelbach: the F1 that is reached is the price of each answer in the next round; it only rises, so it ends.
+    reached, previous = 0.0, -1.0
+    thresholds: tuple[float, ...] = ()
+    while reached > previous:
+        previous = reached
+        thresholds = tuple(_nearest(curve, 2 * curve.right - reached * curve.given) for curve in curves)
+        is_given_BC = probs_BC > np.asarray(thresholds)
+        reached = 2 * float((is_given_BC & is_own_BC).sum()) / max(1, int(is_given_BC.sum() + is_own_BC.sum()))
+    return thresholds
 
 
-def _best_threshold(scores_B: Float[np.ndarray, " B"], is_own_B: Bool[np.ndarray, " B"]) -> float:
+class _Curve(NamedTuple):
+    """Of a label, by threshold."""
+
+    threshold: Float[np.ndarray, " K"]
+    right: Int[np.ndarray, " K"]
+    """How many texts are given the label that have it."""
+    given: Int[np.ndarray, " K"]
+    own: int
+    """How many have it."""
+
+
+def _curve(scores_B: Float[np.ndarray, " B"], is_own_B: Bool[np.ndarray, " B"]) -> _Curve:
     order = np.argsort(-scores_B, kind="stable")
     scores_B, right_B = scores_B[order], np.cumsum(is_own_B[order])
-    f1_B = 2 * right_B / (np.arange(1, len(order) + 1) + is_own_B.sum())  # where so many texts are given the label
-    thresholds_B = (scores_B + np.append(scores_B[1:], 0)) / 2
+    above_K, below_K = np.append(1, scores_B), np.append(scores_B, 0)
+    threshold_K = (above_K + below_K) / 2
     # Equal scores are given the label together; and a threshold of 0 would leave out scores of 0.
-    can_B = (np.append(np.diff(scores_B) != 0, True)) & (thresholds_B > 0) & (thresholds_B < 1)
-    if not is_own_B.any() or not can_B.any():
+    can_K = (above_K != below_K) & (threshold_K > 0) & (threshold_K < 1)
+    right_K, given_K = np.append(0, right_B), np.arange(len(order) + 1)
+    return _Curve(threshold_K[can_K], right_K[can_K], given_K[can_K], int(is_own_B.sum()))
+
+
+def _nearest(curve: _Curve, value_K: Float[np.ndarray, " K"]) -> float:
+    """The threshold of the most value, of several the nearest to 0.5."""
+    if not curve.own or not len(value_K):
         return 0.5
-    best_N = thresholds_B[can_B][f1_B[can_B] == f1_B[can_B].max()]
+    best_N = curve.threshold[value_K == value_K.max()]
     return float(best_N[np.abs(best_N - 0.5).argmin()])

@@ -1,6 +1,7 @@
 """Folder or Hub id → folder: finds a checkpoint, and fetches it where it is on the Hub."""
 
 import functools
+import json
 import os
 import queue
 import re
@@ -55,6 +56,26 @@ def find_adapter(source: str | os.PathLike) -> Path:
         return _download(source, None, adapters.CONFIG)
     return Path(source)
 
+
+def pools_mean(source: str | os.PathLike | None) -> bool:
+    """Whether a checkpoint is sentence-transformers', with the mean of the last states for a text's vector.
+
+    Raises: as `find`.
+    """
+    folder = find(source)
+    if folder != EMBEDDED and not Path(str(source)).is_dir():
+        _download_if_there(str(source), _POOLING, commit=folder.name, is_silent=True)
+        if not (folder / _POOLING).is_file():
+            _download_if_there(str(source), _POOLING, commit=folder.name, is_silent=False)
+    try:
+        told = json.loads((folder / _POOLING).read_bytes())
+    except (OSError, ValueError):
+        return False
+    names = [name for name, is_so in told.items() if is_so is True] if isinstance(told, dict) else []
+    return [name for name in names if name.startswith("pooling_mode_")] == ["pooling_mode_mean_tokens"]
+
+
+_POOLING = "1_Pooling/config.json"
 
 HUB_ID = re.compile(r"\w[\w.-]*(/\w[\w.-]*)?")
 """A path such as ./model is none: who mistypes a folder hears it at once."""

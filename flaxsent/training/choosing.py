@@ -3,7 +3,7 @@
 import itertools
 import math
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import jax.numpy as jnp
 import numpy as np
@@ -74,6 +74,11 @@ def metric_of(problem_type: ProblemType, told: Metric | None) -> Metric:
         fitting = ", ".join(name for name, figure in METRICS.items() if problem_type in figure.problem_types)
         raise FlaxsentError(f"metric={told}: this is {problem_type}; expected one of {fitting}.")
     return told
+
+
+def average_of(metric: Metric) -> Literal["macro", "micro"]:
+    """The F1 that thresholds are tuned for: that of all labels together where this is the metric, else each one's."""
+    return "micro" if metric == "micro-f1" else "macro"
 
 
 def evaluate(

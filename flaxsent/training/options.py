@@ -234,6 +234,11 @@ class RunOptions:
     save_dtype: Literal["float32", "bfloat16", "float16"] = option("of the weights that are written", "float32")
     checkpoint_every: int = option("steps; there is a checkpoint after each epoch, too", 500, range=_COUNT)
     log_every: int = option("steps; there is a line after each epoch, too", 20, range=_COUNT)
+    probe: bool = option(
+        "fit the layer of the logits alone, in seconds, to what the encoder makes of the texts: L-BFGS, with the L2 "
+        "penalty that is best on dev, or in a cross-validation; with --epochs, training goes on from there",
+        False,
+    )
     sweep: tuple[str, ...] = option(
         "train one run for each combination of these values, such as learning_rate=1e-5,3e-5 weight_decay=0,0.01, all "
         "in one program, and write the best on --dev; it fills an accelerator, and saves a CPU little",

@@ -33,16 +33,18 @@ from flaxsent.packing import StepShape
 from flaxsent.placement import on_host
 from flaxsent.postprocessing import probabilities, tune_thresholds
 from flaxsent.training import choosing, class_weights, distributed, folds, patterns
+from flaxsent.training import probe as probing
 from flaxsent.training import sweep as sweeps
 from flaxsent.training.batches import labels_as_arrays
 from flaxsent.training.card import write_card
 from flaxsent.training.choosing import Evaluation
 from flaxsent.training.log import draw_curves, read_log
 from flaxsent.training.loop import make_steps
-from flaxsent.training.options import RunOptions, TrainOptions
+from flaxsent.training.options import Metric, RunOptions, TrainOptions
 from flaxsent.training.reading import Data, own_config, read_data
 from flaxsent.training.trainer import Trainer
 from flaxsent.training.work import CURVES, LOG, SWEEP, SWEEP_CURVES, VALIDATION, Facts, Work, difference, plan
+from flaxsent.transforms import mean_layer
 
 logger = logging.getLogger(__name__)
 
@@ -81,6 +83,12 @@ def run(
     report(f"{patterns.listed(data.files)}: {describe(data.train, *data.task)}, on {head}")
     if options.dev_fraction is not None and data.dev is not None:
         report(f"dev: {describe(data.dev, *data.task)}")
+    if options.probe:
+        classifier, evaluation = probing.probe(classifier, data.train, data.dev, train_options, report=report)
+        if train_options.num_epochs is None:
+            measured = evaluation if data.dev is not None else None
+            work.finish(facts, lambda folder: _save(classifier, folder, options, train_options, data, measured))
+            return measured
     scores_NC = None
     if teacher is not None:
         scores_NC = work.teacher if begun is not None else _scores(teacher, data, classifier.config)
@@ -102,7 +110,8 @@ def run(
         told = {"options": train_options, "shapes": trainer.shapes, "steps": steps, "report": report}
         validated = folds.validate(classifier, data.train, parts, folder, **told)
     snapshot = steps(trainer, work.folder)
-    chosen, result = trainer.chosen(snapshot, report), _with_thresholds(trainer.result(snapshot), data.dev)
+    chosen = trainer.chosen(snapshot, report)
+    result = _with_thresholds(trainer.result(snapshot), data.dev, trainer.metric)
 
     def write_into(folder: Path) -> None:
         _save(result, folder, options, train_options, data, chosen)
@@ -116,13 +125,16 @@ def run(
     return chosen
 
 
-def _with_thresholds(classifier: Classifier, dev: Examples | None) -> Classifier:
-    """Of several labels at once: with the thresholds that have the best F1 on dev."""
+def _with_thresholds(classifier: Classifier, dev: Examples | None, metric: Metric) -> Classifier:
+    """Of several labels at once: with the thresholds that have the best F1 on dev, by the metric of each or of all."""
     if dev is None or classifier.config.problem_type != "multi_label_classification":
         return classifier
     with Engine(classifier, function=classifier.logits) as engine:
         probs_BC = probabilities(engine(dev.texts), problem_type=classifier.config.problem_type)
-    return with_thresholds(classifier, tune_thresholds(probs_BC, labels_as_arrays(dev, classifier.config)))
+    average = choosing.average_of(metric)
+    return with_thresholds(
+        classifier, tune_thresholds(probs_BC, labels_as_arrays(dev, classifier.config), average=average)
+    )
 
 
 def _tell(trainer: Trainer, report: Callable[[str], None]) -> None:
@@ -166,7 +178,8 @@ def _sweep(options: RunOptions, train_options: TrainOptions, *, report: Callable
     chosen = found[sweeps.best(found)]
 
     def write_into(folder: Path) -> None:
-        result = _with_thresholds(chosen.classifier, data.dev)
+        metric = choosing.metric_of(data.task.problem_type, chosen.options.metric)
+        result = _with_thresholds(chosen.classifier, data.dev, metric)
         _save(result, folder, options, chosen.options, data, chosen.evaluations[-1])
         write(folder / SWEEP, sweeps.to_json(found, names=names))
         write(folder / SWEEP_CURVES, sweeps.to_csv(found, names=names))
@@ -198,6 +211,8 @@ def _save(
 
 
 def _check(options: RunOptions, train_options: TrainOptions) -> None:
+    if options.probe:
+        probing.check(options, train_options)
     has_dev = options.dev is not None or options.dev_fraction is not None
     for name in ("early_stopping", "evaluate_every", *([] if options.folds else ["metric"])):
         if getattr(train_options, name) and not has_dev:
@@ -255,12 +270,15 @@ def _load(options: RunOptions, data: Data, *, seed: int) -> tuple[Classifier, bo
     own = own_config(options.model)
     is_new = not (own.is_classifier and keeps_head(Task(own.labels, own.problem_type), data.task))
     try:
-        return with_head(is_new), is_new
+        classifier = with_head(is_new)
     except FlaxsentError:
         if is_new or own.get("architectures") is not None:
             raise
-    # A config.json that does not name the class of the model may be that of an encoder without a head.
-    return with_head(True), True
+        # A config.json that does not name the class of the model may be that of an encoder without a head.
+        classifier, is_new = with_head(True), True
+    if options.probe and is_new and mean_layer.has_mean_layer(own) and hub.pools_mean(options.model):
+        classifier = mean_layer.with_mean_layer(classifier)
+    return classifier, is_new
 
 
 def _load_teacher(model: str, student: Classifier) -> Classifier:
@@ -311,6 +329,7 @@ def _facts(
         "dev": None if data.dev is None else {"name": options.dev, "digest": _digest(*data.dev)},
         "unlabelled": {"name": options.unlabelled, "digest": _digest(*data.unlabelled)},
         "folds": options.folds,
+        "probe": options.probe,
         "labels": data.task.labels,
         "problem_type": data.task.problem_type,
         "platform": jax.default_backend(),
