@@ -1,6 +1,7 @@
 """Thresholds of labels: the best F1 there is, stored with the labels, and what `decode` and `classify` make of them."""
 
 import dataclasses
+import itertools
 import json
 
 import numpy as np
@@ -165,3 +166,18 @@ def test_with_thresholds_refuses_what_is_none(tiny_folder, thresholds):
     other = dataclasses.replace(classifier.config, problem_type="single_label_classification")
     with pytest.raises(FlaxsentError, match="thresholds are for several labels at once"):
         with_thresholds(dataclasses.replace(classifier, config=other), (0.5,) * 3)
+
+
+@pytest.mark.parametrize(("share", "digits"), [(0.3, None), (0.05, 1), (0.5, 2)])
+def test_thresholds_of_all_labels_together_have_the_best_micro_f1(share, digits):
+    scores, targets = drawn(12, 3, share=share, digits=digits)
+    targets[0] = 1
+    thresholds = tune_thresholds(scores, targets, average="micro")
+    found = sklearn.metrics.f1_score(targets, scores > np.array(thresholds), average="micro", zero_division=0)
+    every = [(*np.unique(own), 1.0) for own in scores.T]
+    slow = [
+        sklearn.metrics.f1_score(targets, scores >= np.array(one), average="micro", zero_division=0)
+        for one in itertools.product(*every)
+    ]
+    assert found == pytest.approx(max(slow), abs=1e-12)
+    assert all(0 < one < 1 for one in thresholds)

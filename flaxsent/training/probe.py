@@ -8,12 +8,12 @@ import dataclasses
 import functools
 import logging
 from collections.abc import Callable
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Shaped
+from jaxtyping import Array, Bool, Float, Int, Shaped
 
 from flaxsent import models
 from flaxsent.base import FlaxsentError, ProblemType, Text
@@ -80,7 +80,9 @@ def check(options: RunOptions, train_options: TrainOptions) -> None:
     for field in dataclasses.fields(train_options):
         if field.name not in _OPTIONS and getattr(train_options, field.name) != field.default:
             flag = f"--{field.name.replace('_', '-')}"
-            raise FlaxsentError(f"{flag} is for steps, of which --probe alone makes none; pass --epochs, too, or not it.")
+            raise FlaxsentError(
+                f"{flag} is for steps, of which --probe alone makes none; pass --epochs, too, or not it."
+            )
 
 
 def probe(
@@ -91,7 +93,7 @@ def probe(
     *,
     report: Callable[[str], None] = logger.info,
 ) -> Probed:
-    """The classifier with the layer of its logits fitted to `train`; of the options, class weights and seed matter.
+    """The classifier with the layer of its logits fitted to `train`; of the options, those in `_OPTIONS` matter.
 
     The penalty is the one of `PENALTIES` with the least loss on dev, or without dev in a cross-validation; several
     labels at once get thresholds from the same texts.
@@ -151,7 +153,7 @@ def probe(
     best = int(np.argmin(means))
     penalty = PENALTIES[best]
     layer = layers[best] if layers else fitted(penalty=penalty)
-    source = "dev" if dev is not None else f"{_NUM_FOLDS} folds"
+    source = "dev" if dev is not None else "cross-validation"
     report(f"probe: {len(train.texts):,} texts, {features_ND.shape[1]} features; penalty {penalty:g}, by {source}")
     probed = _with_layer(classifier, layer, mean_D, spread_D, scale)
     if kind == "multi_label_classification":
@@ -184,6 +186,10 @@ def fit_layer(
         return _fit(first, features_ND, targets, weights_N, jnp.float32(penalty), weights_C, problem_type=problem_type)
 
 
+_Carry = tuple[Layer, Any, Int[Array, ""], Float[Array, ""]]
+"""The state of L-BFGS is the second, the length of the gradient the last."""
+
+
 @functools.partial(jax.jit, static_argnames="problem_type")
 def _fit(
     first: Layer,
@@ -206,7 +212,7 @@ def _fit(
     optimizer = optax.lbfgs()
     value_and_gradient = optax.value_and_grad_from_state(objective)
 
-    def step(carry):
+    def step(carry: _Carry) -> _Carry:
         layer, state, count, _ = carry
         value, gradient = value_and_gradient(layer, state=state)
         told = {"value": value, "grad": gradient, "value_fn": objective}
@@ -214,7 +220,7 @@ def _fit(
         layer = optax.apply_updates(layer, updates)
         return layer, state, count + 1, optax.tree.norm(optax.tree.get(state, "grad"))
 
-    def goes_on(carry):
+    def goes_on(carry: _Carry) -> Bool[Array, ""]:
         _, _, count, norm = carry
         return (count < _MOST_STEPS) & (norm > _LEAST_GRADIENT)
 

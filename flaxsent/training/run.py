@@ -79,10 +79,7 @@ def run(
         return report(f"{options.output} is complete; nothing to resume")
     work.check_output()
     distributed.wait("the facts were compared")
-    head = "a new head" if has_new_head else "the checkpoint's head"
-    report(f"{patterns.listed(data.files)}: {describe(data.train, *data.task)}, on {head}")
-    if options.dev_fraction is not None and data.dev is not None:
-        report(f"dev: {describe(data.dev, *data.task)}")
+    _tell_data(data, options, has_new_head, report)
     if options.probe:
         classifier, evaluation = probing.probe(classifier, data.train, data.dev, train_options, report=report)
         if train_options.num_epochs is None:
@@ -135,6 +132,13 @@ def _with_thresholds(classifier: Classifier, dev: Examples | None, metric: Metri
     return with_thresholds(
         classifier, tune_thresholds(probs_BC, labels_as_arrays(dev, classifier.config), average=average)
     )
+
+
+def _tell_data(data: Data, options: RunOptions, has_new_head: bool, report: Callable[[str], None]) -> None:
+    head = "a new head" if has_new_head else "the checkpoint's head"
+    report(f"{patterns.listed(data.files)}: {describe(data.train, *data.task)}, on {head}")
+    if options.dev_fraction is not None and data.dev is not None:
+        report(f"dev: {describe(data.dev, *data.task)}")
 
 
 def _tell(trainer: Trainer, report: Callable[[str], None]) -> None:
