@@ -217,7 +217,7 @@ def _fit(
         value, gradient = value_and_gradient(layer, state=state)
         told = {"value": value, "grad": gradient, "value_fn": objective}
         updates, state = optimizer.update(gradient, state, layer, **told)
-        layer = optax.apply_updates(layer, updates)
+        layer = Layer(*jax.tree.map(jnp.add, layer, updates))
         return layer, state, count + 1, optax.tree.norm(optax.tree.get(state, "grad"))
 
     def goes_on(carry: _Carry) -> Bool[Array, ""]:

@@ -8,7 +8,7 @@ import pytest
 from sklearn.linear_model import LogisticRegression, Ridge
 
 import flaxsent
-from flaxsent.base import FlaxsentError
+from flaxsent.base import FlaxsentError, Text
 from flaxsent.checkpoint import hub
 from flaxsent.data.labels import Examples
 from flaxsent.engine import Engine
@@ -63,7 +63,7 @@ def test_several_labels_are_as_many_logistic_regressions(weights):
         reference = LogisticRegression(C=1 / (0.1 * 200), class_weight=told, tol=1e-8, max_iter=10_000)
         reference.fit(FEATURES.astype(np.float64), targets[:, label])
         np.testing.assert_allclose(found.kernel[:, label], reference.coef_[0], **EXACTLY)
-        np.testing.assert_allclose(found.bias[label], reference.intercept_[0], **EXACTLY)
+        np.testing.assert_allclose(found.bias[label : label + 1], reference.intercept_, **EXACTLY)
 
 
 def test_values_have_the_coefficients_of_ridge_of_the_texts_that_have_a_weight():
@@ -84,9 +84,9 @@ LABELS = {
 
 
 def examples(problem_type, num_texts, seed):
-    texts = texts_of_lengths(np.random.default_rng(seed).integers(1, 12, num_texts).tolist(), seed)
+    texts: list[Text] = [*texts_of_lengths(np.random.default_rng(seed).integers(1, 12, num_texts).tolist(), seed)]
     rule = LABELS[problem_type]
-    return Examples(texts, [rule(text.count("good"), text.count("bad")) for text in texts])
+    return Examples(texts, [rule(str(text).count("good"), str(text).count("bad")) for text in texts])
 
 
 @pytest.fixture
