@@ -80,9 +80,7 @@ def check(options: RunOptions, train_options: TrainOptions) -> None:
     for field in dataclasses.fields(train_options):
         if field.name not in _OPTIONS and getattr(train_options, field.name) != field.default:
             flag = f"--{field.name.replace('_', '-')}"
-            raise FlaxsentError(
-                f"{flag} is for steps, of which --probe alone makes none; pass --epochs, too, or not it."
-            )
+            raise FlaxsentError(f"{flag} is for steps; --probe alone makes none: leave it out, or pass --epochs, too.")
 
 
 def probe(
