@@ -151,7 +151,8 @@ def _theirs(folder: Path, classifier: Classifier, data: Examples, scratch: Path)
         **_grouped(transformers.TrainingArguments),
     )
     collator = transformers.DataCollatorWithPadding(tokenizer)
-    trainer = transformers.Trainer(model=model, args=arguments, train_dataset=_Rows(rows), data_collator=collator)
+    dataset: Any = _Rows(rows)  # a sequence, which is all that it needs
+    trainer = transformers.Trainer(model=model, args=arguments, train_dataset=dataset, data_collator=collator)
 
     trainer.remove_callback(transformers.PrinterCallback)
 
