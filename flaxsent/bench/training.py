@@ -2,7 +2,7 @@
 
 import os
 import statistics
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, NamedTuple
@@ -151,7 +151,7 @@ def _theirs(folder: Path, classifier: Classifier, data: Examples, scratch: Path)
         **_grouped(transformers.TrainingArguments),
     )
     collator = transformers.DataCollatorWithPadding(tokenizer)
-    dataset: Any = _Rows(rows)  # a sequence, which is all that it needs
+    dataset: Any = rows  # a sequence, which is all that PyTorch needs
     trainer = transformers.Trainer(model=model, args=arguments, train_dataset=dataset, data_collator=collator)
 
     trainer.remove_callback(transformers.PrinterCallback)
@@ -167,19 +167,6 @@ def _grouped(arguments: Any) -> dict[str, Any]:
     """Batches of texts of like length, as transformers 4 calls them, or 5."""
     is_old = "group_by_length" in arguments.__dataclass_fields__
     return {"group_by_length": True} if is_old else {"train_sampling_strategy": "group_by_length"}
-
-
-class _Rows:
-    """What PyTorch takes for a dataset."""
-
-    def __init__(self, rows: Sequence[dict[str, Any]]) -> None:
-        self._rows = rows
-
-    def __len__(self) -> int:
-        return len(self._rows)
-
-    def __getitem__(self, index: int) -> dict[str, Any]:
-        return self._rows[index]
 
 
 def table(figures: Figures) -> str:

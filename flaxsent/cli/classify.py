@@ -19,6 +19,7 @@ from flaxsent.cli.options import (
     add_model,
     add_reading,
     add_special_tokens_in_text,
+    check_abstains,
     in_windows,
     reading_of,
     tell,
@@ -28,7 +29,6 @@ from flaxsent.cli.rows import Rows
 from flaxsent.data import records
 from flaxsent.data.records import FORMATS, STDIN
 from flaxsent.engine import Engine, classify
-from flaxsent.evaluation.report import check_abstains
 from flaxsent.jobs import shards
 from flaxsent.jobs.plan import JobOptions, plan
 from flaxsent.jobs.progress import Progress

@@ -23,6 +23,7 @@ from flaxsent.cli.options import (
     add_model,
     add_reading,
     add_special_tokens_in_text,
+    check_abstains,
     in_windows,
     reading_of,
     tell,
@@ -323,7 +324,7 @@ def _check_task(
     if options.tune_thresholds:
         thresholds.check(config.problem_type)
     if options.abstain_below is not None:
-        report.check_abstains(config.problem_type, options.abstain_below)
+        check_abstains(config.problem_type, options.abstain_below)
     if options.predictions is not None:
         inputs = [file for file in (options.data, options.scores) if file is not None]
         predictions.check(options.predictions, config, text_columns=text_columns, inputs=inputs)

@@ -5,7 +5,7 @@ import sys
 from collections.abc import Mapping
 from typing import Any
 
-from flaxsent.base import FlaxsentError
+from flaxsent.base import FlaxsentError, ProblemType
 from flaxsent.classifier import Classifier
 from flaxsent.data.base import FORMATS, Reading
 from flaxsent.tokenization import PAIRS, POOLINGS, SPECIAL_TOKENS_IN_TEXT
@@ -123,3 +123,14 @@ def positive(value: str) -> float:
 
 def printable(text: str) -> str:
     return "".join(char if char.isprintable() else " " for char in text)
+
+
+def check_abstains(problem_type: ProblemType, abstain_below: float) -> None:
+    """Raises FlaxsentError for a model that has no one best label, or what is no probability."""
+    if problem_type != "single_label_classification":
+        raise FlaxsentError(
+            "--abstain-below is for a model that gives a text one label; where it may have several, thresholds decide "
+            "(evaluate --tune-thresholds)."
+        )
+    if not 0 <= abstain_below <= 1:
+        raise FlaxsentError(f"--abstain-below {abstain_below:g}: expected a probability, from 0 to 1.")

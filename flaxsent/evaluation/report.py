@@ -187,17 +187,6 @@ def measure(
     return report._replace(by_length=_by_length(scores_BC, targets, config, lengths, abstain_below))
 
 
-def check_abstains(problem_type: ProblemType, abstain_below: float) -> None:
-    """Raises FlaxsentError for a model that has no one best label, or what is no probability."""
-    if problem_type != "single_label_classification":
-        raise FlaxsentError(
-            "--abstain-below is for a model that gives a text one label; where it may have several, thresholds decide "
-            "(evaluate --tune-thresholds)."
-        )
-    if not 0 <= abstain_below <= 1:
-        raise FlaxsentError(f"--abstain-below {abstain_below:g}: expected a probability, from 0 to 1.")
-
-
 def measure_scores(
     scores_BC: Float[np.ndarray, "B C"], targets: Targets, config: ModelConfig, abstain_below: float | None = None
 ) -> Report:
