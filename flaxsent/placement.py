@@ -183,6 +183,11 @@ def tokens_per_device(devices: Sequence[Any]) -> int:
     return max(_TOKENS_PER_STEP["cpu"] // len(devices), _LEAST_TOKENS_PER_DEVICE)
 
 
+def tokens_at_once(devices: Sequence[Any]) -> int:
+    """Of a function that computes each row several times (`transforms/explain.py`), on all devices of a CPU."""
+    return max(_TOKENS_PER_STEP["cpu"], tokens_per_device(devices))
+
+
 _TOKENS_PER_STEP = {"cpu": 1024, "tpu": 8192}
 """More than these leave the caches of a CPU, and the memory on a chip: BERT-base's 16,384 tokens take a v6e 2.14 times
 as many cycles as 8,192, and 4,096 take 0.53. Devices of one CPU share them, down to a row of 512 each."""

@@ -7,6 +7,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
+import jax
 import numpy as np
 from jaxtyping import Float
 
@@ -20,8 +21,9 @@ from flaxsent.bench.peers import pytorch_device
 from flaxsent.bench.texts import open_model, workloads
 from flaxsent.classifier import Classifier
 from flaxsent.files import require
-from flaxsent.packing import pad, select
+from flaxsent.packing import PACKED_ROW, pad, select
 from flaxsent.parity import pytorch
+from flaxsent.placement import tokens_at_once
 from flaxsent.transforms.explain import integrated_gradients
 
 NUM_TEXTS = 32
@@ -58,7 +60,13 @@ def run(
             opened,
             _captum(opened.folder, classifier, steps),
             workload.texts,
-            function=integrated_gradients(classifier, label=classifier.config.labels[0], steps=steps),
+            function=integrated_gradients(
+                classifier,
+                label=classifier.config.labels[0],
+                steps=steps,
+                tokens_at_once=tokens_at_once(jax.local_devices()),
+            ),
+            tokens_per_step=PACKED_ROW,
             scores=lambda results: results.scores,
             difference=lambda ours, found: max(float(np.abs(a - b).max()) for a, b in zip(ours, found, strict=True)),
             peer="captum",

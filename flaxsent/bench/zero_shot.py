@@ -73,6 +73,7 @@ def run(
             peer="transformers",
             start=8,
             per_text=len(LABELS),
+            default_batch_size=1,
             rounds=rounds,
             report=report,
             setting=f"{len(LABELS)} labels for each of {len(workload.texts)} texts",

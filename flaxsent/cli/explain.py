@@ -9,6 +9,8 @@ from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
+import jax
+
 from flaxsent.base import FlaxsentError, Text
 from flaxsent.checkpoint.folder import load
 from flaxsent.classifier import Classifier
@@ -20,7 +22,8 @@ from flaxsent.data.writers import TextWriter
 from flaxsent.engine import Engine, Stats
 from flaxsent.evaluation.explanations import COLUMNS, Explanation, Piece, explain, page, pieces, summary, to_columns
 from flaxsent.files import appearing, write
-from flaxsent.packing import row_lengths
+from flaxsent.packing import PACKED_ROW, row_lengths
+from flaxsent.placement import tokens_at_once
 from flaxsent.transforms.explain import Function, gradient_x_input, integrated_gradients, occlusion
 
 _METHODS = ("integrated-gradients", "gradient-x-input", "occlusion")
@@ -97,6 +100,8 @@ def _check_form(options: argparse.Namespace) -> None:
 def _function(classifier: Classifier, options: argparse.Namespace) -> Function:
     given = {name: getattr(options, name) for name in ("label", "steps", "baseline")}
     given = {name: value for name, value in given.items() if value is not None}
+    if options.method != "gradient-x-input":
+        given["tokens_at_once"] = tokens_at_once(jax.local_devices())
     match options.method:
         case "integrated-gradients":
             return integrated_gradients(classifier, **given)
@@ -128,7 +133,9 @@ def _explain_file(options: argparse.Namespace, classifier: Classifier, function:
         writer = TextWriter("jsonl", source.layout, COLUMNS)
         waiting: deque[Record] = deque()
         texts = _texts(source.records, writer, waiting, name)
-        for explanation in _explained(texts, classifier, function):
+        # A row is computed many times; at a single time, a step is several rows.
+        shapes = {} if options.method == "gradient-x-input" else {"tokens_per_step": PACKED_ROW}
+        for explanation in _explained(texts, classifier, function, **shapes):
             added = {column: [value] for column, value in to_columns(explanation).items()}
             stream.write(writer.encode([waiting.popleft()], added))
 

@@ -5,6 +5,7 @@ of the label that is named, or of the best label of each text. The special token
 every baseline, so that they have no score; only "zeros" leaves nothing of a text.
 """
 
+import functools
 from collections.abc import Callable
 from typing import Literal, NamedTuple
 
@@ -37,8 +38,17 @@ Baseline = Literal["pad", "mask", "zeros"]
 """What a text is compared with: every token of it replaced by [PAD] or by [MASK], or embeddings of 0."""
 
 
+TOKENS_AT_ONCE = 1024
+"""Of a text at several points of its way, or with several tokens replaced: as many as keep two cores of a CPU busy."""
+
+
 def integrated_gradients(
-    classifier: Classifier, *, label: str | None = None, steps: int = 50, baseline: Baseline = "pad"
+    classifier: Classifier,
+    *,
+    label: str | None = None,
+    steps: int = 50,
+    baseline: Baseline = "pad",
+    tokens_at_once: int = TOKENS_AT_ONCE,
 ) -> Function:
     """The mean gradient on the straight way from the baseline's embeddings to the text's, times that way.
 
@@ -51,6 +61,7 @@ def integrated_gradients(
         label: whose logit is explained; the best label of each text by default.
         steps: points on the way.
         baseline: where the way begins.
+        tokens_at_once: of short rows, so many points are computed together; it changes no score.
 
     Raises:
         FlaxsentError: no such label or baseline, fewer than 1 step, or a family that flaxsent does not compute itself.
@@ -66,7 +77,7 @@ def integrated_gradients(
     if type(steps) is not int or steps < 1:
         raise FlaxsentError(f"steps={steps!r}: expected 1 or more points on the way from the baseline.")
     nodes, weights = np.polynomial.legendre.leggauss(steps)
-    return _by_gradients(classifier, label, baseline, (nodes + 1) / 2, weights / 2)
+    return _by_gradients(classifier, label, baseline, (nodes + 1) / 2, weights / 2, tokens_at_once)
 
 
 def gradient_x_input(classifier: Classifier, *, label: str | None = None) -> Function:
@@ -76,16 +87,23 @@ def gradient_x_input(classifier: Classifier, *, label: str | None = None) -> Fun
 
     Raises: as `integrated_gradients`.
     """
-    return _by_gradients(classifier, label, "zeros", np.ones(1), np.ones(1))
+    return _by_gradients(classifier, label, "zeros", np.ones(1), np.ones(1), 1)
 
 
-def occlusion(classifier: Classifier, *, label: str | None = None, baseline: Baseline = "mask") -> Function:
+def occlusion(
+    classifier: Classifier,
+    *,
+    label: str | None = None,
+    baseline: Baseline = "mask",
+    tokens_at_once: int = TOKENS_AT_ONCE,
+) -> Function:
     """How far the logit falls when a token is replaced by [MASK] (or [PAD]), each in turn (Zeiler & Fergus 2014).
 
     The token is replaced, and not left out of attention: what reads tokens in other ways, BART's decoder or a
     convolution, would still see it or a hole that no text has. That takes one forward for each token of the longest
-    text of the rows, as the texts of a row do not see one another. The gap is to the text with all its tokens replaced.
-    Only the classifier's `logits` are used, so that any family will do, and an exported folder.
+    text of the rows, as the texts of a row do not see one another; of short rows, `tokens_at_once` are computed
+    together. The gap is to the text with all its tokens replaced. Only the classifier's `logits` are used, so that any
+    family will do, and an exported folder.
 
     Raises:
         FlaxsentError: no such label, no such baseline (embeddings of 0 are no tokens), or no [MASK] in the vocabulary.
@@ -102,22 +120,34 @@ def occlusion(classifier: Classifier, *, label: str | None = None, baseline: Bas
 
     def function(params: Params, tokens: Tokens, num_segments: int) -> Attributions:
         tokens = jax.tree.map(jnp.asarray, tokens)
+        (num_rows, length), ids_RT, new_RT = tokens.input_ids.shape, tokens.input_ids, replace(tokens).input_ids
         places_RT = jnp.where(tokens.segment_ids > 0, jax.vmap(_places)(tokens.segment_ids), -1)
+        together = min(max(tokens_at_once // (num_rows * length), 1), length)
 
-        def logits(input_ids: Int[Array, "R T"]) -> Float[Array, "R S C"]:
-            return classifier.logits(params, tokens._replace(input_ids=input_ids), num_segments)
+        def logits(input_ids: Int[Array, "N R T"]) -> Float[Array, "N R S C"]:
+            rows = jax.tree.map(lambda leaf: jnp.tile(leaf, (len(input_ids), 1)), tokens)
+            found = classifier.logits(params, rows._replace(input_ids=input_ids.reshape(-1, length)), num_segments)
+            return found.reshape(*input_ids.shape[:2], *found.shape[1:])
 
-        # One after the other, so that the forward is compiled once for both.
-        ids_RT, new_RT = tokens.input_ids, replace(tokens).input_ids
-        logits_RSC, none_RSC = jax.lax.map(logits, jnp.stack([ids_RT, new_RT]))
+        # One after the other, so that the forward is compiled once for both where one is computed at a time.
+        ends = jnp.stack([ids_RT, new_RT])
+        logits_RSC, none_RSC = jax.lax.map(logits, ends[:, None])[:, 0] if together == 1 else logits(ends)
         label_RS = _labels(logits_RSC, index)
 
-        def hide(place: Int[Array, ""], scores_RT: Float[Array, "R T"]) -> Float[Array, "R T"]:
-            is_hidden_RT = places_RT == place
-            fall_RS = _of_label(logits_RSC - logits(jnp.where(is_hidden_RT, new_RT, ids_RT)), label_RS)
-            return jnp.where(is_hidden_RT, _to_tokens(fall_RS, tokens), scores_RT)
+        def hide(place: Int[Array, ""]) -> Int[Array, "R T"]:
+            return jnp.where(places_RT == place, new_RT, ids_RT)
 
-        scores_RT = jax.lax.fori_loop(0, jnp.max(places_RT) + 1, hide, jnp.zeros(places_RT.shape, jnp.float32))
+        def fall(place: Int[Array, ""], without_RSC: Float[Array, "R S C"]) -> Float[Array, "R T"]:
+            fall_RS = _of_label(logits_RSC - without_RSC, label_RS)
+            return jnp.where(places_RT == place, _to_tokens(fall_RS, tokens), 0)
+
+        def add(group: Int[Array, ""], scores_RT: Float[Array, "R T"]) -> Float[Array, "R T"]:
+            places_N = group * together + jnp.arange(together)
+            falls_NRT = jax.vmap(fall)(places_N, logits(jax.vmap(hide)(places_N)))
+            return scores_RT + jnp.sum(falls_NRT, axis=0)
+
+        num_groups = jnp.max(places_RT) // together + 1
+        scores_RT = jax.lax.fori_loop(0, num_groups, add, jnp.zeros(places_RT.shape, jnp.float32))
         gap_RS = _sums(scores_RT, tokens, num_segments) - _of_label(logits_RSC - none_RSC, label_RS)
         return Attributions(scores_RT, label_RS, logits_RSC, gap_RS)
 
@@ -130,6 +160,7 @@ def _by_gradients(
     baseline: Baseline,
     nodes: Float[np.ndarray, " N"],
     weights: Float[np.ndarray, " N"],
+    tokens_at_once: int,
 ) -> Function:
     """The weighted sum of the gradients at some points of the way from the baseline (0) to the text (1)."""
     config, index = classifier.config, _index(classifier, label)
@@ -140,9 +171,8 @@ def _by_gradients(
             f"gradients at the embeddings need flaxsent's own encoder, which {what} has not; use occlusion."
         )
     replace = None if baseline == "zeros" else _replacing(classifier, baseline)
-    points = (jnp.asarray(nodes, jnp.float32), jnp.asarray(weights, jnp.float32))
 
-    def of_row(params: Params, tokens: Tokens, num_segments: int) -> Attributions:
+    def of_row(params: Params, tokens: Tokens, num_segments: int, *, together: int) -> Attributions:
         def logits(embedded: PyTree[Float[Array, "T D"]]) -> Float[Array, "S C"]:
             states = models.encode(params, embedded, tokens, config=config, num_segments=num_segments)
             return models.head(params, states[-1], config=config)
@@ -162,23 +192,36 @@ def _by_gradients(
             # head reads the first token of the row.
             return jnp.sum(jnp.where(is_there_S, _of_label(logits(embedded), label_S), 0))
 
-        def step(sums: PyTree, point: tuple[Float[Array, ""], Float[Array, ""]]) -> tuple[PyTree, None]:
-            node, weight = point
+        def gradient_at(node: Float[Array, ""]) -> PyTree[Float[Array, "T D"]]:
             there = jax.tree.map(
                 lambda begin, one: (begin.astype(jnp.float32) + node * one).astype(begin.dtype), start, way
             )
-            gradient = jax.grad(explained)(there)
-            return jax.tree.map(lambda one, other: one + weight * other.astype(jnp.float32), sums, gradient), None
+            return jax.grad(explained)(there)
 
-        gradient, _ = jax.lax.scan(step, jax.tree.map(jnp.zeros_like, way), points)
+        def step(sums: PyTree, points: tuple[Float[Array, " N"], Float[Array, " N"]]) -> tuple[PyTree, None]:
+            nodes_N, weights_N = points
+            gradients = jax.vmap(gradient_at)(nodes_N)
+            return jax.tree.map(
+                lambda one, other: one + jnp.einsum("N,N...->...", weights_N, other.astype(jnp.float32)),
+                sums,
+                gradients,
+            ), None
+
+        more = -len(nodes) % together
+        points = [jnp.asarray(np.pad(one, (0, more)), jnp.float32).reshape(-1, together) for one in (nodes, weights)]
+        gradient, _ = jax.lax.scan(step, jax.tree.map(jnp.zeros_like, way), (points[0], points[1]))
         scores_T = _by_token(jax.tree.map(lambda one, other: jnp.sum(one * other, axis=-1), way, gradient), tokens)
         rise_S = _of_label(logits_SC - from_SC, label_S)
         return Attributions(scores_T, label_S, logits_SC, _sums(scores_T, tokens, num_segments) - rise_S)
 
     def function(params: Params, tokens: Tokens, num_segments: int) -> Attributions:
         models.check(config, tokens)
+        most = min(max(tokens_at_once // tokens.input_ids.size, 1), len(nodes))
+        # The last points may be fewer, and are filled up with some of weight 0.
+        together = min(range(most, most // 2, -1), key=lambda count: -(-len(nodes) // count) * count)
+        row = functools.partial(of_row, num_segments=num_segments, together=together)
         with jax.default_matmul_precision("highest"):
-            return jax.vmap(lambda tokens_T: of_row(params, tokens_T, num_segments))(jax.tree.map(jnp.asarray, tokens))
+            return jax.vmap(lambda tokens_T: row(params, tokens_T))(jax.tree.map(jnp.asarray, tokens))
 
     return function
 

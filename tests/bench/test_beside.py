@@ -21,6 +21,17 @@ def test_the_ratio_is_the_median_of_the_rounds():
         "flaxsent        10.00 explanations/s",
         "flaxsent is 3.00 times as fast; no score differs by more than 1e-05",
     ]
+    assert to_json(FIGURES)["ratio_by_default"] is None
+
+
+def test_the_peer_as_it_is_called_by_default_is_told_besides():
+    figures = FIGURES._replace(default_batch_size=1, by_default=[16.0, 8.0, 9.0])
+    assert table(figures).splitlines()[-4:] == [
+        "captum           2.50 explanations/s, 4 texts at a time",
+        "captum           1.11 explanations/s, 1 at a time, as by default",
+        "flaxsent        10.00 explanations/s",
+        "flaxsent is 3.00 times as fast (8.00 times as by default); no score differs by more than 1e-05",
+    ]
 
 
 def test_both_see_the_same_texts_and_what_differs_is_told(small_model):
@@ -41,5 +52,7 @@ def test_both_see_the_same_texts_and_what_differs_is_told(small_model):
     assert 0.5 <= figures.difference <= 1, "probabilities of two labels beside zeros"
     assert to_json(figures)["ratio"] == figures.ratio
     assert lines[-1] == "round 2 of 2"
+    figures = compare(Opened("m", small_model, classifier), theirs, texts, rounds=1, default_batch_size=3, **asked)
+    assert (seen[-1], len(figures.by_default)) == ((8, 3), 1)
     with pytest.raises(FlaxsentError, match="rounds=0"):
         compare(Opened("m", small_model, classifier), theirs, texts, rounds=0, **asked)

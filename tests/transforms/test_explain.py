@@ -209,6 +209,16 @@ def test_packed_rows_give_what_single_texts_give(loaded, family, method):
     assert np.abs(np.concatenate(packed.scores)).max() > 0.1
 
 
+@methods("integrated gradients", "occlusion")
+def test_how_many_points_are_computed_together_has_no_influence(loaded, method):
+    one, three = (
+        explained(loaded("bert"), method, TEXTS, tokens_at_once=count * SHAPE.num_rows * SHAPE.row_length)
+        for count in (1, 3)
+    )
+    for own, other in zip(one.scores, three.scores, strict=True):
+        np.testing.assert_allclose(own, other, atol=2e-5, rtol=1e-4)  # as of packed rows
+
+
 @methods("occlusion")
 def test_each_text_has_its_best_label_or_the_one_that_is_named(loaded, method):
     classifier, texts = loaded("bert"), texts_of_lengths([1, 2, 3, 5, 8] * 6)
