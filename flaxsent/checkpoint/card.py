@@ -34,6 +34,7 @@ def model_card(
     measured_on: str | None = None,
     figures: Mapping[str, float] | None = None,
     options: Mapping[str, Any] | None = None,
+    is_adapter: bool = False,
 ) -> str:
     """A card in Markdown, with a head in YAML that `huggingface_hub.ModelCard` reads.
 
@@ -45,6 +46,7 @@ def model_card(
         measured_on: the name of the data that the figures are of.
         figures: by name, such as accuracy; they are the `model-index` of the head.
         options: those that training was given.
+        is_adapter: whether the folder holds adapters in PEFT's format, and no whole checkpoint.
     """
     from huggingface_hub import EvalResult, ModelCardData
 
@@ -62,9 +64,9 @@ def model_card(
         for figure, value in found.items()
     ]
     head = ModelCardData(
-        library_name="transformers",
+        library_name="peft" if is_adapter else "transformers",
         pipeline_tag="text-classification",
-        tags=["flaxsent"],
+        tags=["flaxsent", *(["lora"] if is_adapter else [])],
         base_model=base_model,
         model_name=_line(name) if results else None,
         eval_results=results or None,
@@ -80,7 +82,7 @@ def model_card(
         f"---\n{head.to_yaml()}\n---\n\n{_MADE}\n",
         f"# {_plain(name)}\n",
         f"{what}: {labels}{more}. Architecture: {_code(config.family)}.\n",
-        _USE,
+        _USE.format("PEFT" if is_adapter else "transformers", "AutoPeft" if is_adapter else "Auto"),
     ]
     if data:
         parts.append("## Data\n\n" + "".join(f"- {_plain(one)}: {_plain(told)}\n" for one, told in data.items()))
@@ -103,7 +105,7 @@ classifier = flaxsent.load("FOLDER")  # or the Hub id
 flaxsent.classify(["a text"], classifier)
 ```
 
-transformers reads it, too: `AutoModelForSequenceClassification.from_pretrained`.
+{} reads it, too: `{}ModelForSequenceClassification.from_pretrained`.
 """
 
 

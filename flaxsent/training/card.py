@@ -53,6 +53,7 @@ def write_card(
         measured_on=dev_name if figures else None,
         figures=figures,
         options=dataclasses.asdict(train_options),
+        is_adapter=bool(train_options.lora_rank),
     )
     (folder / CARD).write_text(card, encoding="utf-8")
 

@@ -61,6 +61,12 @@ def test_the_head_has_the_figures_as_the_hub_reads_them():
     assert "nan" not in card
 
 
+def test_the_card_of_an_adapter_names_peft():
+    card = read(model_card(config_of("no", "yes"), name="mine", base_model="acme/encoder", is_adapter=True))
+    assert (card.data.library_name, card.data.tags) == ("peft", ["flaxsent", "lora"])
+    assert "PEFT reads it, too: `AutoPeftModelForSequenceClassification.from_pretrained`" in card.text
+
+
 @pytest.mark.parametrize("kind", ["single_label_classification", "multi_label_classification", "regression"])
 def test_whatever_labels_and_names_hold_the_card_is_read(kind):
     labels = [HOSTILE] if kind == "regression" else [HOSTILE, "`", "\x00\u202e", "b"]

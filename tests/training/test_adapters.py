@@ -65,6 +65,7 @@ def test_a_run_writes_an_adapter_that_every_command_reads(capsys, tmp_path, file
     assert (code, err) == (0, "")
     assert {path.name for path in output.iterdir()} > {adapters.CONFIG, adapters.WEIGHTS, "tokenizer.json", "log.jsonl"}
     assert not (output / "model.safetensors").exists()
+    assert "library_name: peft" in (output / "README.md").read_text(encoding="utf-8")
     settings = adapters.read_settings(output)
     assert (settings.base, settings.rank, settings.alpha) == (str(tiny_folder("bert").resolve()), 3, 6)
     assert accuracy(flaxsent.load(output), read(files[1])) == pytest.approx(_last_accuracy(out), abs=1e-4)
