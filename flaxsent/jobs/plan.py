@@ -68,6 +68,15 @@ class JobOptions:
         """The names of the added columns that hold lists of numbers."""
         return tuple(f"{self.prefix}{name}" for name in EMBEDDING) if self.embeddings else ()
 
+    def added_names(self, labels: Sequence[str]) -> tuple[str, ...]:
+        """The columns that scores add."""
+        measures = MEASURES if self.uncertainty is not None else ()
+        embedding = EMBEDDING if self.embeddings else ()
+        more = range(2, min(self.top_k or 1, len(labels)) + 1)
+        ranks = [f"{name}_{rank}" for rank in more for name in ("label", "score")]
+        names = ("label", "score", *ranks, *embedding, *measures, *(labels if self.all_scores else ()))
+        return tuple(f"{self.prefix}{name}" for name in names)
+
     @property
     def joins(self) -> bool:
         """Whether to go on with a job that has begun: several processes do without being told to."""
@@ -156,13 +165,7 @@ class Job:
         Raises:
             FlaxsentError: two of them have the same name, or an input has one of them already.
         """
-        options = self.options
-        measures = MEASURES if options.uncertainty is not None else ()
-        embedding = EMBEDDING if options.embeddings else ()
-        more = range(2, min(options.top_k or 1, len(labels)) + 1)
-        ranks = [f"{name}_{rank}" for rank in more for name in ("label", "score")]
-        names = ("label", "score", *ranks, *embedding, *measures, *(labels if options.all_scores else ()))
-        added = tuple(f"{options.prefix}{name}" for name in names)
+        added = self.options.added_names(labels)
         columns = added if self.row_column is None else (*added, self.row_column)
         if len(set(columns)) < len(columns):
             raise FlaxsentError(
