@@ -86,6 +86,7 @@ def refusal(made, name):
     return next((told for (part, of), told in REFUSED.items() if part in made and of == name), None)
 
 
+@pytest.mark.usefixtures("compiles_fast")
 @pytest.mark.parametrize("name", FUNCTIONS)
 @pytest.mark.parametrize(
     "made", [pytest.param(made, marks=pytest.mark.slow if " of " in made else ()) for made in MADE]
