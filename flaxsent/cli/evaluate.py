@@ -195,8 +195,8 @@ def run(options: argparse.Namespace) -> None:
 
 def _load(options: argparse.Namespace, model: str | None, *, keeps_own: bool = False) -> Classifier:
     """A model, by the labels and the windows that are asked for; `keeps_own`: unless these labels are its own."""
-    found = load(model, special_tokens_in_text=options.special_tokens_in_text)
     asked, read = zero_shot_of(options), windows_of(options)
+    found = load(model, special_tokens_in_text=options.special_tokens_in_text)
     if asked is not None and not (keeps_own and {*found.config.labels} == {*asked["labels"]}):
         found = zero_shot(found, **asked)
     return found if read is None else windows(found, **read)
@@ -352,7 +352,6 @@ def _check_task(
 
 def _check(options: argparse.Namespace) -> None:
     """Refuses, before anything is read, what does not go together."""
-    zero_shot_of(options), windows_of(options)
     for name in ("calibrate", "tune_thresholds"):
         if getattr(options, name) and options.labels is not None:
             raise FlaxsentError(f"--{name.replace('_', '-')} writes into a model, which knows nothing of --labels.")

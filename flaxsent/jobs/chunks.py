@@ -135,8 +135,8 @@ def _without_bad_scores(chunk: Chunk, results: Results) -> tuple[Chunk, Results]
 
 def is_finite(results: Results) -> Bool[np.ndarray, " B"]:
     """Of which texts all scores, and the vector if there is one, are finite numbers."""
-    found_B = np.isfinite(_scores(results)).all(axis=-1)
-    return found_B & np.isfinite(results.embedding).all(axis=-1) if isinstance(results, Embedded) else found_B
+    values = [_scores(results), *([results.embedding] if isinstance(results, Embedded) else [])]
+    return np.logical_and.reduce([np.isfinite(one).all(axis=-1) for one in values])
 
 
 def why_bad(results: Results, index: int) -> str:

@@ -4,7 +4,7 @@ import dataclasses
 import glob
 import logging
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -52,7 +52,7 @@ class JobOptions:
     """What it is measured by, "20 draws of dropout": adds the columns of `transforms.ensemble.MEASURES`."""
     embeddings: bool = False
     """A column with the vector of each text, a list; the engine's function is then `transforms.with_embeddings`."""
-    zero_shot: dict[str, Any] | None = None
+    zero_shot: Mapping[str, Any] | None = None
     """The arguments of `transforms.zero_shot`, where that gave the classifier its labels."""
     prefix: str = ""
     """Put before the names of the columns that are added."""

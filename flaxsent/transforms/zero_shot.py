@@ -199,9 +199,11 @@ class _Premises(Tokenizer):
         ]
 
     def _checked_texts(self, texts: Texts) -> list[str]:
-        batch = [*checked(texts)]
-        if any(isinstance(text, tuple) for text in batch):
-            raise FlaxsentError("labels given at run time make a pair of a text; expected texts, and no pairs.")
+        batch: list[str] = []
+        for text in checked(texts):
+            if isinstance(text, tuple):
+                raise FlaxsentError("labels given at run time make a pair of a text; expected texts, and no pairs.")
+            batch.append(text)
         return batch
 
     def _checked_limit(self, max_length: int | None) -> int:
