@@ -151,7 +151,8 @@ class Classifier:
     config: ModelConfig
     tokenizer: Tokenizer
     backend: Backend
-    """Of `forward`: "flax", "native" or "exported"; "zero-shot" where `transforms.zero_shot` made it of another's."""
+    """Of `forward`: "flax", "native" or "exported"; "zero-shot" or "adapters" where `transforms.zero_shot` or
+    `by_segment` made it of another's."""
     windows: Windows | None = None
     """How `classify` and `Engine` read texts beyond the limit (`transforms.windows`); None cuts them."""
     asking: Asking | None = None

@@ -66,6 +66,8 @@ def zero_shot(
     """
     if classifier.backend == "zero-shot":
         raise FlaxsentError("the labels of this classifier are given already; pass the checkpoint that it is made of.")
+    if classifier.backend == "adapters":
+        raise FlaxsentError("several adapters in a row name no hypothesis; pass the classifier of one of them.")
     spoken = hypotheses(labels, template)
     entailed, contradicted = _columns(classifier.config, entailment)
     is_multi = multi_label or len(labels) == 1
