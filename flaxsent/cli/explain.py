@@ -61,7 +61,8 @@ def add(commands: Any) -> None:
 _EXPLAIN = """Tells which words decided: how much each adds to the logit of a label, beside a text without words. The
 words of a text are coloured on a terminal (NO_COLOR is obeyed), and listed with their scores elsewhere. The scores of
 integrated gradients add up to the difference between the text's logit and the baseline's; what is missing is told as
-the gap, which more steps make smaller. The output of --input appears when it is complete; there is no --resume."""
+the gap, which more steps make smaller. With --labels, the hypothesis of a label stands in the baseline, too. The output
+of --input appears when it is complete; there is no --resume."""
 
 
 def run(options: argparse.Namespace) -> None:
