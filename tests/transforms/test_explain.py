@@ -289,7 +289,14 @@ def test_packed_rows_give_what_single_texts_give(loaded, family, method):
     assert np.abs(np.concatenate(packed.scores)).max() > 0.1
 
 
-@methods("integrated gradients", "occlusion")
+@pytest.mark.parametrize(
+    "method",
+    [
+        "integrated gradients",
+        "occlusion",
+        *(pytest.param(one, marks=pytest.mark.slow) for one in ("integrated from zeros", "occlusion by pad")),
+    ],
+)
 def test_how_many_points_are_computed_together_has_no_influence(loaded, method):
     one, three = (
         explained(loaded("bert"), method, TEXTS, tokens_at_once=count * SHAPE.num_rows * SHAPE.row_length)
