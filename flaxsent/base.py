@@ -30,7 +30,7 @@ ProblemType = Literal["single_label_classification", "multi_label_classification
 ScoreFunction = Literal["softmax", "sigmoid", "none"]
 """What makes scores of logits, by the names of transformers' `function_to_apply`."""
 
-Backend = Literal["flax", "native", "exported", "zero-shot"]
+Backend = Literal["flax", "native", "exported", "zero-shot", "adapters"]
 
 
 TopK = int | Literal["given"] | None

@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import jax
-from jaxtyping import Array, Float, Key
+from jaxtyping import Array, Float, Int, Key
 
 from flaxsent import models
 from flaxsent.base import AnyArray, Backend, FlaxsentError, Params, Texts, Tokens
@@ -115,6 +115,17 @@ class Outputs(NamedTuple):
     scores: Float[AnyArray, "*batch C"]
 
 
+class Asking(NamedTuple):
+    """How a model is asked for one label after the other, by another row for each (`transforms.zero_shot`)."""
+
+    model: "Classifier"
+    row: Callable[[Tokens, Int[Array, "*S"]], tuple[Tokens, Int[Array, " T"]]]
+    """`row(tokens, labels)`: what the model reads of one row `[T]` to tell of a label of each of its texts, or of one
+    label of all. And for each token that it reads, the place of the given row that it stands for."""
+    logit: Callable[[Float[Array, "*texts C"]], Float[Array, "*texts"]]
+    """The logit of the label, of the model's for such a row."""
+
+
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
 class Classifier:
     """The three pure functions of a checkpoint with their `params`; it holds nothing else that changes.
@@ -140,9 +151,12 @@ class Classifier:
     config: ModelConfig
     tokenizer: Tokenizer
     backend: Backend
-    """Of `forward`: "flax", "native" or "exported"; "zero-shot" where `transforms.zero_shot` made it of another's."""
+    """Of `forward`: "flax", "native" or "exported"; "zero-shot" or "adapters" where `transforms.zero_shot` or
+    `by_segment` made it of another's."""
     windows: Windows | None = None
     """How `classify` and `Engine` read texts beyond the limit (`transforms.windows`); None cuts them."""
+    asking: Asking | None = None
+    """Where the labels are no labels of the params."""
 
     @property
     def packs(self) -> bool:
@@ -217,6 +231,23 @@ def with_thresholds(classifier: Classifier, thresholds: Sequence[float] | None) 
         raise FlaxsentError(f"{len(thresholds)} thresholds; expected {config.num_labels}, each between 0 and 1.")
     config = dataclasses.replace(config, label_thresholds=None if thresholds is None else (*map(float, thresholds),))
     return dataclasses.replace(classifier, config=config)
+
+
+def with_windows(classifier: Classifier, windows: Windows | None) -> Classifier:
+    """The same, for texts that are read in these windows.
+
+    Raises:
+        FlaxsentError: `stride` is not below the window.
+    """
+    if windows is not None:
+        tokenizer, stride = classifier.tokenizer, windows.stride
+        size = tokenizer.text_limit - tokenizer.backend.num_special_tokens_to_add(True)
+        if type(stride) is not int or not 0 <= stride < size:
+            raise FlaxsentError(
+                f"stride={stride!r}: windows of this checkpoint have {size} tokens of a text; expected a number of "
+                f"them from 0 to {size - 1}."
+            )
+    return dataclasses.replace(classifier, windows=windows)
 
 
 def tell_truncated(num_truncated: int, num_texts: int, limit: int) -> None:

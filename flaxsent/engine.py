@@ -61,7 +61,7 @@ def classify(
     windowed = classifier.tokenizer.encode_windows(texts_of(texts, text_columns), windows)
     encodings = windowed.encodings
     tell_truncated(encodings.num_truncated, windowed.num_texts, limit)
-    tell_windows(windowed.num_long, windowed.num_windows, windowed.num_texts, limit)
+    tell_windows(windowed.num_long, windowed.num_windows, windowed.num_texts, classifier.tokenizer.text_limit)
     predict = classifier.predict_packed if windows is None else classifier.outputs_packed
     shape = len(encodings.input_ids), config.num_labels
     found = [np.zeros(shape, np.float32) for _ in range(1 if windows is None else len(Outputs._fields))]

@@ -22,7 +22,6 @@ from flaxsent.files import quietly
 SPECIAL_TOKENS_IN_TEXT = ("special", "literal")
 """What the letters of a special token ("[SEP]", "</s>", "[E1]") are in a text: that token, or letters."""
 
-
 POOLINGS = ("mean_logits", "max_logits", "mean_probabilities", "max_probabilities")
 """What is made of the values of a text's windows."""
 
@@ -149,6 +148,11 @@ class Tokenizer:
     files: Mapping[str, bytes]
     """The files to save beside the weights, `tokenizer.json` among them."""
 
+    @property
+    def text_limit(self) -> int:
+        """Tokens of the longest text that is read whole, and of a window of a longer one; `max_length`, here."""
+        return self.max_length
+
     def encode(self, texts: Texts, *, max_length: int | None = None) -> Encodings:
         """Token ids with special tokens, cut to `max_length` tokens (the checkpoint's limit by default).
 
@@ -165,7 +169,7 @@ class Tokenizer:
         return self._checked(batch, [*enumerate(encodings)], num_truncated=len(too_long))
 
     def encode_windows(self, texts: Texts, windows: Windows | None) -> Windowed:
-        """Token ids of texts, of which those beyond the checkpoint's limit are cut into overlapping windows.
+        """Token ids of texts, of which those beyond `text_limit` are cut into overlapping windows.
 
         A window is what transformers' `return_overflowing_tokens` gives with this `stride`. Of a pair one text is in
         windows, and each has the other text whole, or half of the room if it is longer than that. `None` cuts texts
@@ -181,19 +185,14 @@ class Tokenizer:
         found: list[tuple[int, tokenizers.Encoding | Encoded]] = []
         weights, num_truncated = [], 0
         for index, encoding in enumerate(self._encode_batch(batch)):
-            if len(encoding.ids) <= self.max_length:
-                found.append((index, encoding))
-                weights.append(1)
-                continue
-            pieces, lengths, is_truncated = self._encode_long(batch[index], windows)
+            pieces, lengths, is_truncated = [encoding], [1], False
+            if len(encoding.ids) > self.text_limit:
+                pieces, lengths, is_truncated = self._encode_long(batch[index], windows)
             found += [(index, piece) for piece in pieces]
             weights += lengths
             num_truncated += is_truncated
-        return Windowed(
-            self._checked(batch, found, num_truncated=num_truncated),
-            np.array([index for index, _ in found], np.int64),
-            np.array(weights, np.float32),
-        )
+        encodings = self._checked(batch, found, num_truncated=num_truncated)
+        return Windowed(encodings, np.array([index for index, _ in found], np.int64), np.array(weights, np.float32))
 
     def _checked(
         self, batch: list[Text], found: Sequence[tuple[int, tokenizers.Encoding | Encoded]], *, num_truncated: int
@@ -226,7 +225,7 @@ class Tokenizer:
     ) -> tuple[Sequence[tokenizers.Encoding | Encoded], list[int], bool]:
         """The windows of a text, how many of its tokens are in each, and whether the other text of a pair was cut."""
         parts: Sequence[str] = text if isinstance(text, tuple) else (text,)
-        room = self.max_length - self.backend.num_special_tokens_to_add(len(parts) == 2)
+        room = self.text_limit - self.backend.num_special_tokens_to_add(len(parts) == 2)
         if isinstance(self.backend, PythonTokenizer):
             return _cut_by_python(self.backend, parts, room, windows, side=self.cut_side)
         return _cut_by_library(self.backend, parts, room, windows, side=self.cut_side)
@@ -242,8 +241,10 @@ class Tokenizer:
             raise FlaxsentError("this checkpoint's tokenizer, of Python, does not tell where in a text a token stands.")
         return [
             [
-                None if part is None else Span(part, *offsets)
-                for part, offsets in zip(encoding.sequence_ids, encoding.offsets, strict=True)
+                None if is_added else Span(int(part == 1), *offsets)  # of a pair, a first text that was cut has None
+                for part, is_added, offsets in zip(
+                    encoding.sequence_ids, encoding.special_tokens_mask, encoding.offsets, strict=True
+                )
             ]
             for encoding in encodings
             if isinstance(encoding, tokenizers.Encoding)

@@ -1,5 +1,6 @@
 """Token ids against transformers' fast tokenizer and the tokenizers library's own truncation."""
 
+import dataclasses
 import json
 import logging
 import shutil
@@ -253,3 +254,17 @@ def test_a_tokenizer_json_needs_no_transformers():
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout == "set()\n"
+
+
+@pytest.mark.parametrize("side", ["left", "right"])
+def test_spans_tell_the_texts_of_a_pair_apart_whichever_is_cut(embedded, side):
+    cut = dataclasses.replace(embedded.tokenizer, max_length=12, cut_side=side)
+    long, other = "so good " * 9, "not bad " * 9
+    for pair in [(long, "so bad"), ("so bad", long), (long, other), ("so", "bad"), (long, ""), ("", long)]:
+        (spans,), (ids,) = cut.spans([pair]), cut.encode([pair]).input_ids
+        assert [span is None for span in spans] == [one in (101, 102) for one in ids]
+        for part, text in enumerate(pair):
+            whole = [span[1:] for span in embedded.tokenizer.spans([text])[0] if span is not None]
+            kept = [span[1:] for span in spans if span is not None and span.part == part]
+            assert kept == whole[len(whole) - len(kept) :] if side == "left" else kept == whole[: len(kept)]
+            assert bool(kept) == bool(text)

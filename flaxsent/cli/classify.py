@@ -10,20 +10,21 @@ import numpy as np
 from jaxtyping import Float
 
 from flaxsent.base import FlaxsentError, Prediction, TopK
-from flaxsent.checkpoint.folder import load
 from flaxsent.classifier import Classifier
 from flaxsent.cli.options import (
     FORMAT,
     READING,
+    add_labels,
     add_long_texts,
     add_model,
     add_reading,
     add_special_tokens_in_text,
     check_abstains,
-    in_windows,
     reading_of,
     tell,
     tell_long,
+    windows_of,
+    zero_shot_of,
 )
 from flaxsent.cli.rows import Rows
 from flaxsent.data import records
@@ -33,12 +34,11 @@ from flaxsent.jobs import shards
 from flaxsent.jobs.plan import JobOptions, plan
 from flaxsent.jobs.progress import Progress
 from flaxsent.jobs.run import run as run_job
+from flaxsent.jobs.scoring import SAMPLES, Scoring
 from flaxsent.placement import Function, on_host
 from flaxsent.postprocessing import decode
 from flaxsent.sharding import SHARDING
-from flaxsent.transforms.embedded import with_embeddings
-from flaxsent.transforms.ensemble import MEASURES, Uncertainty, columns, mean, members_of, uncertainty
-from flaxsent.transforms.zero_shot import TEMPLATE, hypotheses, zero_shot
+from flaxsent.transforms.ensemble import MEASURES, Uncertainty, columns
 
 
 def add(commands: Any) -> None:
@@ -57,7 +57,7 @@ def add(commands: Any) -> None:
         "are those of the best one",
     )
     command.add_argument(
-        "--samples", type=int, metavar="N", help=f"draws of dropout for --uncertainty by one model (default {_SAMPLES})"
+        "--samples", type=int, metavar="N", help=f"draws of dropout for --uncertainty by one model (default {SAMPLES})"
     )
     command.add_argument(
         "--top-k",
@@ -72,7 +72,7 @@ def add(commands: Any) -> None:
         metavar="P",
         help="give no label where the best score is less: an empty cell, null in JSON and Parquet",
     )
-    _add_labels(command)
+    add_labels(command)
     command.add_argument(
         "--format",
         choices=tuple(dict.fromkeys((*_FORMATS, *FORMATS.values()))),
@@ -85,9 +85,6 @@ def add(commands: Any) -> None:
 
 _FORMATS = ("table", "jsonl", "tsv")
 
-_SAMPLES = 20
-
-
 _CHUNK = 1024
 """Lines of standard input that are classified together, so that an endless input takes no more memory."""
 
@@ -96,18 +93,6 @@ _CLASSIFY = """Labels texts, or files of them. The suffix of a file says its for
 .jsonl or .parquet. An output has all columns of its input, a label and its score, and appears only when it is complete.
 A job that was killed goes on with --resume; on the same machine, its outputs are then the same to the byte. A small
 hidden file beside the outputs says how they were made, so that --resume knows whether the job is finished."""
-
-
-def _add_labels(command: argparse.ArgumentParser) -> None:
-    labels = command.add_argument_group("labels of your own, by an NLI model")
-    labels.add_argument("--labels", metavar="A,B,...", help="the labels, for a --model of natural language inference")
-    labels.add_argument(
-        "--template", metavar="TEXT", help=f"what a label says of a text, with {{}} for the label (default: {TEMPLATE})"
-    )
-    labels.add_argument("--multi-label", action="store_true", help="several of the labels may be true, or none")
-    labels.add_argument(
-        "--entailment", metavar="LABEL", help="the model's own label for it (default: the one that begins so)"
-    )
 
 
 def _add_files(command: argparse.ArgumentParser) -> None:
@@ -177,7 +162,7 @@ def run(options: argparse.Namespace) -> None:
     _check_form(options)
     if options.input is not None:
         return _classify_files(options)
-    classifier, function = _open(options, _zero_shot(options))
+    classifier, function = _open(options, _scoring(options))
     top_k: TopK = "given" if options.top_k is None else options.top_k
     rows = Rows(
         options.format or ("table" if sys.stdout.isatty() else "tsv"),
@@ -200,53 +185,27 @@ def run(options: argparse.Namespace) -> None:
     _print(rows, options.texts, classify(options.texts, classifier, top_k=top_k), {})
 
 
-def _zero_shot(options: argparse.Namespace) -> dict[str, Any] | None:
-    """The arguments of `zero_shot`, where labels are given; refuses those that no model could have."""
-    if options.labels is None:
-        for name in ("template", "multi_label", "entailment"):
-            if getattr(options, name) not in (None, False):
-                raise FlaxsentError(f"--{name.replace('_', '-')} needs --labels.")
-        return None
-    if options.second_column is not None:
-        raise FlaxsentError("--second-column does not go with --labels, which make a pair of each text.")
-    found = {
-        "labels": [label.strip() for label in options.labels.split(",")],
-        "template": TEMPLATE if options.template is None else options.template,
-        "multi_label": options.multi_label,
-        "entailment": options.entailment,
-    }
-    hypotheses(found["labels"], found["template"])
-    return found
-
-
-def _open(options: argparse.Namespace, asked: dict[str, Any] | None) -> tuple[Classifier, Function | None]:
-    """The classifier, and what the engine is to compute if that is not only its scores."""
+def _scoring(options: argparse.Namespace) -> Scoring:
     models = options.model or [None]
-    is_one = len(models) == 1 and not options.uncertainty
     if options.samples is not None and not (options.uncertainty and len(models) == 1):
         raise FlaxsentError("--samples needs --uncertainty, and one model: several are the members themselves.")
-    if options.embeddings and not is_one:
-        raise FlaxsentError("--embeddings needs one model, without --uncertainty: each member has another vector.")
-    classifiers = [load(model, special_tokens_in_text=options.special_tokens_in_text) for model in models]
-    if asked is not None:
-        if len({classifier.config.labels for classifier in classifiers}) > 1:
-            raise FlaxsentError("--labels needs models with the same labels of their own, in the same order.")
-        classifiers = [zero_shot(classifier, **asked) for classifier in classifiers]
+    return Scoring(
+        models=(*models,),
+        special_tokens_in_text=options.special_tokens_in_text,
+        zero_shot=zero_shot_of(options),
+        windows=windows_of(options),
+        uncertainty=options.uncertainty,
+        num_samples=SAMPLES if options.samples is None else options.samples,
+        embeddings=options.embeddings,
+    )
+
+
+def _open(options: argparse.Namespace, scoring: Scoring) -> tuple[Classifier, Function | None]:
+    """The classifier, and what the engine is to compute if that is not only its scores."""
+    found = scoring.open()
     if options.abstain_below is not None:
-        check_abstains(classifiers[0].config.problem_type, options.abstain_below)
-    if is_one:
-        classifier = in_windows(classifiers[0], options)
-        return classifier, with_embeddings(classifier) if options.embeddings else None
-    classifier, members = members_of(classifiers, num_samples=_SAMPLES if options.samples is None else options.samples)
-    classifier = in_windows(classifier, options)
-    if classifier.windows is not None and classifier.windows.pooling.endswith("logits"):
-        raise FlaxsentError(
-            f"several models, and --uncertainty, give probabilities, and --pooling {classifier.windows.pooling} pools "
-            "logits; pass mean_probabilities or max_probabilities."
-        )
-    if options.uncertainty:
-        return classifier, uncertainty(members, score_function=classifier.config.score_function)
-    return classifier, mean(members)
+        check_abstains(found[0].config.problem_type, options.abstain_below)
+    return found
 
 
 def _classify_lines(
@@ -308,15 +267,16 @@ def _check_form(options: argparse.Namespace) -> None:
 
 def _classify_files(options: argparse.Namespace) -> None:
     columns = (options.text_column or "text", options.second_column)
+    scoring = _scoring(options)
     job_options = JobOptions(
         text_columns=tuple(column for column in columns if column is not None),
         top_k=options.top_k,
         abstain_below=options.abstain_below,
         reading=reading_of(options),
         all_scores=options.all_scores,
-        uncertainty=_measured_by(options) if options.uncertainty else None,
+        uncertainty=scoring.measured_by,
         embeddings=options.embeddings,
-        zero_shot=_zero_shot(options),
+        zero_shot=scoring.zero_shot,
         prefix=options.prefix or "",
         bad_rows=options.bad_rows,
         resume=options.resume,
@@ -326,7 +286,7 @@ def _classify_files(options: argparse.Namespace) -> None:
     job = plan(options.input, options.output, job_options)
     sharding = options.sharding or "data"
     with on_host(sharding):
-        classifier, function = _open(options, job_options.zero_shot)
+        classifier, function = _open(options, scoring)
     try:
         with (
             Progress(job) as progress,
@@ -344,12 +304,6 @@ def _classify_files(options: argparse.Namespace) -> None:
         tell(f"this share is done; the last process to finish completes {options.output}, or --resume does")
     elif outcome.num_bad_rows:
         tell(f"{outcome.num_bad_rows:,} rows were set aside in {options.bad_rows}")
-
-
-def _measured_by(options: argparse.Namespace) -> str:
-    if options.model is not None and len(options.model) > 1:
-        return f"{len(options.model)} models"
-    return f"{_SAMPLES if options.samples is None else options.samples} draws of dropout"
 
 
 def _chunks(lines: Iterable[records.Record]) -> Iterator[list[str]]:

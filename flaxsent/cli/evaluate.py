@@ -19,15 +19,17 @@ from flaxsent.base import FlaxsentError
 from flaxsent.checkpoint.folder import load
 from flaxsent.classifier import Classifier
 from flaxsent.cli.options import (
+    add_labels,
     add_long_texts,
     add_model,
     add_reading,
     add_special_tokens_in_text,
     check_abstains,
-    in_windows,
     reading_of,
     tell,
     tell_long,
+    windows_of,
+    zero_shot_of,
 )
 from flaxsent.data.annotations import read_annotations
 from flaxsent.data.bad_rows import ADVICE, BadRows
@@ -48,6 +50,8 @@ from flaxsent.evaluation import (
 from flaxsent.evaluation.scores import read_scores
 from flaxsent.files import write
 from flaxsent.models.config import ModelConfig
+from flaxsent.transforms.windows import windows
+from flaxsent.transforms.zero_shot import zero_shot
 
 
 def add(commands: Any) -> None:
@@ -55,6 +59,7 @@ def add(commands: Any) -> None:
     add_model(command)
     add_special_tokens_in_text(command)
     add_long_texts(command)
+    add_labels(command)
     command.add_argument("--data", required=True, metavar="FILE", help="CSV, TSV, JSONL or Parquet")
     add_reading(command)
     command.add_argument("--text-column", default="text", metavar="NAME", help="default text")
@@ -139,7 +144,7 @@ equal width."""
 def run(options: argparse.Namespace) -> None:
     _check(options)
     columns = _columns(options)
-    classifier = in_windows(load(options.model, special_tokens_in_text=options.special_tokens_in_text), options)
+    classifier = _load(options, options.model)
     config = classifier.config
     if options.scores is not None and not options.model:  # of any model: the labels are those of the file
         task = resolve(read_annotations(options.data, **columns))
@@ -147,7 +152,7 @@ def run(options: argparse.Namespace) -> None:
     _check_task(options, classifier, config, columns["text_columns"])
     other = None
     if options.compare is not None:
-        other = in_windows(load(options.compare, special_tokens_in_text=options.special_tokens_in_text), options)
+        other = _load(options, options.compare, keeps_own=True)
         comparison.check(config, other.config)
     data = _read(options, config, columns)
     if options.scores is not None:
@@ -186,6 +191,15 @@ def run(options: argparse.Namespace) -> None:
         is_new = found.before is not None
         drawn = {"before": found.before, "calibrated": found.figures} if is_new else {"reliability": found.figures}
         pictures.plot({title: one for title, one in drawn.items() if one is not None}, options.plot)
+
+
+def _load(options: argparse.Namespace, model: str | None, *, keeps_own: bool = False) -> Classifier:
+    """A model, by the labels and the windows that are asked for; `keeps_own`: unless these labels are its own."""
+    asked, read = zero_shot_of(options), windows_of(options)
+    found = load(model, special_tokens_in_text=options.special_tokens_in_text)
+    if asked is not None and not (keeps_own and {*found.config.labels} == {*asked["labels"]}):
+        found = zero_shot(found, **asked)
+    return found if read is None else windows(found, **read)
 
 
 def _listed(
@@ -338,6 +352,9 @@ def _check_task(
 
 def _check(options: argparse.Namespace) -> None:
     """Refuses, before anything is read, what does not go together."""
+    for name in ("calibrate", "tune_thresholds"):
+        if getattr(options, name) and options.labels is not None:
+            raise FlaxsentError(f"--{name.replace('_', '-')} writes into a model, which knows nothing of --labels.")
     if options.calibrate:
         calibration.check_folder(options.model)
     if options.tune_thresholds:

@@ -14,7 +14,7 @@ import jax
 from flaxsent.base import FlaxsentError, Text
 from flaxsent.checkpoint.folder import load
 from flaxsent.classifier import Classifier
-from flaxsent.cli.options import READING, add_model, add_reading, printable, reading_of, tell
+from flaxsent.cli.options import READING, add_labels, add_model, add_reading, printable, reading_of, tell, zero_shot_of
 from flaxsent.data import records
 from flaxsent.data.base import remedy
 from flaxsent.data.records import STDIN, Record, format_of
@@ -25,6 +25,7 @@ from flaxsent.files import appearing, write
 from flaxsent.packing import PACKED_ROW, row_lengths
 from flaxsent.placement import tokens_at_once
 from flaxsent.transforms.explain import Function, gradient_x_input, integrated_gradients, occlusion
+from flaxsent.transforms.zero_shot import zero_shot
 
 _METHODS = ("integrated-gradients", "gradient-x-input", "occlusion")
 
@@ -34,6 +35,7 @@ def add(commands: Any) -> None:
     command.add_argument("texts", nargs="*", metavar="TEXT")
     add_model(command)
     command.add_argument("--label", metavar="NAME", help="the label to explain (default: the best one of each text)")
+    add_labels(command)
     command.add_argument("--method", choices=_METHODS, default=_METHODS[0], help=f"default {_METHODS[0]}")
     command.add_argument("--steps", type=int, metavar="N", help="points of integrated gradients (default 50)")
     command.add_argument(
@@ -59,12 +61,16 @@ def add(commands: Any) -> None:
 _EXPLAIN = """Tells which words decided: how much each adds to the logit of a label, beside a text without words. The
 words of a text are coloured on a terminal (NO_COLOR is obeyed), and listed with their scores elsewhere. The scores of
 integrated gradients add up to the difference between the text's logit and the baseline's; what is missing is told as
-the gap, which more steps make smaller. The output of --input appears when it is complete; there is no --resume."""
+the gap, which more steps make smaller. With --labels, the hypothesis of a label stands in the baseline, too. The output
+of --input appears when it is complete; there is no --resume."""
 
 
 def run(options: argparse.Namespace) -> None:
     _check_form(options)
+    asked = zero_shot_of(options)
     classifier = load(options.model)
+    if asked is not None:
+        classifier = zero_shot(classifier, **asked)
     function = _function(classifier, options)
     if options.input is not None:
         return _explain_file(options, classifier, function)

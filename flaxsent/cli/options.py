@@ -9,7 +9,7 @@ from flaxsent.base import FlaxsentError, ProblemType
 from flaxsent.classifier import Classifier
 from flaxsent.data.base import FORMATS, Reading
 from flaxsent.tokenization import PAIRS, POOLINGS, SPECIAL_TOKENS_IN_TEXT
-from flaxsent.transforms.windows import windows
+from flaxsent.transforms.zero_shot import TEMPLATE, hypotheses
 
 DTYPES = ("float32", "bfloat16", "float16")
 
@@ -45,18 +45,54 @@ def add_long_texts(command: argparse.ArgumentParser) -> None:
     )
 
 
-def in_windows(classifier: Classifier, options: argparse.Namespace) -> Classifier:
-    """The classifier as the options of `add_long_texts` say.
+def windows_of(options: argparse.Namespace) -> dict[str, Any] | None:
+    """The arguments of `windows`, where the options of `add_long_texts` ask for some.
 
-    Raises: as `windows`.
+    Raises:
+        FlaxsentError: they say how, and not that.
     """
     names = {"stride": "stride", "pooling": "pooling", "window_pairs": "pairs"}
     given = {name: getattr(options, name) for name in names if getattr(options, name) is not None}
     if options.long_texts == "windows":
-        return windows(classifier, **{names[name]: value for name, value in given.items()})
+        return {names[name]: value for name, value in given.items()}
     if given:
         raise FlaxsentError(f"--{next(iter(given)).replace('_', '-')} needs --long-texts windows.")
-    return classifier
+    return None
+
+
+def add_labels(command: argparse.ArgumentParser) -> None:
+    labels = command.add_argument_group("labels of your own, by an NLI model")
+    labels.add_argument("--labels", metavar="A,B,...", help="the labels, for a --model of natural language inference")
+    labels.add_argument(
+        "--template", metavar="TEXT", help=f"what a label says of a text, with {{}} for the label (default: {TEMPLATE})"
+    )
+    labels.add_argument("--multi-label", action="store_true", help="several of the labels may be true, or none")
+    labels.add_argument(
+        "--entailment", metavar="LABEL", help="the model's own label for it (default: the one that begins so)"
+    )
+
+
+def zero_shot_of(options: argparse.Namespace) -> dict[str, Any] | None:
+    """The arguments of `zero_shot`, where the options of `add_labels` are given.
+
+    Raises:
+        FlaxsentError: they are for no labels, or for some that no model could have.
+    """
+    if options.labels is None:
+        for name in ("template", "multi_label", "entailment"):
+            if getattr(options, name) not in (None, False):
+                raise FlaxsentError(f"--{name.replace('_', '-')} needs --labels.")
+        return None
+    if options.second_column is not None:
+        raise FlaxsentError("--second-column does not go with --labels, which make a pair of each text.")
+    found = {
+        "labels": [label.strip() for label in options.labels.split(",")],
+        "template": TEMPLATE if options.template is None else options.template,
+        "multi_label": options.multi_label,
+        "entailment": options.entailment,
+    }
+    hypotheses(found["labels"], found["template"])
+    return found
 
 
 READING = ("format", "delimiter", "quoting", "encoding", "no_header")
@@ -107,10 +143,10 @@ def tell(line: str) -> None:
 
 def tell_long(classifier: Classifier, counts: Mapping[str, int]) -> None:
     """Says what has become of texts beyond the limit, by sums of the engine's `Stats`."""
-    limit = classifier.tokenizer.max_length
     if counts["num_truncated"]:
-        tell(f"{counts['num_truncated']:,} texts were truncated to {limit} tokens")
+        tell(f"{counts['num_truncated']:,} texts were truncated to {classifier.tokenizer.max_length} tokens")
     if counts["num_long"]:
+        limit = classifier.tokenizer.text_limit
         tell(f"{counts['num_long']:,} texts of more than {limit} tokens were read in {counts['num_windows']:,} windows")
 
 

@@ -152,7 +152,7 @@ def lengths_of(classifier: Classifier, texts: Sequence[Text]) -> Lengths:
     for start in range(0, len(texts), _ENCODED_TOGETHER):
         chunk = [*texts[start : start + _ENCODED_TOGETHER]]
         lengths += [len(encoding.ids) for encoding in classifier.tokenizer.backend.encode_batch(chunk)]
-    return Lengths(np.array(lengths, np.int64), classifier.tokenizer.max_length)
+    return Lengths(np.array(lengths, np.int64), classifier.tokenizer.text_limit)
 
 
 _ENCODED_TOGETHER = 1024

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 import jax
 import numpy as np
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 
 from flaxsent import files
 from flaxsent.base import FlaxsentError
@@ -114,7 +114,7 @@ def write_chunk(parts: Parts, chunk: Chunk, results: Results, config: ModelConfi
         files.write(parts.bad_rows(chunk.piece, chunk.number), to_lines(file.name, chunk.bad_rows))
     if chunk.digest is not None:
         files.write(parts.digest(chunk.piece, chunk.number), chunk.digest.encode())
-    columns = _columns(results, config, parts.added, job.options)
+    columns = columns_of(results, config, parts.added, job.options)
     if job.row_column is not None:
         columns[job.row_column] = [row.number for row in chunk.rows]
     content = parts.writer(chunk.piece.file).encode(chunk.rows, columns)
@@ -123,29 +123,31 @@ def write_chunk(parts: Parts, chunk: Chunk, results: Results, config: ModelConfi
 
 def _without_bad_scores(chunk: Chunk, results: Results) -> tuple[Chunk, Results]:
     """A chunk with the rows whose scores are not finite numbers among its bad ones, and the results of the others."""
-    scores_BC = _scores(results)
-    is_finite = [np.isfinite(scores_BC).all(axis=-1)]
-    if isinstance(results, Embedded):
-        is_finite.append(np.isfinite(results.embedding).all(axis=-1))
-    good = np.flatnonzero(np.logical_and.reduce(is_finite)).tolist()
-    if len(good) == len(chunk.rows):
+    is_good_B = is_finite(results)
+    if is_good_B.all():
         return chunk, results
-    bad = [
-        chunk.rows[index]._replace(error=_why_bad(scores_BC[index]))
-        for index in sorted({*range(len(chunk.rows))} - {*good})
-    ]
+    pairs = [*zip(chunk.rows, is_good_B.tolist(), strict=True)]
+    bad = [row._replace(error=why_bad(results, index)) for index, (row, is_good) in enumerate(pairs) if not is_good]
     bad = sorted([*chunk.bad_rows, *bad], key=lambda row: row.number)
-    chunk = chunk._replace(rows=[chunk.rows[index] for index in good], bad_rows=bad)
-    return chunk, jax.tree.map(lambda leaf: leaf[good], results)
+    chunk = chunk._replace(rows=[row for row, is_good in pairs if is_good], bad_rows=bad)
+    return chunk, jax.tree.map(lambda leaf: leaf[is_good_B], results)
 
 
-def _why_bad(scores_C: Float[np.ndarray, " C"]) -> str:
+def is_finite(results: Results) -> Bool[np.ndarray, " B"]:
+    """Of which texts all scores, and the vector if there is one, are finite numbers."""
+    values = [_scores(results), *([results.embedding] if isinstance(results, Embedded) else [])]
+    return np.logical_and.reduce([np.isfinite(one).all(axis=-1) for one in values])
+
+
+def why_bad(results: Results, index: int) -> str:
+    """What is not finite of a text."""
+    scores_C = _scores(results)[index]
     if np.isfinite(scores_C).all():
         return "has a vector of numbers that are not all finite"
     return f"has a score that is not a finite number: {scores_C.tolist()}"
 
 
-def _columns(results: Results, config: ModelConfig, added: Sequence[str], options: JobOptions) -> dict[str, Any]:
+def columns_of(results: Results, config: ModelConfig, added: Sequence[str], options: JobOptions) -> dict[str, Any]:
     """The columns that are added: labels and their scores, what else is asked for, the score of each label."""
     scores_BC = _scores(results)
     measures = columns(results).values() if isinstance(results, Uncertainty) else ()

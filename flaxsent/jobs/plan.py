@@ -4,7 +4,7 @@ import dataclasses
 import glob
 import logging
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -52,7 +52,7 @@ class JobOptions:
     """What it is measured by, "20 draws of dropout": adds the columns of `transforms.ensemble.MEASURES`."""
     embeddings: bool = False
     """A column with the vector of each text, a list; the engine's function is then `transforms.with_embeddings`."""
-    zero_shot: dict[str, Any] | None = None
+    zero_shot: Mapping[str, Any] | None = None
     """The arguments of `transforms.zero_shot`, where that gave the classifier its labels."""
     prefix: str = ""
     """Put before the names of the columns that are added."""
@@ -67,6 +67,15 @@ class JobOptions:
     def lists(self) -> tuple[str, ...]:
         """The names of the added columns that hold lists of numbers."""
         return tuple(f"{self.prefix}{name}" for name in EMBEDDING) if self.embeddings else ()
+
+    def added_names(self, labels: Sequence[str]) -> tuple[str, ...]:
+        """The columns that scores add."""
+        measures = MEASURES if self.uncertainty is not None else ()
+        embedding = EMBEDDING if self.embeddings else ()
+        more = range(2, min(self.top_k or 1, len(labels)) + 1)
+        ranks = [f"{name}_{rank}" for rank in more for name in ("label", "score")]
+        names = ("label", "score", *ranks, *embedding, *measures, *(labels if self.all_scores else ()))
+        return tuple(f"{self.prefix}{name}" for name in names)
 
     @property
     def joins(self) -> bool:
@@ -156,13 +165,7 @@ class Job:
         Raises:
             FlaxsentError: two of them have the same name, or an input has one of them already.
         """
-        options = self.options
-        measures = MEASURES if options.uncertainty is not None else ()
-        embedding = EMBEDDING if options.embeddings else ()
-        more = range(2, min(options.top_k or 1, len(labels)) + 1)
-        ranks = [f"{name}_{rank}" for rank in more for name in ("label", "score")]
-        names = ("label", "score", *ranks, *embedding, *measures, *(labels if options.all_scores else ()))
-        added = tuple(f"{options.prefix}{name}" for name in names)
+        added = self.options.added_names(labels)
         columns = added if self.row_column is None else (*added, self.row_column)
         if len(set(columns)) < len(columns):
             raise FlaxsentError(

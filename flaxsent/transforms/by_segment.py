@@ -21,7 +21,7 @@ from flaxsent.models import layers
 from flaxsent.models.adapters import ARRAYS, attach, has_adapters, head_paths, is_below
 from flaxsent.models.config import FAMILIES
 from flaxsent.packing import check_padded
-from flaxsent.tokenization import Tokenizer, checked
+from flaxsent.tokenization import Tokenizer, Windowed, Windows, checked
 
 _HEADS = "heads"
 
@@ -48,10 +48,10 @@ def by_segment(classifier: Classifier, adapters: Mapping[str, Params]) -> Classi
     >>> [found.label for found in flaxsent.classify([("films", "so good"), ("mail", "so bad")], both)]
     ['POSITIVE', 'NEGATIVE']
     """
-    if not adapters or not classifier.packs or has_adapters(classifier.params) or classifier.windows is not None:
+    if not adapters or not classifier.packs or has_adapters(classifier.params) or classifier.asking is not None:
         raise FlaxsentError(
-            "several adapters in a row: expected one or more, on a base with a native encoder, without adapters of its "
-            "own and without windows."
+            "several adapters in a row: expected one or more, on a base with a native encoder and labels of its own, "
+            "and without adapters of its own."
         )
     config = classifier.config
     heads = head_paths(classifier.params, config=config)
@@ -85,7 +85,7 @@ def by_segment(classifier: Classifier, adapters: Mapping[str, Params]) -> Classi
         embeddings=_refuse,
         params=params,
         tokenizer=tokenizer,
-        backend="native",
+        backend="adapters",
     )
 
 
@@ -171,16 +171,32 @@ class _Named(Tokenizer):
     names: tuple[str, ...]
 
     def encode(self, texts: Texts, *, max_length: int | None = None) -> Encodings:
-        batch = [*checked(texts)]
-        for index, text in enumerate(batch):
+        which, batch = self._taken_apart(texts)
+        return _with_types(super().encode(batch, max_length=max_length), which)
+
+    def encode_windows(self, texts: Texts, windows: Windows | None) -> Windowed:
+        if windows is None:
+            return super().encode_windows(texts, None)  # which calls `encode`
+        which, batch = self._taken_apart(texts)
+        found = super().encode_windows(batch, windows)
+        return found._replace(encodings=_with_types(found.encodings, [which[text] for text in found.texts]))
+
+    def _taken_apart(self, texts: Texts) -> tuple[list[int], list[str]]:
+        """Which adapter each text names, and the texts."""
+        which, batch = [], []
+        for index, text in enumerate(checked(texts)):
             if not isinstance(text, tuple) or text[0] not in self.names:
                 raise FlaxsentError(
                     f"text {index} names no adapter; expected (name, text) with one of {', '.join(self.names)}."
                 )
-        found = super().encode([text[1] for text in batch], max_length=max_length)
-        which = [self.names.index(text[0]) for text in batch]
-        types = [[index] * len(ids) for index, ids in zip(which, found.input_ids, strict=True)]
-        return found._replace(token_type_ids=types)
+            which.append(self.names.index(text[0]))
+            batch.append(text[1])
+        return which, batch
+
+
+def _with_types(found: Encodings, which: Sequence[int]) -> Encodings:
+    types = [[index] * len(ids) for index, ids in zip(which, found.input_ids, strict=True)]
+    return found._replace(token_type_ids=types)
 
 
 _FIELDS = dataclasses.fields(Tokenizer)

@@ -2,7 +2,8 @@
 
 What is explained is a logit, as Captum does by default: a probability hardly moves where the model is sure. It is that
 of the label that is named, or of the best label of each text. The special tokens that the tokenizer adds belong to
-every baseline, so that they have no score; only "zeros" leaves nothing of a text.
+every baseline, so that they have no score; only "zeros" leaves nothing of a text. So do the hypotheses of labels that
+are given at run time, whose score, if they have any, stands behind the text.
 """
 
 import functools
@@ -16,7 +17,8 @@ from jaxtyping import Array, Float, Int, PyTree
 
 from flaxsent import models
 from flaxsent.base import AnyArray, FlaxsentError, Params, Tokens
-from flaxsent.classifier import Classifier
+from flaxsent.classifier import Asking, Classifier
+from flaxsent.models.config import ModelConfig
 
 
 class Attributions(NamedTuple):
@@ -124,31 +126,41 @@ def occlusion(
         places_RT = jnp.where(tokens.segment_ids > 0, jax.vmap(_places)(tokens.segment_ids), -1)
         together = min(max(tokens_at_once // (num_rows * length), 1), length)
 
+        def rows(input_ids: Int[Array, "N R T"]) -> Tokens:
+            tiled = jax.tree.map(lambda leaf: jnp.tile(leaf, (len(input_ids), 1)), tokens)
+            return tiled._replace(input_ids=input_ids.reshape(-1, length))
+
         def logits(input_ids: Int[Array, "N R T"]) -> Float[Array, "N R S C"]:
-            rows = jax.tree.map(lambda leaf: jnp.tile(leaf, (len(input_ids), 1)), tokens)
-            found = classifier.logits(params, rows._replace(input_ids=input_ids.reshape(-1, length)), num_segments)
+            found = classifier.logits(params, rows(input_ids), num_segments)
             return found.reshape(*input_ids.shape[:2], *found.shape[1:])
 
         # One after the other, so that the forward is compiled once for both where one is computed at a time.
         ends = jnp.stack([ids_RT, new_RT])
         logits_RSC, none_RSC = jax.lax.map(logits, ends[:, None])[:, 0] if together == 1 else logits(ends)
         label_RS = _labels(logits_RSC, index)
+        own_RS, asking = _of_label(logits_RSC, label_RS), classifier.asking
+
+        def logit(input_ids: Int[Array, "N R T"]) -> Float[Array, "N R S"]:
+            if asking is None:
+                return jax.vmap(_of_label, in_axes=(0, None))(logits(input_ids), label_RS)
+            read, _ = jax.vmap(asking.row)(rows(input_ids), jnp.tile(label_RS, (len(input_ids), 1)))
+            found = asking.logit(asking.model.logits(params, read, num_segments))
+            return found.reshape(*input_ids.shape[:2], num_segments)
 
         def hide(place: Int[Array, ""]) -> Int[Array, "R T"]:
             return jnp.where(places_RT == place, new_RT, ids_RT)
 
-        def fall(place: Int[Array, ""], without_RSC: Float[Array, "R S C"]) -> Float[Array, "R T"]:
-            fall_RS = _of_label(logits_RSC - without_RSC, label_RS)
-            return jnp.where(places_RT == place, _to_tokens(fall_RS, tokens), 0)
+        def fall(place: Int[Array, ""], without_RS: Float[Array, "R S"]) -> Float[Array, "R T"]:
+            return jnp.where(places_RT == place, _to_tokens(own_RS - without_RS, tokens), 0)
 
         def add(group: Int[Array, ""], scores_RT: Float[Array, "R T"]) -> Float[Array, "R T"]:
             places_N = group * together + jnp.arange(together)
-            falls_NRT = jax.vmap(fall)(places_N, logits(jax.vmap(hide)(places_N)))
+            falls_NRT = jax.vmap(fall)(places_N, logit(jax.vmap(hide)(places_N)))
             return scores_RT + jnp.sum(falls_NRT, axis=0)
 
         num_groups = jnp.max(places_RT) // together + 1
         scores_RT = jax.lax.fori_loop(0, num_groups, add, jnp.zeros(places_RT.shape, jnp.float32))
-        gap_RS = _sums(scores_RT, tokens, num_segments) - _of_label(logits_RSC - none_RSC, label_RS)
+        gap_RS = _sums(scores_RT, tokens, num_segments) - (own_RS - _of_label(none_RSC, label_RS))
         return Attributions(scores_RT, label_RS, logits_RSC, gap_RS)
 
     return function
@@ -163,67 +175,106 @@ def _by_gradients(
     tokens_at_once: int,
 ) -> Function:
     """The weighted sum of the gradients at some points of the way from the baseline (0) to the text (1)."""
-    config, index = classifier.config, _index(classifier, label)
-    others = {"exported": "an exported folder", "zero-shot": "a classifier by labels given at run time"}
-    if classifier.backend in others or not models.is_native(config):
-        what = others.get(classifier.backend, config.family)
+    index, asking = _index(classifier, label), classifier.asking
+    model = classifier if asking is None else asking.model
+    config = model.config
+    others = {"exported": "an exported folder", "adapters": "a classifier of several adapters"}
+    if model.backend in others or not models.is_native(config):
+        what = others.get(model.backend, config.family)
         raise FlaxsentError(
             f"gradients at the embeddings need flaxsent's own encoder, which {what} has not; use occlusion."
         )
-    replace = None if baseline == "zeros" else _replacing(classifier, baseline)
+    replace = (lambda _: None) if baseline == "zeros" else _replacing(classifier, baseline)
 
-    def of_row(params: Params, tokens: Tokens, num_segments: int, *, together: int) -> Attributions:
-        def logits(embedded: PyTree[Float[Array, "T D"]]) -> Float[Array, "S C"]:
-            states = models.encode(params, embedded, tokens, config=config, num_segments=num_segments)
-            return models.head(params, states[-1], config=config)
+    def of_row(along: _Way, params: Params, tokens: Tokens) -> Attributions:
+        def by_best(logits_SC: Float[Array, "S C"]) -> _Logit:
+            return functools.partial(_of_label, label=_labels(logits_SC, index))
 
-        text = models.embed(params, tokens, config=config)
-        start = jax.tree.map(jnp.zeros_like, text)
-        if replace is not None:
-            start = models.embed(params, replace(tokens), config=config)
-        way = jax.tree.map(lambda end, begin: end.astype(jnp.float32) - begin.astype(jnp.float32), text, start)
-        # One after the other, so that the encoder is compiled once for both.
-        logits_SC, from_SC = jax.lax.map(logits, jax.tree.map(lambda *ends: jnp.stack(ends), text, start))
-        label_S = _labels(logits_SC, index)
-        is_there_S = jnp.arange(1, num_segments + 1) <= jnp.max(tokens.segment_ids)
+        scores_T, logits_SC, rise_S = along(params, tokens, replace(tokens), by_best)
+        gap_S = _sums(scores_T, tokens, len(rise_S)) - rise_S
+        return Attributions(scores_T, _labels(logits_SC, index), logits_SC, gap_S)
 
-        def explained(embedded: PyTree[Float[Array, "T D"]]) -> Float[Array, ""]:
-            # No text sees another, so that the gradient of the sum is each text's own. Where there is no text, the
-            # head reads the first token of the row.
-            return jnp.sum(jnp.where(is_there_S, _of_label(logits(embedded), label_S), 0))
-
-        def gradient_at(node: Float[Array, ""]) -> PyTree[Float[Array, "T D"]]:
-            there = jax.tree.map(
-                lambda begin, one: (begin.astype(jnp.float32) + node * one).astype(begin.dtype), start, way
-            )
-            return jax.grad(explained)(there)
-
-        def step(sums: PyTree, points: tuple[Float[Array, " N"], Float[Array, " N"]]) -> tuple[PyTree, None]:
-            nodes_N, weights_N = points
-            gradients = jax.vmap(gradient_at)(nodes_N)
-            return jax.tree.map(
-                lambda one, other: one + jnp.einsum("N,N...->...", weights_N, other.astype(jnp.float32)),
-                sums,
-                gradients,
-            ), None
-
-        more = -len(nodes) % together
-        points = [jnp.asarray(np.pad(one, (0, more)), jnp.float32).reshape(-1, together) for one in (nodes, weights)]
-        gradient, _ = jax.lax.scan(step, jax.tree.map(jnp.zeros_like, way), (points[0], points[1]))
-        scores_T = _by_token(jax.tree.map(lambda one, other: jnp.sum(one * other, axis=-1), way, gradient), tokens)
-        rise_S = _of_label(logits_SC - from_SC, label_S)
-        return Attributions(scores_T, label_S, logits_SC, _sums(scores_T, tokens, num_segments) - rise_S)
+    def of_row_by_asking(
+        along: _Way, asking: Asking, params: Params, tokens: Tokens, logits_SL: Float[Array, "S L"]
+    ) -> Attributions:
+        label_S, hidden = _labels(logits_SL, index), replace(tokens)
+        read, places_T = asking.row(tokens, label_S)
+        start = None if hidden is None else asking.row(hidden, label_S)[0]
+        scores_T, _, rise_S = along(params, read, start, lambda _: asking.logit)
+        scores_T = jax.ops.segment_sum(scores_T, places_T, len(scores_T))
+        return Attributions(scores_T, label_S, logits_SL, _sums(scores_T, tokens, len(rise_S)) - rise_S)
 
     def function(params: Params, tokens: Tokens, num_segments: int) -> Attributions:
         models.check(config, tokens)
+        rows = jax.tree.map(jnp.asarray, tokens)
         most = min(max(tokens_at_once // tokens.input_ids.size, 1), len(nodes))
         # The last points may be fewer, and are filled up with some of weight 0.
         together = min(range(most, most // 2, -1), key=lambda count: -(-len(nodes) // count) * count)
-        row = functools.partial(of_row, num_segments=num_segments, together=together)
+        more = -len(nodes) % together
+        points = [jnp.asarray(np.pad(one, (0, more)), jnp.float32).reshape(-1, together) for one in (nodes, weights)]
+        along = functools.partial(_along, points=(points[0], points[1]), config=config, num_segments=num_segments)
         with jax.default_matmul_precision("highest"):
-            return jax.vmap(lambda tokens_T: row(params, tokens_T))(jax.tree.map(jnp.asarray, tokens))
+            if asking is None:
+                return jax.vmap(functools.partial(of_row, along, params))(rows)
+            logits_RSL = classifier.logits(params, rows, num_segments)
+            return jax.vmap(functools.partial(of_row_by_asking, along, asking, params))(rows, logits_RSL)
 
     return function
+
+
+_Logit = Callable[[Float[Array, "S C"]], Float[Array, " S"]]
+_Way = Callable[..., tuple[Float[Array, " T"], Float[Array, "S C"], Float[Array, " S"]]]
+
+
+def _along(
+    params: Params,
+    tokens: Tokens,
+    start: Tokens | None,
+    logit_of: Callable[[Float[Array, "S C"]], _Logit],
+    *,
+    points: tuple[Float[Array, "M N"], Float[Array, "M N"]],
+    config: ModelConfig,
+    num_segments: int,
+) -> tuple[Float[Array, " T"], Float[Array, "S C"], Float[Array, " S"]]:
+    """The scores of a row's tokens on the way from those of `start`, or from zeros, and the logits of its texts.
+
+    `logit_of` the texts' logits takes the logit that is explained from any; third, how far this one rises. Of the
+    nodes and weights of `points`, N are computed together.
+    """
+
+    def logits(embedded: PyTree[Float[Array, "T D"]]) -> Float[Array, "S C"]:
+        states = models.encode(params, embedded, tokens, config=config, num_segments=num_segments)
+        return models.head(params, states[-1], config=config)
+
+    text = models.embed(params, tokens, config=config)
+    origin = jax.tree.map(jnp.zeros_like, text) if start is None else models.embed(params, start, config=config)
+    way = jax.tree.map(lambda end, begin: end.astype(jnp.float32) - begin.astype(jnp.float32), text, origin)
+    # One after the other, so that the encoder is compiled once for both.
+    of_text, of_start = jax.lax.map(logits, jax.tree.map(lambda *ends: jnp.stack(ends), text, origin))
+    logit = logit_of(of_text)
+    is_there_S = jnp.arange(1, num_segments + 1) <= jnp.max(tokens.segment_ids)
+
+    def explained(embedded: PyTree[Float[Array, "T D"]]) -> Float[Array, ""]:
+        # No text sees another, so that the gradient of the sum is each text's own. Where there is no text, the head
+        # reads the first token of the row.
+        return jnp.sum(jnp.where(is_there_S, logit(logits(embedded)), 0))
+
+    def gradient_at(node: Float[Array, ""]) -> PyTree[Float[Array, "T D"]]:
+        there = jax.tree.map(
+            lambda begin, one: (begin.astype(jnp.float32) + node * one).astype(begin.dtype), origin, way
+        )
+        return jax.grad(explained)(there)
+
+    def step(sums: PyTree, points: tuple[Float[Array, " N"], Float[Array, " N"]]) -> tuple[PyTree, None]:
+        nodes_N, weights_N = points
+        gradients = jax.vmap(gradient_at)(nodes_N)
+        return jax.tree.map(
+            lambda one, other: one + jnp.einsum("N,N...->...", weights_N, other.astype(jnp.float32)), sums, gradients
+        ), None
+
+    gradient, _ = jax.lax.scan(step, jax.tree.map(jnp.zeros_like, way), points)
+    scores_T = _by_token(jax.tree.map(lambda one, other: jnp.sum(one * other, axis=-1), way, gradient), tokens)
+    return scores_T, of_text, logit(of_text) - logit(of_start)
 
 
 def _index(classifier: Classifier, label: str | None) -> int | None:

@@ -13,7 +13,6 @@ Of any other function of the engine, the values are pooled as they are, by the s
 one window, the row that it would be otherwise, and has exactly what the function gives for it.
 """
 
-import dataclasses
 from typing import Literal
 
 import jax
@@ -21,7 +20,7 @@ import numpy as np
 from jaxtyping import Float, Int, PyTree, Shaped
 
 from flaxsent.base import AnyArray, FlaxsentError, ScoreFunction
-from flaxsent.classifier import Classifier, Outputs
+from flaxsent.classifier import Classifier, Outputs, with_windows
 from flaxsent.tokenization import PAIRS, POOLINGS, Windowed, Windows
 
 Pooling = Literal["mean_logits", "max_logits", "mean_probabilities", "max_probabilities"]
@@ -44,7 +43,7 @@ def windows(
             more than half of the room, its half, which is said.
 
     Raises:
-        FlaxsentError: `stride` is not below the window, a name is unknown, or the classifier is `zero_shot`'s.
+        FlaxsentError: `stride` is not below the window, or a name is unknown.
 
     >>> import flaxsent
     >>> text = "a bad start , " + "and then it is wonderful , moving and funny . " * 99
@@ -54,19 +53,10 @@ def windows(
     >>> flaxsent.classify([text], windows(cut, stride=64))[0].label
     'POSITIVE'
     """
-    if classifier.backend == "zero-shot":
-        raise FlaxsentError("a hypothesis stands behind all of its text; labels given at run time read no windows.")
     for name, value, known in (("pooling", pooling, POOLINGS), ("pairs", pairs, PAIRS)):
         if value not in known:
             raise FlaxsentError(f"{name}={value!r}: expected one of {', '.join(known)}.")
-    tokenizer = classifier.tokenizer
-    window = tokenizer.max_length - tokenizer.backend.num_special_tokens_to_add(True)
-    if type(stride) is not int or not 0 <= stride < window:
-        raise FlaxsentError(
-            f"stride={stride!r}: windows of this checkpoint have {window} tokens of a text; expected a number of them "
-            f"from 0 to {window - 1}."
-        )
-    return dataclasses.replace(classifier, windows=Windows(stride, pooling, pairs))
+    return with_windows(classifier, Windows(stride, pooling, pairs))
 
 
 def pool(

@@ -17,11 +17,11 @@ import numpy as np
 from jaxtyping import Array, Float, Int, Key
 
 from flaxsent.base import AnyArray, Encodings, FlaxsentError, Params, Texts, Tokens
-from flaxsent.classifier import Classifier, tokenize
+from flaxsent.classifier import Asking, Classifier, tokenize, with_windows
 from flaxsent.models.config import ModelConfig
 from flaxsent.packing import check_padded
 from flaxsent.postprocessing import postprocess
-from flaxsent.tokenization import Tokenizer, checked
+from flaxsent.tokenization import Span, Tokenizer, Windowed, Windows, checked
 
 TEMPLATE = "This example is {}."
 """transformers' own."""
@@ -39,7 +39,7 @@ def zero_shot(
 
     Its logits are those of entailment, with a softmax over the labels. Of several labels that may all be true, or of
     one alone, they are those of entailment less those of contradiction, with a sigmoid for each. A text that is too
-    long is cut, as its hypothesis never is. It is neither saved nor exported nor trained.
+    long is cut, or read in `windows`; its hypothesis is whole. It is neither saved nor exported nor trained.
 
     Args:
         classifier: an NLI checkpoint.
@@ -51,7 +51,7 @@ def zero_shot(
 
     Raises:
         FlaxsentError: labels that are none, empty or repeated, a template without {}, hypotheses that leave no room for
-            a text, a checkpoint without a label for entailment and another, or one that reads `windows`.
+            a text or for the overlap of its `windows`, or a checkpoint without a label for entailment and another.
 
     >>> import flaxsent
     >>> sentiment = flaxsent.load(backend="native")
@@ -66,8 +66,8 @@ def zero_shot(
     """
     if classifier.backend == "zero-shot":
         raise FlaxsentError("the labels of this classifier are given already; pass the checkpoint that it is made of.")
-    if classifier.windows is not None:
-        raise FlaxsentError("a hypothesis stands behind all of its text; labels given at run time read no windows.")
+    if classifier.backend == "adapters":
+        raise FlaxsentError("several adapters in a row name no hypothesis; pass the classifier of one of them.")
     spoken = hypotheses(labels, template)
     entailed, contradicted = _columns(classifier.config, entailment)
     is_multi = multi_label or len(labels) == 1
@@ -79,17 +79,19 @@ def zero_shot(
         function_to_apply=None,
         label_thresholds=None,
     )
+    row = functools.partial(_with_hypotheses, behind=behind, tokenizer=tokenizer)
+
+    def logit(logits: Float[Array, "*texts C"]) -> Float[Array, "*texts"]:
+        return logits[..., entailed] - logits[..., contradicted] if is_multi else logits[..., entailed]
 
     def by_label(logits: Callable[[Tokens], Float[Array, "*texts C"]], tokens: Tokens) -> Float[Array, "*texts L"]:
         rows = jax.tree.map(jnp.asarray, tokens)
-        write = functools.partial(_with_hypothesis, tokenizer=tokenizer)
-
-        def of_label(one: _Behind) -> Float[Array, "*texts"]:
-            found = logits(jax.vmap(lambda row: write(row, one))(rows))
-            return found[..., entailed] - found[..., contradicted] if is_multi else found[..., entailed]
-
         # One after the other: a step of rows is as large as is good for a device.
-        return jnp.moveaxis(jax.lax.map(of_label, jax.tree.map(jnp.asarray, behind)), 0, -1)
+        found = jax.lax.map(
+            lambda label: logit(logits(jax.vmap(lambda tokens_T: row(tokens_T, label)[0])(rows))),
+            jnp.arange(len(labels)),
+        )
+        return jnp.moveaxis(found, 0, -1)
 
     def forward(params: Params, tokens: Tokens, key: Key[Array, ""] | None = None) -> Float[Array, "B L"]:
         check_padded(tokens)
@@ -102,7 +104,7 @@ def zero_shot(
         packed = classifier.forward_packed
         return by_label(lambda pairs: packed(params, pairs, num_segments, key), tokens)
 
-    return Classifier(
+    found = Classifier(
         tokenize=functools.partial(tokenize, tokenizer=tokenizer),
         forward=forward,
         forward_packed=forward_packed if classifier.packs else None,
@@ -113,7 +115,9 @@ def zero_shot(
         config=config,
         tokenizer=tokenizer,
         backend="zero-shot",
+        asking=Asking(classifier, row, logit),
     )
+    return with_windows(found, classifier.windows)
 
 
 def hypotheses(labels: Sequence[str], template: str = TEMPLATE) -> list[str]:
@@ -172,26 +176,64 @@ class _Premises(Tokenizer):
     room: tuple[int, int]
     """Tokens of the shortest and of the longest hypothesis, with the special tokens before and after it."""
 
+    @property
+    def text_limit(self) -> int:
+        """What the longest hypothesis leaves, so that each label is asked of the same windows."""
+        return self.max_length - self.room[1] + self.num_after
+
     def encode(self, texts: Texts, *, max_length: int | None = None) -> Encodings:
-        batch, limit, (shortest, longest) = [*checked(texts)], self._limit(max_length), self.room
-        if any(isinstance(text, tuple) for text in batch):
-            raise FlaxsentError("labels given at run time make a pair of a text; expected texts, and no pairs.")
+        batch, limit = self._checked_texts(texts), self._checked_limit(max_length)
+        found = super().encode(batch, max_length=limit - self.room[0] + self.num_after)
+        return self._with_room(found, limit)
+
+    def encode_windows(self, texts: Texts, windows: Windows | None) -> Windowed:
+        found = super().encode_windows(self._checked_texts(texts), windows)
+        if windows is None:  # these are what `encode` gives
+            return found
+        return found._replace(encodings=self._with_room(found.encodings, self.max_length))
+
+    def spans(self, texts: Texts, *, max_length: int | None = None) -> list[list[Span | None]]:
+        batch, limit = self._checked_texts(texts), self._checked_limit(max_length)
+        found = super().spans(batch, max_length=limit - self.room[0] + self.num_after)
+        lengths = [len(spans) - self.num_after for spans in found]
+        return [
+            spans[:length] + [None] * self._room(length, limit) for spans, length in zip(found, lengths, strict=True)
+        ]
+
+    def _checked_texts(self, texts: Texts) -> list[str]:
+        batch: list[str] = []
+        for text in checked(texts):
+            if isinstance(text, tuple):
+                raise FlaxsentError("labels given at run time make a pair of a text; expected texts, and no pairs.")
+            batch.append(text)
+        return batch
+
+    def _checked_limit(self, max_length: int | None) -> int:
+        limit, (_, longest) = self._limit(max_length), self.room
         if limit - longest + self.num_after <= self.backend.num_special_tokens_to_add(True):
             raise FlaxsentError(
                 f"the longest hypothesis takes {longest} of {limit} tokens, and leaves none for a text; shorten the "
                 "template or the label."
             )
-        # The text is cut to what the shortest hypothesis leaves, and for a longer one on the device.
-        found = super().encode(batch, max_length=limit - shortest + self.num_after)
+        return limit
+
+    def _room(self, length: int, limit: int) -> int:
+        """Tokens behind a text, of which one that is too long leaves what the shortest hypothesis takes.
+
+        For a longer hypothesis it is cut on the device.
+        """
+        return min(length + self.room[1], limit) - length
+
+    def _with_room(self, found: Encodings, limit: int) -> Encodings:
         lengths = [length - self.num_after for length in found.lengths]
-        rooms = [min(length + longest, limit) - length for length in lengths]
+        rooms = [self._room(length, limit) for length in lengths]
         return found._replace(
             input_ids=[
                 ids[:length] + [self.pad_token_id] * room
                 for ids, length, room in zip(found.input_ids, lengths, rooms, strict=True)
             ],
             token_type_ids=[[0] * length + [1] * room for length, room in zip(lengths, rooms, strict=True)],
-            num_truncated=max(found.num_truncated, sum(room < longest for room in rooms)),
+            num_truncated=max(found.num_truncated, sum(room < self.room[1] for room in rooms)),
         )
 
 
@@ -225,8 +267,10 @@ def _read(tokenizer: Tokenizer, spoken: Sequence[str]) -> tuple[_Premises, _Behi
     return premises, _Behind(ids.astype(np.int32), types.astype(np.int32), np.array(lengths, np.int32))
 
 
-def _with_hypothesis(row: Tokens, behind: _Behind, *, tokenizer: _Premises) -> Tokens:
-    """A row of texts, each followed by a hypothesis; what is left of its room is padding.
+def _with_hypotheses(
+    row: Tokens, labels: Int[Array, "*S"], *, behind: _Behind, tokenizer: _Premises
+) -> tuple[Tokens, Int[Array, " T"]]:
+    """`Asking.row`: each text with the hypothesis of its label behind it; what is left of its room is padding.
 
     Where the room is less than the hypothesis, the text loses tokens, where `cut_side` says.
     """
@@ -238,27 +282,31 @@ def _with_hypothesis(row: Tokens, behind: _Behind, *, tokenizer: _Premises) -> T
     is_first_T = jnp.append(True, row.segment_ids[1:] != row.segment_ids[:-1])
     start_T = jax.lax.cummax(jnp.where(is_first_T, at_T, 0))
     place_T = at_T - start_T
-    kept_T = jnp.minimum(premise_T, size_T - behind.length)
-    source_T = at_T
-    if tokenizer.cut_side == "left":
-        source_T = jnp.where(place_T < tokenizer.num_before, at_T, at_T + premise_T - kept_T)
+    label_T = labels[jnp.maximum(row.segment_ids - 1, 0)] if labels.ndim else jnp.full_like(at_T, labels)
+    length_T = jnp.asarray(behind.length)[label_T]
+    kept_T = jnp.minimum(premise_T, size_T - length_T)
     is_text_T = is_there_T & (place_T < kept_T)
-    is_there_T &= place_T < kept_T + behind.length
-    behind_T = jnp.clip(place_T - kept_T, 0, behind.input_ids.shape[0] - 1)
-    ids_T = jnp.where(is_text_T, jnp.take(row.input_ids, source_T, mode="clip"), behind.input_ids[behind_T])
+    is_there_T &= place_T < kept_T + length_T
+    cut_T = jnp.where(place_T < tokenizer.num_before, 0, premise_T - kept_T) if tokenizer.cut_side == "left" else 0
+    # What has no place in the room counts for the last token there.
+    source_T = jnp.where(is_text_T, at_T + cut_T, jnp.minimum(at_T + premise_T - kept_T, start_T + size_T - 1))
+    source_T = jnp.where(is_there_T, source_T, at_T)
+    behind_T = jnp.clip(place_T - kept_T, 0, behind.input_ids.shape[1] - 1)
+    ids_T = jnp.where(is_text_T, row.input_ids[source_T], jnp.asarray(behind.input_ids)[label_T, behind_T])
     position_T = place_T
-    if tokenizer.first_position:  # as in packing.py
+    if tokenizer.first_position:  # as in packing.py; what a token of the text was there, it is here
         padding_idx = tokenizer.first_position - 1
-        is_counted_T = is_there_T & (ids_T != padding_idx)
+        is_counted_T = is_there_T & (jnp.where(is_text_T, row.position_ids[source_T], ids_T) != padding_idx)
         counts_T = jnp.cumsum(is_counted_T.astype(jnp.int32))
         before_T = (counts_T - is_counted_T.astype(jnp.int32))[start_T]
         position_T = jnp.where(is_counted_T, counts_T - before_T, 0) + padding_idx
-    return Tokens(
+    read = Tokens(
         input_ids=jnp.where(is_there_T, ids_T, tokenizer.pad_token_id),
-        token_type_ids=jnp.where(is_there_T & ~is_text_T, behind.token_type_ids[behind_T], 0),
+        token_type_ids=jnp.where(is_there_T & ~is_text_T, jnp.asarray(behind.token_type_ids)[label_T, behind_T], 0),
         position_ids=jnp.where(is_there_T, position_T, 0),
         segment_ids=jnp.where(is_there_T, row.segment_ids, 0),
     )
+    return read, source_T
 
 
 def _refuse(params: Params, tokens: Tokens, num_segments: int = 1) -> NoReturn:

@@ -57,6 +57,22 @@ def test_a_file_gives_its_columns_and_the_explanations(model, tmp_path, capsys):
     assert sorted(path.name for path in tmp_path.iterdir()) == ["in.jsonl", "out.jsonl"]
 
 
+def test_a_label_given_at_run_time_is_explained(tiny_folder, capsys):
+    """By the words of the text; the hypothesis belongs to no word."""
+    folder = tiny_folder("bert", num_hidden_layers=1, id2label={"0": "entailment", "1": "contradiction"})
+    model = ["--model", str(folder), "--labels", "film,so bad", "--template", "it is {}"]
+    code, out, err = command(capsys, "so good!", *model, "--label", "so bad", "--json", "--steps", "9")
+    assert (code, err) == (0, "")
+    found = json.loads(out)
+    assert (found["label"], [word["word"] for word in found["words"]]) == ("so bad", ["so", "good", "!"])
+    assert found["special_tokens"] == 0
+    assert sum(word["score"] for word in found["words"]) == pytest.approx(found["difference"] + found["gap"], abs=1e-5)
+    assert command(capsys, "so", *model, "--label", "good")[2].count(
+        "there is no label 'good'; this checkpoint has film"
+    )
+    assert "--template needs --labels" in command(capsys, "so", "--template", "it is {}")[2]
+
+
 WORDS = [Word(Span(0, 0, 2), "so", 0.5), Word(Span(0, 3, 7), "good", 2.0), Word(Span(0, 8, 9), "\x1b", -2.0)]
 EXPLANATION = Explanation("so good \x1b[0m", "GO\x1bOD", 0.75, WORDS, 0.0, 0.5, 0.0)
 

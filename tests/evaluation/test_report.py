@@ -16,6 +16,7 @@ import sklearn.metrics
 import flaxsent
 from flaxsent.evaluation.report import Lengths, lengths_of, measure, read_data
 from flaxsent.evaluation.tables import table, to_json
+from flaxsent.transforms import zero_shot
 from tests.conftest import texts_of_lengths
 from tests.evaluation.conftest import (
     MULTI,
@@ -70,6 +71,51 @@ def test_several_labels_at_once(capsys, model, tmp_path):
     np.testing.assert_array_equal(
         read_data(write_csv(tmp_path / "lists.csv", lists), classifier.config).targets, targets
     )
+
+
+LABELS = ["film", "hate this film"]
+ASKED = ("--labels", ",".join(LABELS), "--template", "it is {}")
+
+
+@pytest.fixture
+def asked(model, tmp_path):
+    """An NLI folder, its classifier by `LABELS`, its scores of `TEXTS`, and a file of these with labels."""
+    folder, nli, _ = model(id2label={"0": "contradiction", "1": "neutral", "2": "entailment"})
+    classifier = zero_shot(nli, LABELS, template="it is {}")
+    scores = scores_of(classifier, TEXTS)
+    targets = mostly_right(scores)
+    rows = [(text, LABELS[one]) for text, one in zip(TEXTS, targets, strict=True)]
+    return folder, scores, targets, write_csv(tmp_path / "data.csv", rows)
+
+
+def test_labels_given_at_run_time(capsys, asked, tmp_path):
+    folder, scores, targets, file = asked
+    told = figures(capsys, folder, file, *ASKED)
+    assert (told["labels"], told["problem_type"]) == (LABELS, "single_label_classification")
+    assert told["accuracy"] == pytest.approx((scores.argmax(axis=1) == targets).mean())
+    assert told["log_loss"] == pytest.approx(sklearn.metrics.log_loss(targets, scores), abs=TOLERANCE)
+    several = zero_shot(flaxsent.load(folder, backend="native"), LABELS, template="it is {}", multi_label=True)
+    given = scores_of(several, TEXTS) > 0.5
+    rows = [(text, json.dumps([LABELS[one]])) for text, one in zip(TEXTS, targets, strict=True)]
+    told = figures(capsys, folder, write_csv(tmp_path / "several.csv", rows), "--multi-label", *ASKED)
+    assert told["micro_f1"] == pytest.approx(sklearn.metrics.f1_score(np.eye(2)[targets], given, average="micro"))
+    for name in ("--calibrate", "--tune-thresholds"):
+        code, _, err = run(capsys, "evaluate", "--model", folder, "--data", file, *ASKED, name)
+        assert (code, err.count("\n")) == (2, 1)
+        assert f"{name} writes into a model, which knows nothing of --labels" in err
+
+
+@pytest.mark.slow
+def test_labels_given_at_run_time_on_a_page_and_beside_another_model(capsys, model, asked, tmp_path):
+    """Which is asked for them too, unless they are its own."""
+    folder, scores, targets, file = asked
+    own, _, theirs = model(id2label=dict(enumerate(LABELS)), seed=1)
+    for other, best in ((folder, scores), (own, theirs)):
+        page = ("--report", tmp_path / "page.html") if other == own else ()
+        told = figures(capsys, folder, file, *ASKED, "--compare", other, *page)["compare"]
+        assert told["figures"]["accuracy"] == pytest.approx((best.argmax(axis=1) == targets).mean())
+    assert "not coloured" not in (tmp_path / "page.html").read_text()
+    assert 'class="for"' in (tmp_path / "page.html").read_text().split("</h1>")[-1]
 
 
 def test_regression(capsys, model, tmp_path):

@@ -8,7 +8,7 @@ import pytest
 
 import flaxsent
 from flaxsent.cli import main
-from flaxsent.transforms import Embedded, zero_shot
+from flaxsent.transforms import Embedded, windows, zero_shot
 from tests.jobs.conftest import TEXTS, do, names, read_csv
 
 LABELS = ["good film", "bad"]
@@ -73,6 +73,21 @@ def test_labels_of_ones_own_for_files(nli, expected, folder, capsys):
         assert 'made by another job: its zero shot: {"labels": ["good film", "bad"], "template": "It is {}."' in err
 
 
+def test_labels_of_ones_own_are_asked_of_each_window(nli, folder, capsys):
+    classifier = zero_shot(windows(flaxsent.load(nli), stride=5, pooling="max_logits"), LABELS)
+    with flaxsent.Engine(classifier) as engine:
+        expected = engine(TEXTS)
+    job = ["--model", nli, "--labels", ",".join(LABELS), "--input", folder / "in.csv", "--output", folder / "out.csv"]
+    code, _, err = command(
+        capsys, *job, "--all-scores", "--long-texts", "windows", "--stride", 5, "--pooling", "max_logits"
+    )
+    assert (code, err.count("\n")) == (0, 1)
+    limit = classifier.tokenizer.text_limit
+    assert f"texts of more than {limit} tokens were read in" in err
+    found = [[float(row[label]) for label in LABELS] for row in read_csv(folder / "out.csv")]
+    np.testing.assert_allclose(found, expected, atol=1e-6)
+
+
 def test_mistakes_about_labels_are_one_line(nli, tiny_folder, folder, capsys):
     paths = ["--input", folder / "in.csv", "--output", folder / "out.csv"]
     for arguments, told in {
@@ -87,7 +102,8 @@ def test_mistakes_about_labels_are_one_line(nli, tiny_folder, folder, capsys):
         ("--labels", "a,b", "--entailment", "yes", "so good"): "none of the checkpoint's labels",
         ("--labels", "a,b", "--embeddings", *paths[:3], folder / "out.jsonl"): "another vector with each",
         ("--labels", "a,b", "--model", tiny_folder("bert"), "so good"): "models with the same labels of their own",
-        ("--embeddings", "--uncertainty", *paths[:3], folder / "out.jsonl"): "--embeddings needs one model",
+        ("--embeddings", "--uncertainty", *paths[:3], folder / "out.jsonl"): "embeddings need one model",
+        ("--labels", "a,b", "--long-texts", "windows", "--stride", "36", "so good"): "stride=36: windows of",
         ("--embeddings", "so good"): "--embeddings needs --input",
         ("--embeddings", *paths): ".csv has no lists",
     }.items():

@@ -11,6 +11,7 @@ from jaxtyping import config
 
 import flaxsent
 from flaxsent.jobs import ray as flaxsent_ray
+from flaxsent.transforms import columns, members_of, uncertainty, windows, zero_shot
 from tests.conftest import texts_of_lengths
 
 # The same sums in another order: scores of size 1.
@@ -96,6 +97,50 @@ def test_pairs_all_scores_and_an_exported_folder(ray, rows, tiny_folder, tmp_pat
     assert {"our label", "our score", "id", "text", "second"} < found[0].keys()
 
 
+@pytest.mark.ray
+@pytest.mark.filterwarnings("ignore")
+def test_labels_given_at_run_time_and_how_certain_two_models_are_of_them(ray, rows, tiny_folder):
+    rows, names = rows[0][:100], {"0": "entailment", "1": "neutral", "2": "contradiction"}
+    models = [tiny_folder("bert", id2label=names, seed=seed) for seed in (0, 1)]
+    asked = {"labels": ["film", "so bad"], "template": "it is {}", "multi_label": True}
+    read = {"stride": 3, "pooling": "mean_probabilities"}
+    found = by_id(
+        flaxsent_ray.classify(
+            ray.data.from_items(rows),
+            model=models,
+            zero_shot=asked,
+            windows=read,
+            uncertainty=True,
+            all_scores=True,
+            num_actors=1,
+        )
+    )
+    classifier, members = members_of([zero_shot(flaxsent.load(model), **asked) for model in models])
+    function = uncertainty(members, score_function="sigmoid")
+    with flaxsent.Engine(windows(classifier, **read), function=function) as engine:
+        expected = engine([row["text"] for row in rows])
+    for name, values in columns(expected).items():
+        np.testing.assert_allclose([row[name] for row in found], values, rtol=0, atol=TOLERANCE)
+    scores_BC = np.array([[row["film"], row["so bad"]] for row in found])
+    np.testing.assert_allclose(scores_BC, expected.scores, rtol=0, atol=TOLERANCE)
+    for row, scores_C in zip(found, scores_BC, strict=True):
+        given = [asked["labels"][index] for index in np.argsort(-scores_C) if scores_C[index] > 0.5]
+        assert [*row["label"]] == given
+        np.testing.assert_allclose(row["score"], [row[label] for label in given], rtol=0, atol=TOLERANCE)
+
+
+@pytest.mark.ray
+@pytest.mark.filterwarnings("ignore")
+def test_embeddings_are_a_column_of_lists(ray, rows, tiny_folder):
+    rows, classifier = rows[0][:100], flaxsent.load(tiny_folder("bert"))
+    found = by_id(flaxsent_ray.classify(ray.data.from_items(rows), model=tiny_folder("bert"), embeddings=True))
+    with flaxsent.Engine(classifier, function=classifier.embeddings) as engine:
+        expected = engine([row["text"] for row in rows])
+    # Vectors of size 1.
+    np.testing.assert_allclose([row["embedding"] for row in found], expected, rtol=0, atol=1e-5)
+    assert {"label", "score"} < found[0].keys()
+
+
 def actors():
     """The processes that hold an engine."""
     import psutil
@@ -160,6 +205,13 @@ def test_mistakes_are_one_line_before_anything_is_computed(ray, rows, tmp_path, 
         ({"text_column": "texts"}, ValueError, "the dataset has no column 'texts'; it has id, text, second"),
         ({"num_actors": 0}, ValueError, "num_actors=0: expected 1 or more"),
         ({"batch_size": -1}, ValueError, "batch_size=-1: expected 1 or more"),
+        ({"model": []}, ValueError, "expected one model or more"),
+        ({"embeddings": True, "uncertainty": True}, ValueError, "embeddings need one model, without uncertainty"),
+        ({"embeddings": True, "zero_shot": {"labels": ["a"]}}, ValueError, "another vector with each of the labels"),
+        ({"zero_shot": {}}, ValueError, "expected a list of one or more labels"),
+        ({"zero_shot": {"labels": ["a"], "template": "so"}}, ValueError, "does not name the label"),
+        ({"zero_shot": {"labels": ["a"]}, "second_column": "second"}, ValueError, "does not go with zero_shot"),
+        ({"windows": {}, "uncertainty": True}, ValueError, "windows pool mean_logits; expected the pooling"),
     ]:
         with pytest.raises(error, match=message) as refusal:
             flaxsent_ray.classify(dataset, **{"model": tiny_folder("bert")} | arguments)

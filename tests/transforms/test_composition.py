@@ -51,6 +51,8 @@ MADE = {
     "windows": in_windows,
     "labels of int8": lambda classifier: with_labels(in_int8(classifier)),
     "windows of int8": lambda classifier: in_windows(in_int8(classifier)),
+    "labels of windows": lambda classifier: with_labels(in_windows(classifier)),
+    "windows of labels": lambda classifier: in_windows(with_labels(classifier)),
 }
 FUNCTIONS = {
     "scores": lambda classifier: classifier.scores,
@@ -69,7 +71,7 @@ FUNCTIONS = {
 OF_DRAWS = ("draws", "uncertainty")
 BY_TOKEN = ("occlusion", "integrated gradients", "gradient x input")
 REFUSED = {
-    **dict.fromkeys([("labels", name) for name in ("embeddings", *BY_TOKEN[1:])], "labels"),
+    ("labels", "embeddings"): "another vector with each of the labels",
     **dict.fromkeys([("windows", name) for name in BY_TOKEN], "entry for each token|one a token|each token"),
     ("int8", "tangent kernel"): "int8",
 }
@@ -84,6 +86,7 @@ def refusal(made, name):
     return next((told for (part, of), told in REFUSED.items() if part in made and of == name), None)
 
 
+@pytest.mark.usefixtures("compiles_fast")
 @pytest.mark.parametrize("name", FUNCTIONS)
 @pytest.mark.parametrize(
     "made", [pytest.param(made, marks=pytest.mark.slow if " of " in made else ()) for made in MADE]

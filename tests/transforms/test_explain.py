@@ -14,7 +14,8 @@ from flaxsent.engine import Engine
 from flaxsent.packing import Step, StepShape, best_fit, lay_rows
 from flaxsent.parity import pytorch
 from flaxsent.results import by_text, take
-from flaxsent.transforms import gradient_x_input, integrated_gradients, occlusion
+from flaxsent.transforms import gradient_x_input, integrated_gradients, occlusion, zero_shot
+from flaxsent.transforms.zero_shot import hypotheses
 from tests.conftest import NATIVE, counted_compilations, texts_of_lengths
 
 # float32 beside float64: gradients of random weights through three layers, for scores of size 1.
@@ -194,6 +195,85 @@ def test_integrated_gradients_are_those_of_captum(loaded, tiny_folder, family):
         assert abs(found.gap[index] - float(delta)) <= TOLERANCE * max(1, np.abs(expected).max())
 
 
+# labels given at run time
+
+LABELS = ["film", "hate this film so much"]
+SINGLE = ["so good", "the film so bad", "good film ! ! !", "so so so", "film " * 60]
+"""The last is cut, by more for the second label than for the first."""
+
+
+def pair_of(classifier, text, label):
+    """A text with its hypothesis, by the model itself, and which of the tokens are the text's."""
+    pair = (text, hypotheses(LABELS, "it is {}")[label])
+    (spans,) = classifier.tokenizer.spans([pair])
+    return pair, np.array([span is not None and span.part == 0 for span in spans])
+
+
+@pytest.mark.torch
+@pytest.mark.parametrize(
+    ("family", "method", "multi_label"),
+    [
+        ("bert", "integrated gradients", True),
+        *[
+            pytest.param(family, method, False, marks=pytest.mark.slow)
+            for family in ("bert", "roberta", "bart")
+            for method in ("integrated gradients", "gradient × input")
+        ],
+    ],
+)
+def test_gradients_by_a_label_given_at_run_time_are_those_of_its_pair(loaded, tiny_folder, family, method, multi_label):
+    """By the plain loop in float64; the hypothesis belongs to the baseline."""
+    import torch
+
+    model = loaded(family)
+    classifier = zero_shot(model, LABELS, template="it is {}", entailment="LABEL_0", multi_label=multi_label)
+    theirs, is_integrated = Theirs(tiny_folder(family), model), method == "integrated gradients"
+    nodes, weights = np.polynomial.legendre.leggauss(5)
+    nodes, weights = ((nodes + 1) / 2, weights / 2) if is_integrated else ([1.0], [1.0])
+    found = explained(classifier, method, SINGLE)
+    assert len({*found.label.tolist()}) == 2, "each text has its own"
+    for index, text in enumerate(SINGLE):
+        pair, is_text = pair_of(model, text, int(found.label[index]))
+        ids = model.tokenize([pair]).input_ids[0]
+        with torch.no_grad():
+            _, end = theirs(pair)
+            _, start = theirs(pair, ids=np.where(is_text, model.tokenizer.pad_token_id, ids))
+        start = start if is_integrated else [torch.zeros_like(one) for one in end]
+        of_columns = []
+        for column in (0, 2) if multi_label else (0,):  # entailment, less contradiction
+            (own, *later), gap = theirs.gradients(pair, column, start, nodes, weights)
+            of_columns.append((sum((np.roll(one, -1) for one in later), start=own), gap))
+        (expected, gap), *less = of_columns
+        for scores, other in less:
+            expected, gap = expected - scores, gap - other
+        size, end_of_text = max(1, np.abs(expected).max()), int(np.flatnonzero(is_text)[-1]) + 1
+        np.testing.assert_allclose(found.scores[index][:end_of_text], expected[:end_of_text], atol=TOLERANCE * size)
+        assert abs(found.scores[index][end_of_text:].sum() - expected[end_of_text:].sum()) <= TOLERANCE * size
+        assert abs(found.gap[index] - gap) <= TOLERANCE * size
+        assert np.abs(expected).max() > 0.01
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("family", "method", "token"), [("bert", "occlusion", "[MASK]"), ("roberta", "occlusion by pad", "[PAD]")]
+)
+def test_occlusion_by_a_label_given_at_run_time_hides_the_text_alone(loaded, family, method, token):
+    model = loaded(family)
+    classifier = zero_shot(model, LABELS, template="it is {}", entailment="LABEL_0")
+    found = explained(classifier, method, SINGLE)
+    hidden = model.tokenizer.backend.token_to_id(token)
+    for index, text in enumerate(SINGLE):
+        pair, is_text = pair_of(model, text, int(found.label[index]))
+        tokens, places = model.tokenize([pair]), np.flatnonzero(is_text)
+        rows = jax.tree.map(functools.partial(np.repeat, repeats=len(places) + 1, axis=0), tokens)
+        rows.input_ids[1 + np.arange(len(places)), places] = hidden
+        own, *others = np.asarray(model.forward(model.params, rows))[:, 0]
+        expected = np.zeros(len(found.scores[index]))
+        expected[places] = own - np.array(others)
+        np.testing.assert_allclose(found.scores[index], expected, atol=2e-5)
+        assert np.abs(expected).max() > 0.01
+
+
 # a text by itself
 
 
@@ -209,7 +289,14 @@ def test_packed_rows_give_what_single_texts_give(loaded, family, method):
     assert np.abs(np.concatenate(packed.scores)).max() > 0.1
 
 
-@methods("integrated gradients", "occlusion")
+@pytest.mark.parametrize(
+    "method",
+    [
+        "integrated gradients",
+        "occlusion",
+        *(pytest.param(one, marks=pytest.mark.slow) for one in ("integrated from zeros", "occlusion by pad")),
+    ],
+)
 def test_how_many_points_are_computed_together_has_no_influence(loaded, method):
     one, three = (
         explained(loaded("bert"), method, TEXTS, tokens_at_once=count * SHAPE.num_rows * SHAPE.row_length)
@@ -289,8 +376,9 @@ def test_occlusion_takes_an_exported_folder_and_gradients_refuse_it(loaded, tmp_
     ours, theirs = (explained(one, "occlusion", TEXTS) for one in (loaded("bert"), exported))
     for one, other in zip(ours.scores, theirs.scores, strict=True):
         np.testing.assert_allclose(one, other, atol=2e-5)
-    with pytest.raises(flaxsent.FlaxsentError, match="which an exported folder has not; use occlusion"):
-        gradient_x_input(exported)
+    for classifier in (exported, zero_shot(exported, LABELS, entailment="LABEL_0")):
+        with pytest.raises(flaxsent.FlaxsentError, match="which an exported folder has not; use occlusion"):
+            gradient_x_input(classifier)
 
 
 @pytest.mark.slow

@@ -17,7 +17,7 @@ from flaxsent.engine import Engine
 from flaxsent.models.adapters import attach, has_adapters, is_trained, merge, part_of
 from flaxsent.models.layers import AdapterDropout, dense
 from flaxsent.models.stacking import stack
-from flaxsent.transforms import lora
+from flaxsent.transforms import gradient_x_input, lora, windows, zero_shot
 from flaxsent.transforms.by_segment import by_segment
 from flaxsent.transforms.quantize import quantize
 from tests.checkpoint.test_adapters import trained
@@ -214,13 +214,32 @@ def test_as_many_texts_as_tokens_in_a_row(routed):
         np.testing.assert_allclose(found, expected, atol=TOLERANCE)
 
 
+def test_each_window_has_the_adapter_of_its_text(routed):
+    base, _, several = routed("bert")
+    texts = texts_of_lengths([3, 90, 60])
+    several = windows(several, stride=5)
+    found = several.tokenizer.encode_windows([*zip("cab", texts, strict=True)], several.windows)
+    expected = base.tokenizer.encode_windows(texts, several.windows)
+    assert found.encodings.input_ids == expected.encodings.input_ids
+    assert found.texts.tolist() == expected.texts.tolist() == [0, 1, 1, 1, 2, 2]
+    which = [2, 0, 0, 0, 1, 1]
+    assert [{*types} for types in found.encodings.token_type_ids] == [{one} for one in which]
+
+
 def test_what_cannot_stand_in_a_row_is_refused(routed, tiny_folder, adapted):
     base, own, several = routed("bert")
     with pytest.raises(FlaxsentError, match=r"text 1 names no adapter; expected \(name, text\) with one of a, b, c"):
         flaxsent.classify([("a", "x"), ("d", "x")], several)
     part = part_of(own["a"].params, config=base.config)
+    asked = {"labels": ["good", "bad"], "entailment": "LABEL_0"}
     with pytest.raises(FlaxsentError, match="expected one or more"):
         by_segment(base, {})
+    with pytest.raises(FlaxsentError, match="labels of its own"):
+        by_segment(zero_shot(base, **asked), {"a": part})
+    with pytest.raises(FlaxsentError, match="several adapters in a row name no hypothesis"):
+        zero_shot(several, **asked)
+    with pytest.raises(FlaxsentError, match="which a classifier of several adapters has not; use occlusion"):
+        gradient_x_input(several)
     with pytest.raises(FlaxsentError, match=r"the adapter 'x' changes bert\.embeddings\.LayerNorm by more"):
         by_segment(base, {"x": {"bert": {"embeddings": {"LayerNorm": base.params["bert"]["embeddings"]["LayerNorm"]}}}})
     wide = lora.adapt(flaxsent.load(tiny_folder("bert"), backend="native", labels=["x", "y"]))

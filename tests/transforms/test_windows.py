@@ -17,6 +17,8 @@ from flaxsent.checkpoint.tokenizer import read_tokenizer
 from flaxsent.cli import main
 from flaxsent.engine import Engine
 from flaxsent.jobs import ray
+from flaxsent.jobs.plan import JobOptions
+from flaxsent.jobs.scoring import Scoring
 from flaxsent.packing import pad
 from flaxsent.tokenization import POOLINGS, Windows
 from flaxsent.transforms import pool, windows
@@ -134,27 +136,33 @@ def test_tokenizers_in_python_are_cut_alike(name, tmp_path):
 # Pooling.
 
 
+SCORES = {"softmax": functools.partial(special.softmax, axis=-1), "sigmoid": special.expit, "none": np.asarray}
+
+
+def pooled_by_hand(z_wC, n_w, pooling, score_function):
+    """The scores of a text from the logits of its windows, in float64."""
+    z_wC, n_w, score = np.asarray(z_wC, np.float64), np.asarray(n_w, np.float64), SCORES[score_function]
+    match pooling:
+        case "mean_logits":
+            return score((n_w @ z_wC) / n_w.sum())
+        case "max_logits":
+            return score(z_wC.max(axis=0))
+        case "mean_probabilities":
+            return n_w @ score(z_wC) / n_w.sum()
+        case "max_probabilities":
+            p_C = score(z_wC).max(axis=0)
+            return p_C / p_C.sum() if score_function == "softmax" else p_C
+
+
 def by_hand(classifier, texts, pooling):
-    """Each window as a text by itself, in float64."""
+    """Each window as a text by itself."""
     windowed = classifier.tokenizer.encode_windows(texts, classifier.windows)
-    logits_WC = np.asarray(classifier.forward(classifier.params, pad(windowed.encodings)), np.float64)
-    of = {"softmax": functools.partial(special.softmax, axis=-1), "sigmoid": special.expit, "none": np.asarray}
-    score = of[classifier.config.score_function]
-    found = []
-    for text in range(len(texts)):
-        of_text = windowed.texts == text
-        z_wC, n_w = logits_WC[of_text], windowed.weights[of_text].astype(np.float64)
-        match pooling:
-            case "mean_logits":
-                found.append(score((n_w @ z_wC) / n_w.sum()))
-            case "max_logits":
-                found.append(score(z_wC.max(axis=0)))
-            case "mean_probabilities":
-                found.append(n_w @ score(z_wC) / n_w.sum())
-            case "max_probabilities":
-                p_C = score(z_wC).max(axis=0)
-                found.append(p_C / p_C.sum() if classifier.config.score_function == "softmax" else p_C)
-    return np.array(found)
+    logits_WC = np.asarray(classifier.forward(classifier.params, pad(windowed.encodings)))
+    of_texts = [windowed.texts == text for text in range(len(texts))]
+    score_function = classifier.config.score_function
+    return np.array(
+        [pooled_by_hand(logits_WC[one], windowed.weights[one], pooling, score_function) for one in of_texts]
+    )
 
 
 PROBLEMS = {
@@ -366,7 +374,7 @@ def test_texts_and_lines_are_read_in_windows(capsys, tiny_folder, monkeypatch, t
     ("arguments", "message"),
     [
         (["--long-texts", "windows", "--stride", "510"], "stride=510: windows of this checkpoint have 509 tokens"),
-        (["--long-texts", "windows", "--uncertainty"], "several models, and --uncertainty, give probabilities"),
+        (["--long-texts", "windows", "--uncertainty"], "several models, and draws of dropout, give probabilities"),
         (["--stride", "7"], "--stride needs --long-texts windows."),
         (["--window-pairs", "second"], "--window-pairs needs --long-texts windows."),
     ],
@@ -407,5 +415,5 @@ def test_several_models_are_read_in_windows_too(capsys, tiny_folder):
 
 
 def test_an_actor_of_ray_reads_windows(tiny_folder):
-    actor = ray._Scorer(tiny_folder("bert"), ["text"], False, "", "special", {"stride": 7})
+    actor = ray._Scorer(Scoring(models=(tiny_folder("bert"),), windows={"stride": 7}), JobOptions())
     assert actor._engine.classifier.windows == Windows(7, "mean_logits", "longer")

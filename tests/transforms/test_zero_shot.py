@@ -14,10 +14,12 @@ from flaxsent.base import FlaxsentError
 from flaxsent.checkpoint.folder import config_of
 from flaxsent.data.labels import Examples
 from flaxsent.packing import pack, pad
+from flaxsent.tokenization import POOLINGS
 from flaxsent.training.trainer import Trainer
-from flaxsent.transforms import integrated_gradients, members_of, occlusion, windows, zero_shot
-from flaxsent.transforms.zero_shot import _Premises, _read, _with_hypothesis, hypotheses
+from flaxsent.transforms import members_of, windows, zero_shot
+from flaxsent.transforms.zero_shot import _Premises, _read, _with_hypotheses, hypotheses
 from tests.conftest import counted_compilations, texts_of_lengths
+from tests.transforms.test_windows import pooled_by_hand
 
 LABELS = ["good", "so bad at the", "film"]
 """Hypotheses of different lengths: what is cut of a long text differs."""
@@ -112,16 +114,17 @@ def test_rows_are_the_pairs_that_the_tokenizer_makes(nli):
         premises, behind = _read(tokenizer, spoken)
         rows, placement = pack(premises.encode(texts), row_length=64)
         assert len(rows.input_ids) < len(texts)
-        for index, hypothesis in enumerate(spoken):
-            write = functools.partial(_with_hypothesis, tokenizer=premises)
-            one = jax.tree.map(lambda leaf, index=index: jnp.asarray(leaf[index]), behind)
-            found = jax.vmap(write, in_axes=(0, None))(jax.tree.map(jnp.asarray, rows), one)
-            for text, row, segment in zip(texts, *placement, strict=True):
-                pair = pad(tokenizer.encode([(text, hypothesis)]))
-                is_there = np.asarray(found.segment_ids[row]) == segment + 1
-                for name in ("input_ids", "token_type_ids", "position_ids"):
-                    expected = getattr(pair, name)[0]
-                    np.testing.assert_array_equal(np.asarray(getattr(found, name)[row])[is_there], expected)
+        write = jax.vmap(functools.partial(_with_hypotheses, behind=behind, tokenizer=premises))
+        labels_RS = np.zeros((len(rows.input_ids), len(texts)), np.int32)
+        labels_RS[placement] = [0, 1, 2, 1]
+        found, places = write(jax.tree.map(jnp.asarray, rows), jnp.asarray(labels_RS))
+        for text, row, segment in zip(texts, *placement, strict=True):
+            pair = pad(tokenizer.encode([(text, spoken[labels_RS[row, segment]])]))
+            is_there = np.asarray(found.segment_ids[row]) == segment + 1
+            for name in ("input_ids", "token_type_ids", "position_ids"):
+                expected = getattr(pair, name)[0]
+                np.testing.assert_array_equal(np.asarray(getattr(found, name)[row])[is_there], expected)
+            np.testing.assert_array_equal(np.asarray(places[row])[is_there], np.flatnonzero(is_there))
 
 
 def test_the_engine_compiles_each_shape_once(nli):
@@ -202,7 +205,6 @@ def test_pairs_vectors_and_what_is_made_of_own_labels_are_refused(nli, tmp_path)
         lambda: flaxsent.Engine(classifier, function=classifier.embeddings)(["a"]): "another vector with each",
         lambda: classifier.hidden_states(classifier.params, classifier.tokenize(["a"])): "another vector with each",
         lambda: zero_shot(classifier, LABELS): "given already",
-        lambda: integrated_gradients(classifier): "which a classifier by labels given at run time has not",
         lambda: flaxsent.save(classifier, tmp_path / "saved"): "neither trained nor saved",
         lambda: flaxsent.export(classifier, tmp_path / "exported"): "neither trained nor saved",
         lambda: Trainer(classifier, examples): "neither trained nor saved",
@@ -221,8 +223,7 @@ def test_an_exported_checkpoint_takes_labels_too(nli, tmp_path, symbolic_sizes):
     np.testing.assert_allclose(scores(TEXTS, read_back), scores(TEXTS, zero_shot(classifier, LABELS)), atol=1e-6)
 
 
-def test_other_transforms_take_it_in_the_engine(nli):
-    """An ensemble of it is each member by itself; occlusion gives the room for hypotheses no score."""
+def test_an_ensemble_of_it_is_each_member_by_itself(nli):
     classifiers = [zero_shot(flaxsent.load(nli(seed=seed), backend="native"), LABELS) for seed in (0, 1)]
     joined, members = members_of(classifiers)
     with flaxsent.Engine(joined, function=members) as engine:
@@ -230,19 +231,87 @@ def test_other_transforms_take_it_in_the_engine(nli):
     for index, classifier in enumerate(classifiers):
         # Probabilities in float32, of rows of other lengths.
         np.testing.assert_allclose(found[:, index], scores(TEXTS, classifier), atol=1e-6)
-    classifier, text = classifiers[0], "so good"
-    with flaxsent.Engine(classifier, function=lambda *rows: occlusion(classifier)(*rows).scores) as engine:
-        (by_token,) = engine([text])
-    num_text = int((classifier.tokenize([text]).token_type_ids == 0).sum())
-    assert by_token[1] != 0
-    assert not by_token[num_text:].any()
 
 
-def test_windows_are_refused_either_way_round(tiny_folder):
-    """A window ends where its hypothesis would begin."""
-    classifier = flaxsent.load(tiny_folder("bert"), backend="native")
-    arguments = {"labels": ["a", "b"], "entailment": "LABEL_0"}
-    with pytest.raises(FlaxsentError, match="labels given at run time read no windows"):
-        windows(zero_shot(classifier, **arguments), stride=4)
-    with pytest.raises(FlaxsentError, match="labels given at run time read no windows"):
-        zero_shot(windows(classifier, stride=4), **arguments)
+# Windows.
+
+
+def logits_of_windows(folder, texts, labels, stride):
+    """By PyTorch, from AutoTokenizer's windows: of each text, entailment and contradiction `[W, L]`, and their tokens.
+
+    Beside a shorter hypothesis, a window is as long as beside the longest.
+    """
+    torch = pytest.importorskip("torch")
+    import transformers
+
+    model = transformers.AutoModelForSequenceClassification.from_pretrained(folder).eval()
+    lengths = [len(ids) for ids in transformers.AutoTokenizer.from_pretrained(folder)(labels).input_ids]
+    found = []
+    for text in texts:
+        of_labels = []
+        for label, length in zip(labels, lengths, strict=True):
+            tokenizer = transformers.AutoTokenizer.from_pretrained(folder)  # keeps the truncation of its last call
+            inputs = tokenizer(
+                text,
+                label,
+                truncation="only_first",
+                max_length=40 - max(lengths) + length,
+                stride=stride,
+                return_overflowing_tokens=True,
+                padding=True,
+                return_tensors="pt",
+            )
+            num_text_w = [inputs.sequence_ids(index).count(0) for index in range(len(inputs["input_ids"]))]
+            taken = {"input_ids", "attention_mask", *(["token_type_ids"] if model.config.type_vocab_size > 1 else [])}
+            with torch.no_grad():
+                logits_wC = model(**{name: value for name, value in inputs.items() if name in taken}).logits.numpy()
+            of_labels.append(logits_wC[:, [2, 0]])
+        found.append((np.stack(of_labels, axis=1), num_text_w))
+    return found
+
+
+@pytest.mark.torch
+@pytest.mark.parametrize(
+    ("family", "multi_label"),
+    [
+        ("bert", False),
+        pytest.param("bert", True, marks=pytest.mark.slow),
+        pytest.param("roberta", False, marks=pytest.mark.slow),
+    ],
+)
+def test_each_window_is_paired_with_each_hypothesis(nli, family, multi_label):
+    folder, texts = nli(family), ["so good", *texts_of_lengths([24, 25, 60, 110])]
+    plain = flaxsent.load(folder, backend="native")
+    make = functools.partial(zero_shot, labels=LABELS, template="{}", multi_label=multi_label)
+    theirs = logits_of_windows(folder, texts, LABELS, stride=5)
+    counts = [len(num_w) for _, num_w in theirs]
+    assert counts[0] == 1 < counts[3] < counts[4]
+    for pooling in POOLINGS:
+        classifier = make(windows(plain, stride=5, pooling=pooling))
+        expected = []
+        for logits_wL2, num_w in theirs:
+            z_wL = logits_wL2[..., 0] - logits_wL2[..., 1] if multi_label else logits_wL2[..., 0]
+            expected.append(pooled_by_hand(z_wL, num_w, pooling, "sigmoid" if multi_label else "softmax"))
+        assert np.bincount(classifier.tokenizer.encode_windows(texts, classifier.windows).texts).tolist() == counts
+        with flaxsent.Engine(classifier, row_lengths=[64], tokens_per_step=256) as engine:
+            found = engine(texts)
+        np.testing.assert_allclose(found, expected, atol=1e-5)  # of two libraries, as above
+    # The last pooling, the other way round.
+    np.testing.assert_allclose(scores(texts, windows(make(plain), stride=5, pooling=pooling)), expected, atol=1e-5)
+
+
+def test_windows_leave_the_hypothesis_whole_and_are_told(nli, caplog):
+    classifier = zero_shot(flaxsent.load(nli(), backend="native"), LABELS)
+    tokenizer = windows(classifier, stride=3).tokenizer
+    assert isinstance(tokenizer, _Premises)
+    longest = tokenizer.room[1]
+    texts = texts_of_lengths([40 - 1 - longest, 40 - 1 - longest + 1])
+    flaxsent.classify(texts, windows(classifier, stride=3))
+    limit = 40 - longest + 1
+    assert caplog.messages == [f"1 of 2 texts of more than {limit} tokens were read in 2 windows"]
+    in_windows = windows(flaxsent.load(nli(), backend="native"), stride=limit - 3)
+    for make in (lambda: windows(classifier, stride=limit - 3), lambda: zero_shot(in_windows, LABELS)):
+        with pytest.raises(
+            FlaxsentError, match=f"stride={limit - 3}: windows of this checkpoint have {limit - 3} tokens"
+        ):
+            make()
