@@ -7,7 +7,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from flaxsent.losses import losses
+from flaxsent.base import FlaxsentError
+from flaxsent.losses import losses, pair_loss
 
 RNG = np.random.default_rng(0)
 LOGITS = RNG.normal(size=(7, 5)).astype(np.float32) * np.float32([0.1, 1, 3, 8, 30, 60, 300])[:, None]
@@ -112,3 +113,76 @@ def test_the_gradient_of_the_focal_loss_is_finite_where_nothing_is_left_to_learn
         )(logits)
         assert jnp.isfinite(gradient).all()
         assert jnp.abs(gradient).max() > 1e-3
+
+
+# pairs of texts
+
+LENGTHS = np.array([1e-3, 1, 1, 10, 1, 1, 1, 0.1, 0], np.float32)[:, None]
+EMBEDDINGS = RNG.normal(size=(9, 6)).astype(np.float32) * LENGTHS
+IS_TEXT = np.array([1, 1, 1, 0, 1, 1, 1, 1, 0], np.float32)
+PAIRED = {
+    "single_label_classification": np.array([0, 1, 1, 1, 2, 0, 1, 3, 0], np.int32),
+    "multi_label_classification": RNG.integers(0, 2, (9, 4)).astype(np.float32) * (np.arange(9)[:, None] != 5),
+}
+
+
+def pairs_of_setfit(labels):
+    """The pairs that `setfit.sampler.ContrastiveDataset` draws by oversampling until each has been drawn as often.
+
+    Positive are those with the same label, or one of several in common; the fewer are repeated until they are as many
+    as the others. Of a text with itself, which it draws too, the cosine is 1 where there is no dropout.
+    """
+    kinds = {True: [], False: []}
+    for i, j in zip(*np.triu_indices(len(labels), 0), strict=True):
+        is_same = any(np.logical_and(labels[i], labels[j])) if labels.ndim == 2 else labels[i] == labels[j]
+        kinds[bool(is_same)] += [(i, j)] if i != j else []
+    likes, others = kinds[True] * len(kinds[False]), kinds[False] * len(kinds[True])
+    assert len(likes) == len(others) > 0
+    return np.array(likes + others), np.repeat([1.0, 0.0], len(likes))
+
+
+@pytest.mark.torch
+@pytest.mark.parametrize("problem_type", PAIRED)
+def test_pairs_have_sentence_transformers_loss_of_those_that_setfit_draws(problem_type):
+    import torch
+
+    labels = PAIRED[problem_type]
+    is_text = IS_TEXT > 0
+    pairs, targets = pairs_of_setfit(labels[is_text])
+    theirs = torch.tensor(EMBEDDINGS[is_text], dtype=torch.float64, requires_grad=True)
+    # CosineSimilarityLoss.forward.
+    cosines = torch.cosine_similarity(theirs[pairs[:, 0]], theirs[pairs[:, 1]])
+    expected = torch.nn.functional.mse_loss(cosines, torch.tensor(targets))
+    expected.backward()
+    assert theirs.grad is not None
+    found, gradient = jax.value_and_grad(pair_loss)(
+        *(jnp.asarray(one) for one in (EMBEDDINGS, labels, IS_TEXT)), problem_type=problem_type
+    )
+    # float32 against float64; the gradient of a short vector is long.
+    np.testing.assert_allclose(found, expected.item(), rtol=1e-5)
+    lengths = np.maximum(np.linalg.norm(EMBEDDINGS, axis=1, keepdims=True), 1e-3)
+    np.testing.assert_allclose((gradient * lengths)[is_text], theirs.grad.numpy() * lengths[is_text], atol=1e-6)
+    assert not np.any(gradient[~is_text])
+
+
+def test_pairs_of_one_kind_alone_are_half_of_the_loss():
+    right_angles, labels = jnp.eye(3), jnp.array([0, 1, 2])
+    assert pair_loss(right_angles, labels, jnp.ones(3)) == 0
+    assert pair_loss(right_angles, labels * 0, jnp.ones(3)) == 0.5
+    assert pair_loss(right_angles, labels * 0, jnp.zeros(3)) == 0
+
+
+def test_the_loss_of_pairs_composes_with_jit_vmap_and_grad():
+    labels, weights = (jnp.asarray(one) for one in (PAIRED["single_label_classification"], IS_TEXT))
+    stack = jnp.stack([jnp.asarray(EMBEDDINGS), 2 * jnp.asarray(EMBEDDINGS[::-1])])
+    gradient = jax.grad(pair_loss)
+    found = jax.jit(jax.vmap(lambda one: gradient(one, labels, weights)))(stack)
+    for each, one in zip(found, stack, strict=True):
+        # Relative to the largest: sums of float32 in another order.
+        expected = gradient(one, labels, weights)
+        np.testing.assert_allclose(each, expected, atol=1e-5 * float(jnp.abs(expected).max()))
+
+
+def test_values_have_no_pairs():
+    with pytest.raises(FlaxsentError, match="regression has values, not labels"):
+        pair_loss(jnp.eye(3), jnp.arange(3.0), jnp.ones(3), problem_type="regression")

@@ -8,7 +8,7 @@ from typing import Any, TypeVar
 
 from flaxsent.cli.options import add_reading, reading_of
 from flaxsent.data.base import Reading
-from flaxsent.training.options import RunOptions, TrainOptions, choices
+from flaxsent.training.options import ON_PAIRS, RunOptions, TrainOptions, choices
 
 _Options = TypeVar("_Options", RunOptions, TrainOptions)
 
@@ -43,15 +43,14 @@ with the same parameters, bit for bit."""
 def _argument(field: dataclasses.Field) -> dict[str, Any]:
     """What argparse is told of a field."""
     told, default = field.metadata, field.default
-    argument: dict[str, Any] = {"help": told["help"]}
+    # What is not given is not in the namespace: its default is the dataclass's, or that of --contrastive.
+    argument: dict[str, Any] = {"help": told["help"], "default": argparse.SUPPRESS}
     if field.type is bool:
         return argument | {"action": "store_true"}
     if default is dataclasses.MISSING:
         argument["required"] = True
-    else:
-        argument["default"] = default
-        if default not in (None, ()):
-            argument["help"] += f" (default {default:g})" if isinstance(default, float) else f" (default {default})"
+    elif default not in (None, ()):
+        argument["help"] += f" (default {default:g})" if isinstance(default, float) else f" (default {default})"
     if told["range"] is not None:
         return argument | {"type": told["range"].kind, "metavar": "N" if told["range"].kind is int else "X"}
     if choices(field):
@@ -59,21 +58,27 @@ def _argument(field: dataclasses.Field) -> dict[str, Any]:
     if told["split"] is not None:
         return argument | {"type": lambda text: tuple(text.split(told["split"])), "metavar": told["metavar"]}
     if typing.get_origin(field.type) is tuple:
-        several = {"nargs": "+", "action": "extend", "metavar": told["metavar"] or "PATTERN"}
-        return argument | several | ({"default": []} if default == () else {})
+        return argument | {"nargs": "+", "action": "extend", "metavar": told["metavar"] or "PATTERN"}
     return argument | {"metavar": told["metavar"]}
 
 
-def _read(options: type[_Options], arguments: argparse.Namespace) -> _Options:
-    values: dict[str, Any] = {}
+def _read(options: type[_Options], arguments: argparse.Namespace, **values: Any) -> _Options:
     for field in dataclasses.fields(options):
-        value = reading_of(arguments) if field.type is Reading else getattr(arguments, field.name)
-        values[field.name] = tuple(value) if isinstance(value, list) else value
+        if field.type is Reading:
+            values[field.name] = reading_of(arguments)
+        elif field.name in arguments:
+            value = getattr(arguments, field.name)
+            values[field.name] = tuple(value) if isinstance(value, list) else value
     return options(**values)
 
 
+def _options(arguments: argparse.Namespace) -> tuple[RunOptions, TrainOptions]:
+    options = _read(RunOptions, arguments)
+    return options, _read(TrainOptions, arguments, **(ON_PAIRS if options.contrastive else {}))
+
+
 def run(arguments: argparse.Namespace) -> None:
-    train_options, run_options = _read(TrainOptions, arguments), _read(RunOptions, arguments)
+    run_options, train_options = _options(arguments)
     from flaxsent.training import distributed
     from flaxsent.training import run as training
 

@@ -52,7 +52,7 @@ def write_card(
         data=data,
         measured_on=dev_name if figures else None,
         figures=figures,
-        options=dataclasses.asdict(train_options),
+        options=dataclasses.asdict(train_options) | ({"contrastive": True} if options.contrastive else {}),
         is_adapter=bool(train_options.lora_rank),
     )
     (folder / CARD).write_text(card, encoding="utf-8")

@@ -15,7 +15,8 @@ from tqdm import tqdm
 from flaxsent.files import require, write
 from flaxsent.training import distributed
 from flaxsent.training.choosing import METRICS
-from flaxsent.training.trainer import StepEvent, Trainer, mean_loss
+from flaxsent.training.step import mean_loss
+from flaxsent.training.trainer import StepEvent, Trainer
 
 
 class Log:

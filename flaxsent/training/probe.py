@@ -16,7 +16,7 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, Int, Shaped
 
 from flaxsent import models
-from flaxsent.base import FlaxsentError, ProblemType, Text
+from flaxsent.base import FlaxsentError, Params, ProblemType, Text
 from flaxsent.classifier import Classifier, check_has_own_labels, with_thresholds
 from flaxsent.data.labels import Examples
 from flaxsent.engine import Engine
@@ -56,8 +56,8 @@ class Probed(NamedTuple):
     """What `probe` finds."""
 
     classifier: Classifier
-    evaluation: Evaluation
-    """Of dev, or in the cross-validation."""
+    evaluation: Evaluation | None
+    """Of dev, or in the cross-validation; None where there was neither."""
 
 
 _OPTIONS = ("class_weights", "seed", "metric", "sharding", "num_epochs")
@@ -83,26 +83,33 @@ def check(options: RunOptions, train_options: TrainOptions) -> None:
             raise FlaxsentError(f"{flag} is for steps; --probe alone makes none: leave it out, or pass --epochs, too.")
 
 
+def check_can_probe(classifier: Classifier) -> None:
+    """Raises FlaxsentError for a classifier without a layer that can be fitted."""
+    check_has_own_labels(classifier)
+    if not classifier.packs:
+        raise FlaxsentError(f"a probe needs flaxsent's own encoder, which there is not for {classifier.config.family}.")
+
+
 def probe(
     classifier: Classifier,
     train: Examples,
     dev: Examples | None = None,
     options: TrainOptions | None = None,
     *,
+    penalty: float | None = None,
     report: Callable[[str], None] = logger.info,
 ) -> Probed:
     """The classifier with the layer of its logits fitted to `train`; of the options, those in `_OPTIONS` matter.
 
     The penalty is the one of `PENALTIES` with the least loss on dev, or without dev in a cross-validation; several
-    labels at once get thresholds from the same texts.
+    labels at once get thresholds from the same texts. Where there is a `penalty` and no dev, that is taken instead, and
+    there are no thresholds: a cross-validation is of no use where the encoder has learned from these texts.
 
     Raises:
         FlaxsentError: labels that do not fit the classifier, or it is not one with a layer that can be fitted.
     """
     options = TrainOptions() if options is None else options
-    check_has_own_labels(classifier)
-    if not classifier.packs:
-        raise FlaxsentError(f"a probe needs flaxsent's own encoder, which there is not for {classifier.config.family}.")
+    check_can_probe(classifier)
     config = as_trained(classifier.config)
     kind, metric = config.problem_type, choosing.metric_of(config.problem_type, options.metric)
     targets = labels_as_arrays(train, config)
@@ -131,6 +138,10 @@ def probe(
     def logits(layer: Layer, found_ND: Float[np.ndarray, "N D"]) -> Float[np.ndarray, "N C"]:
         return (standardised(found_ND) @ np.asarray(layer.kernel) + np.asarray(layer.bias)) * np.float32(scale)
 
+    start = f"probe: {len(train.texts):,} texts, {features_ND.shape[1]} features; penalty"
+    if dev is None and penalty is not None:
+        report(f"{start} {penalty:g}")
+        return Probed(_with_layer(classifier, fitted(penalty=penalty), mean_D, spread_D, scale), None)
     if dev is not None:
         checked, dev_ND = labels_as_arrays(dev, config), _features(classifier, dev.texts)
         layers = [fitted(penalty=penalty) for penalty in PENALTIES]
@@ -149,10 +160,8 @@ def probe(
             found.append(out_NC)
     means = [_mean_loss(one, checked, kind) for one in found]
     best = int(np.argmin(means))
-    penalty = PENALTIES[best]
-    layer = layers[best] if layers else fitted(penalty=penalty)
-    source = "dev" if dev is not None else "cross-validation"
-    report(f"probe: {len(train.texts):,} texts, {features_ND.shape[1]} features; penalty {penalty:g}, by {source}")
+    layer = layers[best] if layers else fitted(penalty=PENALTIES[best])
+    report(f"{start} {PENALTIES[best]:g}, by {'dev' if dev is not None else 'cross-validation'}")
     probed = _with_layer(classifier, layer, mean_D, spread_D, scale)
     if kind == "multi_label_classification":
         probs = probabilities(found[best], problem_type=kind)
@@ -225,12 +234,16 @@ def _fit(
     return jax.lax.while_loop(goes_on, step, (first, optimizer.init(first), jnp.int32(0), jnp.float32(jnp.inf)))[0]
 
 
+def with_features(params: Params) -> Params:
+    """Params whose logits are the features that the layer of the logits reads: the identity is in its place."""
+    kernel = models.last_layer(params)["kernel"]
+    identity = {"kernel": jnp.eye(len(kernel), dtype=kernel.dtype), "bias": jnp.zeros(len(kernel), kernel.dtype)}
+    return models.with_last_layer(params, identity)
+
+
 def _features(classifier: Classifier, texts: list[Text]) -> Float[np.ndarray, "N D"]:
-    """What the layer of the logits reads: the logits that the identity gives in its place."""
-    kernel = models.last_layer(classifier.params)["kernel"]
-    with jax.default_device(device_of(kernel)):
-        identity = {"kernel": jnp.eye(len(kernel), dtype=kernel.dtype), "bias": jnp.zeros(len(kernel), kernel.dtype)}
-    params = models.with_last_layer(classifier.params, identity)
+    with jax.default_device(device_of(models.last_layer(classifier.params)["kernel"])):
+        params = with_features(classifier.params)
     with Engine(dataclasses.replace(classifier, params=params), function=classifier.logits) as engine:
         return engine(texts)
 

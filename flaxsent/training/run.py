@@ -32,7 +32,7 @@ from flaxsent.models.config import ModelConfig
 from flaxsent.packing import StepShape
 from flaxsent.placement import on_host
 from flaxsent.postprocessing import probabilities, tune_thresholds
-from flaxsent.training import choosing, class_weights, distributed, folds, patterns
+from flaxsent.training import choosing, class_weights, contrastive, distributed, folds, patterns
 from flaxsent.training import probe as probing
 from flaxsent.training import sweep as sweeps
 from flaxsent.training.batches import labels_as_arrays
@@ -42,7 +42,7 @@ from flaxsent.training.log import draw_curves, read_log
 from flaxsent.training.loop import make_steps
 from flaxsent.training.options import Metric, RunOptions, TrainOptions
 from flaxsent.training.reading import Data, own_config, read_data
-from flaxsent.training.trainer import Trainer
+from flaxsent.training.trainer import Snapshot, Trainer
 from flaxsent.training.work import CURVES, LOG, SWEEP, SWEEP_CURVES, VALIDATION, Facts, Work, difference, plan
 from flaxsent.transforms import mean_layer
 
@@ -90,13 +90,7 @@ def run(
     if teacher is not None:
         scores_NC = work.teacher if begun is not None else _scores(teacher, data, classifier.config)
     shapes = None if begun is None else tuple(StepShape(*shape) for shape in begun["shapes"])
-    trainer = Trainer(
-        *(classifier, data.train, data.dev),
-        options=dataclasses.replace(train_options, metric=None) if options.folds else train_options,
-        unlabelled=data.unlabelled,
-        teacher=scores_NC,
-        shapes=shapes,
-    )
+    trainer = _trainer(classifier, data, options, train_options, teacher=scores_NC, shapes=shapes, report=report)
     _tell(trainer, report)
     facts = facts | {"shapes": trainer.shapes} if begun is None else begun
     work.begin(facts, scores_NC)
@@ -107,8 +101,7 @@ def run(
         told = {"options": train_options, "shapes": trainer.shapes, "steps": steps, "report": report}
         validated = folds.validate(classifier, data.train, parts, folder, **told)
     snapshot = steps(trainer, work.folder)
-    chosen = trainer.chosen(snapshot, report)
-    result = _with_thresholds(trainer.result(snapshot), data.dev, trainer.metric)
+    result, chosen = _result(trainer, snapshot, data, options, train_options, report=report)
 
     def write_into(folder: Path) -> None:
         _save(result, folder, options, train_options, data, chosen)
@@ -120,6 +113,44 @@ def run(
 
     work.finish(facts, write_into)
     return chosen
+
+
+def _trainer(
+    classifier: Classifier,
+    data: Data,
+    options: RunOptions,
+    train_options: TrainOptions,
+    *,
+    teacher: Float[np.ndarray, "N C"] | None,
+    shapes: tuple[StepShape, ...] | None,
+    report: Callable[[str], None],
+) -> Trainer:
+    if options.contrastive:
+        return contrastive.trainer_of(classifier, data.train, train_options, shapes=shapes, report=report)
+    return Trainer(
+        *(classifier, data.train, data.dev),
+        options=dataclasses.replace(train_options, metric=None) if options.folds else train_options,
+        unlabelled=data.unlabelled,
+        teacher=teacher,
+        shapes=shapes,
+    )
+
+
+def _result(
+    trainer: Trainer,
+    snapshot: Snapshot,
+    data: Data,
+    options: RunOptions,
+    train_options: TrainOptions,
+    *,
+    report: Callable[[str], None],
+) -> probing.Probed:
+    """What the steps end with, and its evaluation."""
+    result = trainer.result(snapshot)
+    if options.contrastive:
+        return contrastive.fit_layer(result, data.train, data.dev, train_options, report=report)
+    chosen = trainer.chosen(snapshot, report)
+    return probing.Probed(_with_thresholds(result, data.dev, trainer.metric), chosen)
 
 
 def _with_thresholds(classifier: Classifier, dev: Examples | None, metric: Metric) -> Classifier:
@@ -215,7 +246,9 @@ def _save(
 
 
 def _check(options: RunOptions, train_options: TrainOptions) -> None:
-    if options.probe:
+    if options.contrastive:
+        contrastive.check(options, train_options)
+    elif options.probe:
         probing.check(options, train_options)
     has_dev = options.dev is not None or options.dev_fraction is not None
     for name in ("early_stopping", "evaluate_every", *([] if options.folds else ["metric"])):
@@ -280,7 +313,12 @@ def _load(options: RunOptions, data: Data, *, seed: int) -> tuple[Classifier, bo
             raise
         # A config.json that does not name the class of the model may be that of an encoder without a head.
         classifier, is_new = with_head(True), True
-    if options.probe and is_new and mean_layer.has_mean_layer(own) and hub.pools_mean(options.model):
+    if (
+        (options.probe or options.contrastive)
+        and is_new
+        and mean_layer.has_mean_layer(own)
+        and hub.pools_mean(options.model)
+    ):
         classifier = mean_layer.with_mean_layer(classifier)
     return classifier, is_new
 
@@ -334,6 +372,7 @@ def _facts(
         "unlabelled": {"name": options.unlabelled, "digest": _digest(*data.unlabelled)},
         "folds": options.folds,
         "probe": options.probe,
+        "contrastive": options.contrastive,
         "labels": data.task.labels,
         "problem_type": data.task.problem_type,
         "platform": jax.default_backend(),

@@ -1,13 +1,14 @@
 """One step as pure functions: the loss, its gradient and the update; `trainer.py` loops over them."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float, Int, Key
 
-from flaxsent.base import Params, ProblemType, Tokens
+from flaxsent.base import FlaxsentError, Params, ProblemType, Tokens
 from flaxsent.files import require
 from flaxsent.losses import losses
 from flaxsent.training.batches import Batch
@@ -19,6 +20,8 @@ else:
 
 Forward = Callable[[Params, Tokens, Key[Array, ""] | None], Float[Array, "*texts C"]]
 Loss = Callable[[Params, Batch, Key[Array, ""] | None], Float[Array, ""]]
+Objective = Callable[..., Float[Array, ""]]
+"""A `Loss` that is given, by name, the `forward` that it is of, and the `problem_type`."""
 
 
 class TrainState(NamedTuple):
@@ -140,3 +143,15 @@ def with_frozen(loss: Loss, frozen: Params) -> Loss:
 def dev_logits(params: Params, batch: Batch, *, forward: Forward) -> Float[Array, "*texts C"]:
     """The logits in float32 of a batch of dev, without dropout."""
     return forward(params, batch.tokens, None).astype(jnp.float32)
+
+
+def mean_loss(losses: Sequence[Float[Array, ""]], *, step: int) -> float:
+    """The mean of the last steps' losses, fetched from the device.
+
+    Raises:
+        FlaxsentError: it is not finite; then the parameters are not, either.
+    """
+    value = float(np.mean(jax.device_get(list(losses))))
+    if not np.isfinite(value):
+        raise FlaxsentError(f"the loss is {value} at step {step}; try a lower learning_rate, or a longer warmup.")
+    return value

@@ -31,7 +31,17 @@ from flaxsent.training.choosing import METRICS, Evaluation, metric_of, told_ends
 from flaxsent.training.optimizer import is_frozen, make_optimizer, make_schedule
 from flaxsent.training.options import NUM_EPOCHS, Metric, TrainOptions
 from flaxsent.training.prior import at_prior
-from flaxsent.training.step import Forward, StepReport, TrainState, dev_logits, loss, train_step, with_frozen
+from flaxsent.training.step import (
+    Forward,
+    Objective,
+    StepReport,
+    TrainState,
+    dev_logits,
+    loss,
+    mean_loss,
+    train_step,
+    with_frozen,
+)
 from flaxsent.transforms import lora
 
 if TYPE_CHECKING:
@@ -82,6 +92,7 @@ class Trainer:
         unlabelled: Sequence[Text] = (),
         teacher: Float[np.ndarray, "N C"] | None = None,
         shapes: tuple[StepShape, ...] | None = None,
+        objective: Objective | None = None,
     ) -> None:
         """Encodes the texts and plans the steps; compiles nothing yet.
 
@@ -94,6 +105,7 @@ class Trainer:
             teacher: scores of the texts of `train`, then of `unlabelled`, by another classifier with the same labels.
             shapes: of the steps; by default they fit the options, the texts and the number of devices. A run that was
                 begun on other devices goes on with its own: then as many devices are used as share its rows evenly.
+            objective: what the steps make less, as `contrastive.loss`; by default the loss of the labels.
 
         Raises:
             FlaxsentError: labels that do not fit the classifier, or options that do not fit it or the data.
@@ -147,7 +159,7 @@ class Trainer:
         self.learning_rate = make_schedule(options, self.num_steps)
         self._optimizer = make_optimizer(options, self.num_steps, classifier.params)
         forward = forward_of_rows(classifier, options, self.shapes[0].num_segments, call=self._placement.call)
-        step = step_of(classifier, options, self._optimizer, forward, self.weights_C)
+        step = step_of(classifier, options, self._optimizer, forward, self.weights_C, objective)
         state = jax.eval_shape(self._begin, classifier.params)
         replicated, (of_state, of_params) = self._placement.replicated, map(self._placement.of, (state, state.params))
         self.step = jax.jit(step, donate_argnums=0, out_shardings=(of_state, replicated))
@@ -312,18 +324,18 @@ def step_of(
     optimizer: optax.GradientTransformation,
     forward: Forward,
     weights_C: Float[np.ndarray, " C"] | None = None,
+    objective: Objective | None = None,
 ) -> Callable[[TrainState, Batch], tuple[TrainState, StepReport]]:
     """A step of the run that the options describe; `weights_C` are their class weights."""
-    trained = functools.partial(
+    of_labels = functools.partial(
         loss,
-        forward=forward,
-        problem_type=classifier.config.problem_type,
         label_smoothing=options.label_smoothing,
         teacher_weight=options.teacher_weight,
         teacher_temperature=options.teacher_temperature,
         class_weights=None if weights_C is None else jnp.asarray(weights_C),
         focal_gamma=options.focal_gamma,
     )
+    trained = functools.partial(objective or of_labels, forward=forward, problem_type=classifier.config.problem_type)
     return functools.partial(
         train_step,
         loss=with_frozen(trained, is_frozen(classifier.params, options.freeze)),
@@ -402,15 +414,3 @@ def fit(
 
 
 _REPORT_STEPS = 200
-
-
-def mean_loss(losses: Sequence[Float[Array, ""]], *, step: int) -> float:
-    """The mean of the last steps' losses, fetched from the device.
-
-    Raises:
-        FlaxsentError: it is not finite; then the parameters are not, either.
-    """
-    value = float(np.mean(jax.device_get(list(losses))))
-    if not np.isfinite(value):
-        raise FlaxsentError(f"the loss is {value} at step {step}; try a lower learning_rate, or a longer warmup.")
-    return value

@@ -10,7 +10,7 @@ from flaxsent import cli
 from flaxsent.base import FlaxsentError
 from flaxsent.cli import train
 from flaxsent.data.base import Reading
-from flaxsent.training.options import RunOptions, TrainOptions
+from flaxsent.training.options import ON_PAIRS, RunOptions, TrainOptions
 
 FIELDS = [
     field
@@ -43,10 +43,13 @@ def parse(*more):
 
 
 def test_the_command_line_has_the_defaults_of_the_dataclasses():
-    arguments = parse()
-    for field in FIELDS:
-        if field.name not in ("train", "output", "freeze", "sweep"):
-            assert getattr(arguments, field.name) == field.default, field.name
+    assert train._options(parse()) == (RunOptions(train=("a",), output="b"), TrainOptions())
+
+
+def test_pairs_have_defaults_of_their_own_which_yield_to_what_is_given():
+    found = [train._options(parse("--contrastive", *more))[1] for more in ((), ("--learning-rate", "0.0001"))]
+    assert found[0] == TrainOptions(**ON_PAIRS) != TrainOptions()
+    assert found[1] == TrainOptions(**(ON_PAIRS | {"learning_rate": 1e-4}))
 
 
 def test_how_files_are_read_is_said_as_to_every_command():
