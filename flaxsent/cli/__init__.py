@@ -37,11 +37,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """
     is_own = arguments is None
     closed = _fill_closed() if is_own else []
-    if is_own and not _is_debugging():
+    if is_own and not _is_debugging() and os.environ.get("TF_CPP_MIN_LOG_LEVEL", "1") == "1":
         # XLA prints pages about the processor when it reads what it has compiled itself; it asks as it is imported.
         # JAX says 1 to whatever its own process starts.
-        if os.environ.get("TF_CPP_MIN_LOG_LEVEL", "1") == "1":
-            os.environ["TF_CPP_MIN_LOG_LEVEL"] = "3"
+        os.environ["TF_CPP_MIN_LOG_LEVEL"] = "3"
     try:
         try:
             return _run(sys.argv[1:] if arguments is None else arguments, is_own=is_own)
