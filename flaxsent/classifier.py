@@ -233,6 +233,19 @@ def with_thresholds(classifier: Classifier, thresholds: Sequence[float] | None) 
     return dataclasses.replace(classifier, config=config)
 
 
+def with_limit(classifier: Classifier, max_length: int) -> Classifier:
+    """The same, for texts of so many tokens at most.
+
+    Raises:
+        FlaxsentError: the checkpoint takes less, or special tokens are as many.
+    """
+    classifier.tokenizer.encode([], max_length=max_length)  # refuses what is no length of its texts
+    tokenizer = dataclasses.replace(classifier.tokenizer, max_length=max_length)
+    return dataclasses.replace(
+        classifier, tokenizer=tokenizer, tokenize=functools.partial(tokenize, tokenizer=tokenizer)
+    )
+
+
 def with_windows(classifier: Classifier, windows: Windows | None) -> Classifier:
     """The same, for texts that are read in these windows.
 

@@ -37,6 +37,9 @@ def add_long_texts(command: argparse.ArgumentParser) -> None:
         help="cut texts of more tokens than the model takes, or read all of them in overlapping windows (default cut)",
     )
     command.add_argument(
+        "--window-length", type=int, metavar="N", help="tokens of a window (default: as many as the model takes)"
+    )
+    command.add_argument(
         "--stride", type=int, metavar="N", help="tokens that a window shares with the one before (default 64)"
     )
     command.add_argument("--pooling", choices=POOLINGS, help=f"what a text has of its windows (default {POOLINGS[0]})")
@@ -51,7 +54,7 @@ def windows_of(options: argparse.Namespace) -> dict[str, Any] | None:
     Raises:
         FlaxsentError: they say how, and not that.
     """
-    names = {"stride": "stride", "pooling": "pooling", "window_pairs": "pairs"}
+    names = {"window_length": "length", "stride": "stride", "pooling": "pooling", "window_pairs": "pairs"}
     given = {name: getattr(options, name) for name in names if getattr(options, name) is not None}
     if options.long_texts == "windows":
         return {names[name]: value for name, value in given.items()}

@@ -68,6 +68,7 @@ def gather_facts(job: Job, classifier: Classifier) -> Facts:
         "bad rows": options.bad_rows and str(Path(options.bad_rows).resolve()),
         "model": fingerprint(classifier),
         "windows of long texts": classifier.windows and classifier.windows._asdict(),
+        "limit of texts": classifier.tokenizer.max_length,
         "special tokens in text": classifier.tokenizer.special_tokens_in_text,
         **{f"version of {name}": version for name, version in versions.items()},
     }

@@ -20,7 +20,7 @@ import numpy as np
 from jaxtyping import Float, Int, PyTree, Shaped
 
 from flaxsent.base import AnyArray, FlaxsentError, ScoreFunction
-from flaxsent.classifier import Classifier, Outputs, with_windows
+from flaxsent.classifier import Classifier, Outputs, with_limit, with_windows
 from flaxsent.tokenization import PAIRS, POOLINGS, Windowed, Windows
 
 Pooling = Literal["mean_logits", "max_logits", "mean_probabilities", "max_probabilities"]
@@ -29,6 +29,7 @@ Pooling = Literal["mean_logits", "max_logits", "mean_probabilities", "max_probab
 def windows(
     classifier: Classifier,
     *,
+    length: int | None = None,
     stride: int = 64,
     pooling: Pooling = "mean_logits",
     pairs: Literal["longer", "second"] = "longer",
@@ -37,13 +38,15 @@ def windows(
 
     Args:
         classifier: what scores each window.
+        length: tokens of a window, special tokens included, and of the longest text that is read whole; by default as
+            many as the checkpoint takes. A checkpoint that was trained on sentences reads shorter windows better.
         stride: how many tokens of the window before are in each window, as in Hugging Face tokenizers.
         pooling: what is made of the logits, or of the probabilities, of the windows.
         pairs: which text of a pair is cut into windows. Each window has the other text, too: whole, or, if it takes
             more than half of the room, its half, which is said.
 
     Raises:
-        FlaxsentError: `stride` is not below the window, or a name is unknown.
+        FlaxsentError: the checkpoint takes no windows of this length, `stride` is not below it, or a name is unknown.
 
     >>> import flaxsent
     >>> text = "a bad start , " + "and then it is wonderful , moving and funny . " * 99
@@ -53,6 +56,8 @@ def windows(
     >>> flaxsent.classify([text], windows(cut, stride=64))[0].label
     'POSITIVE'
     """
+    if length is not None:
+        classifier = with_limit(classifier, length)
     for name, value, known in (("pooling", pooling, POOLINGS), ("pairs", pairs, PAIRS)):
         if value not in known:
             raise FlaxsentError(f"{name}={value!r}: expected one of {', '.join(known)}.")

@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 import json
+import shutil
 
 import jax
 import jax.numpy as jnp
@@ -187,6 +188,21 @@ def test_scores_are_those_of_the_formulas(tiny_folder, problem, pooling):
     np.testing.assert_allclose(found, expected, rtol=0, atol=TOLERANCE)
 
 
+def test_windows_of_a_length_are_those_of_a_checkpoint_with_that_limit(tiny_folder, tmp_path):
+    folder = tmp_path / "short"
+    shutil.copytree(tiny_folder("bert"), folder)
+    settings = json.loads((folder / "tokenizer_config.json").read_text())
+    (folder / "tokenizer_config.json").write_text(json.dumps(settings | {"model_max_length": 20}))
+    short = windows(flaxsent.load(folder, backend="native"), stride=7)
+    own = windows(flaxsent.load(tiny_folder("bert"), backend="native"), length=20, stride=7)
+    assert own.tokenizer.max_length == short.tokenizer.max_length == 20
+    assert flaxsent.classify(TEXTS, own, top_k=None) == flaxsent.classify(TEXTS, short, top_k=None)
+    with Engine(own) as engine, Engine(short) as other:
+        assert engine.shapes == other.shapes
+        np.testing.assert_array_equal(engine(TEXTS), other(TEXTS))
+    assert own.tokenize(TEXTS).input_ids.shape == (len(TEXTS), 20)
+
+
 def test_poolings_differ(tiny_folder):
     classifier = flaxsent.load(tiny_folder("bert"), backend="native")
     scores = [by_hand(windows(classifier, stride=7, pooling=pooling), TEXTS, pooling)[1] for pooling in POOLINGS]
@@ -295,6 +311,10 @@ def test_the_number_of_windows_is_told(tiny_folder, caplog):
         ({"stride": -1}, "stride=-1"),
         ({"stride": 2.0}, r"stride=2\.0"),
         ({"stride": True}, "stride=True"),
+        ({"length": 3}, "a length of 3 tokens was asked for; this checkpoint takes 4 to 40: pass one of these"),
+        ({"length": 41}, "a length of 41 tokens was asked for"),
+        ({"length": 20.0}, r"a length of 20\.0 tokens was asked for"),
+        ({"length": 20}, "stride=64: windows of this checkpoint have 17 tokens of a text"),
         ({"stride": 1, "pooling": "median"}, "pooling='median': expected one of mean_logits, max_logits, mean_prob"),
         ({"stride": 1, "pairs": "first"}, "pairs='first': expected one of longer, second"),
     ],
@@ -348,6 +368,9 @@ def test_files_and_evaluation_have_the_scores_of_windows(capsys, tiny_folder, da
     assert (
         f'its windows of long texts: {{"stride": 7, "pooling": "{pooling}", "pairs": "longer"}} then, null now' in err
     )
+    code, _, err = run(capsys, "classify", *command, "--resume", *WINDOWS, pooling, "--window-length", "30")
+    assert code == 2
+    assert "its limit of texts: 40 then, 30 now" in err
 
 
 def test_texts_and_lines_are_read_in_windows(capsys, tiny_folder, monkeypatch, tmp_path, caplog):
@@ -376,6 +399,11 @@ def test_texts_and_lines_are_read_in_windows(capsys, tiny_folder, monkeypatch, t
         (["--long-texts", "windows", "--stride", "510"], "stride=510: windows of this checkpoint have 509 tokens"),
         (["--long-texts", "windows", "--uncertainty"], "several models, and draws of dropout, give probabilities"),
         (["--stride", "7"], "--stride needs --long-texts windows."),
+        (["--window-length", "20"], "--window-length needs --long-texts windows."),
+        (
+            ["--long-texts", "windows", "--window-length", "2"],
+            "a length of 2 tokens was asked for; this checkpoint takes",
+        ),
         (["--window-pairs", "second"], "--window-pairs needs --long-texts windows."),
     ],
 )
