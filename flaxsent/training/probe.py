@@ -28,7 +28,7 @@ from flaxsent.postprocessing import postprocess, probabilities, tune_thresholds
 from flaxsent.training import choosing, class_weights, splits
 from flaxsent.training.batches import labels_as_arrays
 from flaxsent.training.choosing import Evaluation
-from flaxsent.training.options import RunOptions, TrainOptions
+from flaxsent.training.options import Metric, RunOptions, TrainOptions
 from flaxsent.training.prior import prior_bias
 
 if TYPE_CHECKING:
@@ -38,8 +38,11 @@ else:
 
 logger = logging.getLogger(__name__)
 
-PENALTIES = (1.0, 0.3, 0.1, 0.03, 0.01, 0.003)
+PENALTIES = (1.0, 0.3, 0.1, 0.03, 0.01, 0.003, 0.001, 3e-4, 1e-4, 3e-5)
 """From which one is chosen: half of it times the squares of the kernel is added to the mean loss of a text."""
+
+_MOST_WORSE = 2
+"""Penalties in a row that are worse than the best, after which smaller ones are not tried."""
 
 _NUM_FOLDS = 5
 _MOST_STEPS, _LEAST_GRADIENT = 500, 1e-5
@@ -144,30 +147,52 @@ def probe(
         return Probed(_with_layer(classifier, fitted(penalty=penalty), mean_D, spread_D, scale), None)
     if dev is not None:
         checked, dev_ND = labels_as_arrays(dev, config), _features(classifier, dev.texts)
-        layers = [fitted(penalty=penalty) for penalty in PENALTIES]
-        found = [logits(layer, dev_ND) for layer in layers]
+
+        def unseen(penalty: float) -> Float[np.ndarray, "M C"]:
+            return logits(fitted(penalty=penalty), dev_ND)
     else:
-        num_folds, layers, checked = min(_NUM_FOLDS, len(train.texts)), [], targets
+        num_folds, checked = min(_NUM_FOLDS, len(train.texts)), targets
         if num_folds < 2:
             raise FlaxsentError("a probe without dev needs 2 texts or more, to choose its penalty.")
         fold_N = splits.folds(train, num_folds, problem_type=kind, seed=options.seed)
-        found = []
-        for penalty in PENALTIES:
+
+        def unseen(penalty: float) -> Float[np.ndarray, "M C"]:
             out_NC = np.zeros((len(fold_N), config.num_labels), np.float32)
             for fold in range(num_folds):
                 layer = fitted(penalty=penalty, weights_N=(fold_N != fold).astype(np.float32))
                 out_NC[fold_N == fold] = logits(layer, features_ND[fold_N == fold])
-            found.append(out_NC)
-    means = [_mean_loss(one, checked, kind) for one in found]
-    best = int(np.argmin(means))
-    layer = layers[best] if layers else fitted(penalty=PENALTIES[best])
-    report(f"{start} {PENALTIES[best]:g}, by {'dev' if dev is not None else 'cross-validation'}")
-    probed = _with_layer(classifier, layer, mean_D, spread_D, scale)
-    if kind == "multi_label_classification":
-        probs = probabilities(found[best], problem_type=kind)
-        average = choosing.average_of(metric)
-        probed = with_thresholds(probed, tune_thresholds(probs, checked, average=average))
-    return Probed(probed, choosing.evaluate(found[best], checked, config, metric=metric))
+            return out_NC
+
+    penalty, best_MC = _choose(unseen, lambda logits_MC: _mean_loss(logits_MC, checked, kind))
+    layer = fitted(penalty=penalty)
+    report(f"{start} {penalty:g}, by {'dev' if dev is not None else 'cross-validation'}")
+    probed = _with_thresholds(_with_layer(classifier, layer, mean_D, spread_D, scale), best_MC, checked, metric)
+    return Probed(probed, choosing.evaluate(best_MC, checked, config, metric=metric))
+
+
+def _with_thresholds(
+    classifier: Classifier, logits_MC: Float[np.ndarray, "M C"], targets: Shaped[np.ndarray, "*M_or_C"], metric: Metric
+) -> Classifier:
+    """Of several labels at once, those that are best on texts that were not seen."""
+    kind = classifier.config.problem_type
+    if kind != "multi_label_classification":
+        return classifier
+    probs_MC, average = probabilities(logits_MC, problem_type=kind), choosing.average_of(metric)
+    return with_thresholds(classifier, tune_thresholds(probs_MC, targets, average=average))
+
+
+def _choose(
+    unseen: Callable[[float], Float[np.ndarray, "M C"]], loss: Callable[[Float[np.ndarray, "M C"]], float]
+) -> tuple[float, Float[np.ndarray, "M C"]]:
+    """The penalty with the least loss on texts that were not seen, and their logits."""
+    found: list[tuple[float, Float[np.ndarray, "M C"]]] = []
+    means: list[float] = []
+    for penalty in PENALTIES:
+        found.append((penalty, unseen(penalty)))
+        means.append(loss(found[-1][1]))
+        if len(means) - 1 - int(np.argmin(means)) == _MOST_WORSE:
+            break
+    return found[int(np.argmin(means))]
 
 
 def fit_layer(

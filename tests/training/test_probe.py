@@ -15,7 +15,7 @@ from flaxsent.engine import Engine
 from flaxsent.training import choosing
 from flaxsent.training.batches import labels_as_arrays
 from flaxsent.training.options import TrainOptions
-from flaxsent.training.probe import PENALTIES, fit_layer, probe
+from flaxsent.training.probe import PENALTIES, _choose, fit_layer, probe
 from tests.conftest import texts_of_lengths
 from tests.training.runs import ROWS, refused, run
 
@@ -124,12 +124,24 @@ def test_what_was_measured_is_what_the_checkpoint_gives(tiny, problem_type, has_
     assert (config.label_thresholds is not None) == (problem_type == "multi_label_classification")
 
 
+def test_smaller_penalties_are_tried_until_they_are_worse():
+    losses, seen = iter([5.0, 6.0, 4.0, 3.0, 3.5, 3.2, 0.0]), []
+
+    def unseen(penalty):
+        seen.append(penalty)
+        return np.array([[penalty]])
+
+    penalty, logits = _choose(unseen, lambda _: next(losses))
+    assert penalty == logits == PENALTIES[3]
+    assert seen == [*PENALTIES[:6]]
+
+
 def test_class_weights_move_what_is_answered(tiny):
     kind = "single_label_classification"
     train, classifier = examples(kind, 90, 1), tiny(kind)
     shares = []
     for weights in (None, {"bad": 30.0}):
-        found = probe(classifier, train, train, TrainOptions(class_weights=weights)).classifier
+        found = probe(classifier, train, None, TrainOptions(class_weights=weights), penalty=0.1).classifier
         shares.append(np.mean([answer.label == "bad" for answer in flaxsent.classify(train.texts, found)]))
     assert shares[0] < shares[1]
 
