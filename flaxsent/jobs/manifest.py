@@ -67,8 +67,8 @@ def gather_facts(job: Job, classifier: Classifier) -> Facts:
         "prefix": options.prefix,
         "bad rows": options.bad_rows and str(Path(options.bad_rows).resolve()),
         "model": fingerprint(classifier),
-        "windows of long texts": classifier.windows and classifier.windows._asdict(),
-        "limit of texts": classifier.tokenizer.max_length,
+        "windows of long texts": classifier.windows
+        and {"length": classifier.tokenizer.max_length, **classifier.windows._asdict()},
         "special tokens in text": classifier.tokenizer.special_tokens_in_text,
         **{f"version of {name}": version for name, version in versions.items()},
     }

@@ -365,12 +365,11 @@ def test_files_and_evaluation_have_the_scores_of_windows(capsys, tiny_folder, da
     assert json.loads(out)["log_loss"] == pytest.approx(loss, abs=1e-5)
     code, _, err = run(capsys, "classify", *command, "--resume")
     assert code == 2
-    assert (
-        f'its windows of long texts: {{"stride": 7, "pooling": "{pooling}", "pairs": "longer"}} then, null now' in err
-    )
+    facts = f'{{"length": 40, "stride": 7, "pooling": "{pooling}", "pairs": "longer"}}'
+    assert f"its windows of long texts: {facts} then, null now" in err
     code, _, err = run(capsys, "classify", *command, "--resume", *WINDOWS, pooling, "--window-length", "30")
     assert code == 2
-    assert "its limit of texts: 40 then, 30 now" in err
+    assert f"its windows of long texts: {facts} then, {facts.replace('40', '30')} now" in err
 
 
 def test_texts_and_lines_are_read_in_windows(capsys, tiny_folder, monkeypatch, tmp_path, caplog):
