@@ -24,6 +24,22 @@ ENVIRONMENT: Mapping[str, str] = {
 """What libtpu reads when it is loaded; the command line sets it."""
 
 
+class KernelCycles(NamedTuple):
+    """What flaxsent's kernels take, at most, for 1,024 numbers, which are a vector register, beside their products."""
+
+    attend: float
+    attend_512: float
+    attend_long: float
+    attend_window: float
+    feed_forward: float
+    feed_forward_narrow: float
+    layer_norm: float
+
+    def of(self, name: str) -> float:
+        """Of a kernel by its name; of one that is not known the most."""
+        return self._asdict().get(name, max(self))
+
+
 class Chip(NamedTuple):
     """A TPU, as its data sheet has it."""
 
@@ -36,8 +52,7 @@ class Chip(NamedTuple):
     """The same."""
     bytes_per_second: float
     """Read from or written to its memory."""
-    kernel_cycles: float
-    """At most, that a kernel of flaxsent takes for 1,024 numbers, which are a vector register."""
+    kernel_cycles: KernelCycles
     axes: int
     """Of a mesh of them."""
     most: int
@@ -53,16 +68,18 @@ class Chip(NamedTuple):
 
 # cloud.google.com/tpu/docs/v4, v5e, v5p and v6e: memory, peak and bandwidth of a chip, chips of a pod. Operations a
 # cycle are those that give the peak at clocks of 1.05, 1.5, 1.75 and 1.75 GHz: 2 for each cell of matrix units of 128
-# rows and columns (v6e: 256). The compiler's estimate of large products comes to 88-97% of them. Cycles of kernels are
-# VLIW bundles in libtpu's dump of its last schedule (--xla_jf_dump_llo_text): of attention in rows of 128 7.4 on a v5e
-# and 4.5 on a v6e, of 512 6.0 and 2.8, of LayerNorm 3.5 and 3.1; not read for a v4 or a v5p.
+# rows and columns (v6e: 256). The compiler's estimate of large products comes to 88-97% of them. Cycles of kernels
+# are those of libtpu's last schedule (--xla_jf_dump_llo_text, file "…hlo-static-bundle-profile"), the most of hidden
+# sizes of 384, 768 and 1,024; of attention in rows of 128 to 384, of 512, of 1,024 and 8,192, and in windows of 129
+# tokens. Those of a v4 and a v5p were not read, and are a v5e's.
+_V5E_KERNELS = KernelCycles(5.6, 4.2, 4.7, 6.7, 0.2, 0.3, 3.5)
 CHIPS = {
     chip.name: chip
     for chip in (
-        Chip("v4", 32 << 30, 275e12, 8 * 2 * 128**2, 1228e9, 7.5, 3, 4096, "megacore"),
-        Chip("v5e", 16 << 30, 197e12, 4 * 2 * 128**2, 819e9, 7.5, 2, 256),
-        Chip("v5p", 95 << 30, 459e12, 8 * 2 * 128**2, 2765e9, 7.5, 3, 8960),
-        Chip("v6e", 32 << 30, 918e12, 4 * 2 * 256**2, 1640e9, 4.5, 2, 256),
+        Chip("v4", 32 << 30, 275e12, 8 * 2 * 128**2, 1228e9, _V5E_KERNELS, 3, 4096, "megacore"),
+        Chip("v5e", 16 << 30, 197e12, 4 * 2 * 128**2, 819e9, _V5E_KERNELS, 2, 256),
+        Chip("v5p", 95 << 30, 459e12, 8 * 2 * 128**2, 2765e9, _V5E_KERNELS, 3, 8960),
+        Chip("v6e", 32 << 30, 918e12, 4 * 2 * 256**2, 1640e9, KernelCycles(3.5, 2.3, 3.0, 5.6, 1.4, 2.7, 3.2), 2, 256),
     )
 }
 

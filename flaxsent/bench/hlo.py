@@ -45,17 +45,25 @@ class Module(NamedTuple):
     entry: str
 
 
+class Kernels(NamedTuple):
+    """Pallas kernels of one name; sums over all that a device executes."""
+
+    numbers: int = 0
+    """That they work through, scores or elements of what is normalised, as they say ("transcendentals")."""
+    operations: int = 0
+    """Of their products, as they say ("flops")."""
+    bytes: int = 0
+    """What they read from and write to the memory off the chip."""
+
+
 class Figures(NamedTuple):
     """Of one device in one step; sums over all that it executes."""
 
     cycles: int
     """The compiler's estimate. It makes none for kernels, nor for what goes over the network."""
-    kernel_numbers: int
-    """That Pallas kernels work through, scores or elements of what is normalised, as they say ("transcendentals")."""
-    kernel_bytes: int
-    """What these read from and write to the memory off the chip."""
+    kernels: dict[str, Kernels]
     silent_kernels: int
-    """How many of them say nothing of it."""
+    """How many say nothing of themselves."""
     memory_bytes: int
     """Read from and written to the memory off the chip."""
     scores_bytes: int
@@ -89,7 +97,8 @@ def figures(text: str, *, row_length: int) -> Figures:
     """The sums over what a device executes of an optimised module."""
     module = parse(text)
     runs, uncounted = executions(module)
-    cycles = numbers = kernel_bytes = silent = memory = scores = 0
+    cycles = silent = memory = scores = 0
+    kernels: dict[str, Kernels] = {}
     collectives: dict[str, int] = {}
     for name, times in runs.items():
         computation = module.computations[name]
@@ -102,14 +111,16 @@ def figures(text: str, *, row_length: int) -> Figures:
             memory += times * (read + written)
             scores += times * _scores(instruction, row_length)
             if "tpu_custom_call" in instruction.attributes.partition("backend_config=")[0]:
-                cost = config.get("custom_call_config", {}).get("cost_estimate")
-                silent += cost is None
-                numbers += times * int((cost or {}).get("transcendentals", 0))
-                kernel_bytes += times * (read + written)
+                cost = config.get("custom_call_config", {}).get("cost_estimate", {})
+                silent += not cost
+                own = Kernels(int(cost.get("transcendentals", 0)), int(cost.get("flops", 0)), read + written)
+                kind = instruction.name.removeprefix("%").partition(".")[0]
+                so_far = kernels.get(kind, Kernels())
+                kernels[kind] = Kernels(*(total + times * one for total, one in zip(so_far, own, strict=True)))
             kind = instruction.opcode.removesuffix("-done")
             if kind in _COLLECTIVES:
                 collectives[kind] = collectives.get(kind, 0) + times * sum(map(_size, _arrays(instruction.shape)))
-    return Figures(cycles, numbers, kernel_bytes, silent, memory, scores, collectives, uncounted)
+    return Figures(cycles, kernels, silent, memory, scores, collectives, uncounted)
 
 
 def executions(module: Module) -> tuple[dict[str, int], int]:

@@ -189,11 +189,13 @@ def _told(shape: StepShape) -> str:
 def cycles(step: Step, chip: Chip) -> float:
     """The compiler's estimate; of kernels, of which it makes none, that of `Chip.kernel_cycles` or what they move.
 
-    Kernels that say nothing of their numbers count as what they move alone.
+    Kernels that say nothing of themselves count as what they move alone.
     """
-    figures = step.figures
-    by_numbers = figures.kernel_numbers / 1024 * chip.kernel_cycles
-    return figures.cycles + max(by_numbers, figures.kernel_bytes / chip.bytes_per_second * chip.clock)
+    total = float(step.figures.cycles)
+    for name, kernels in step.figures.kernels.items():
+        computed = kernels.operations / chip.operations_per_cycle + kernels.numbers / 1024 * chip.kernel_cycles.of(name)
+        total += max(computed, kernels.bytes / chip.bytes_per_second * chip.clock)
+    return total
 
 
 def matrix_use(step: Step, chip: Chip) -> float | None:
@@ -305,9 +307,10 @@ def _step_lines(step: Step, plan: Plan) -> list[str]:
         f"{tokens / max(seconds, 1e-12):,.0f} tokens/s"
         + ("" if use is None else f", {use:.0%} of the matrix units' peak"),
     ]
-    if figures.kernel_numbers or figures.silent_kernels:
-        silent = f", {figures.silent_kernels} of them by what they move alone" if figures.silent_kernels else ""
-        lines.append(f"kernels, which have no estimate, count {chip.kernel_cycles:g} cycles for 1,024 numbers{silent}")
+    if figures.kernels:
+        counted = ", ".join(f"{name} {chip.kernel_cycles.of(name):g}" for name in sorted(figures.kernels))
+        silent = f"; {figures.silent_kernels} of them what they move alone" if figures.silent_kernels else ""
+        lines.append(f"kernels, which have no estimate, count their products and for 1,024 numbers {counted}{silent}")
     if figures.collectives:
         moved = ", ".join(f"{kind} {_bytes(size)}" for kind, size in sorted(figures.collectives.items()))
         lines.append(f"between chips, which no estimate counts: {moved}")
@@ -355,7 +358,8 @@ def _step_json(step: Step, chip: Chip) -> dict[str, Any]:
         "asked": step.asked._asdict(),
         "shape": step.shape._asdict(),
         "products": step.products and step.products._asdict(),
-        "figures": step.figures._asdict(),
+        "figures": step.figures._asdict()
+        | {"kernels": {name: kernels._asdict() for name, kernels in step.figures.kernels.items()}},
         "cycles": cycles(step, chip),
         "seconds": cycles(step, chip) / chip.clock,
         "matrix_use": matrix_use(step, chip),

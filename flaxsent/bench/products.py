@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 
 from flaxsent.models.attention import attend_p
+from flaxsent.models.feed_forward import feed_forward_p
 from flaxsent.models.layers import dense_p
 
 
@@ -44,7 +45,11 @@ def _of(jaxpr: Any) -> Products | None:
             found = max(branch for branch in branches if branch is not None)
         else:
             inner_jaxprs = [*_inner(equation.params)]
-            if equation.primitive in (attend_p, dense_p):  # whatever computes it; of attention, all scores count
+            if equation.primitive in (
+                attend_p,
+                dense_p,
+                feed_forward_p,
+            ):  # whatever computes it; of attention, all scores count
                 by_xla = functools.partial(equation.primitive.impl, **equation.params)
                 inner_jaxprs = [jax.make_jaxpr(by_xla)(*(operand.aval for operand in equation.invars)).jaxpr]
             for inner in inner_jaxprs:

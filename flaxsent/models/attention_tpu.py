@@ -20,8 +20,9 @@ _TOKENS = 512
 """In a block, of one row or of several short ones: each block costs a third of a microsecond beside its work."""
 _QUERIES = 128
 """In a block of a row that is longer than `_TOKENS`."""
-_SCORES_AT_ONCE = 2**18
-"""Of several heads: what one head takes waits for itself, in short rows most of the time."""
+_SCORES_AT_ONCE = 2**19
+"""Of several heads and rows: what one head takes waits for itself, in short rows most of the time."""
+_LOG2_E = math.log2(math.e)
 _MOST_BYTES, _MOST_BYTES_OF_LONG = 8 * 2**20, 20 * 2**20
 """Of the blocks in memory on the chip, and of those of rows longer than `_TOKENS`; there are scores beside them."""
 _LIMIT_OF_LONG = 64 * 2**20
@@ -101,7 +102,7 @@ def attend(
         kernel,
         grid=(R // B, D // W, T // Q),
         in_specs=specs,
-        name="attend",
+        name=_name(T, is_whole=keys == T),
         out_specs=at_queries,
         out_shape=jax.ShapeDtypeStruct(q_RTD.shape, q_RTD.dtype),
         compiler_params=pltpu.CompilerParams(
@@ -117,6 +118,13 @@ def attend(
     )(*operands)
 
 
+def _name(length: int, *, is_whole: bool) -> str:
+    """By which `flaxsent plan` knows what it takes, beside what it says of itself."""
+    if not is_whole:
+        return "attend_window"
+    return "attend" if length < _TOKENS else "attend_512" if length == _TOKENS else "attend_long"
+
+
 def _up(number: int) -> int:
     """To the next multiple of `LANES`."""
     return -(-number // LANES) * LANES
@@ -128,6 +136,17 @@ def _is_seen(after_QT: Int[Array, "Q T"], *, reach: int | None, is_causal: bool)
         return after_QT <= 0
     is_near_QT = jnp.abs(after_QT) <= reach
     return is_near_QT & (after_QT <= 0) if is_causal else is_near_QT
+
+
+def _unnormalized(
+    scores_QT: Float[Array, "Q T"], bias_QT: Float[Array, "Q T"] | None, mask_QT: Bool[Array, "Q T"], scale: float
+) -> Float[Array, "Q T"]:
+    """What the softmax divides by its sum, by powers of 2, as the chip computes them: log2(e) is part of the scale."""
+    scores_QT = scale * _LOG2_E * scores_QT
+    if bias_QT is not None:
+        scores_QT += _LOG2_E * bias_QT
+    scores_QT = jnp.where(mask_QT, scores_QT, jnp.finfo(jnp.float32).min)
+    return jnp.exp2(scores_QT - jnp.max(scores_QT, axis=-1, keepdims=True))
 
 
 def _kernel(
@@ -159,36 +178,35 @@ def _kernel(
     # In 16 bits one pass is exact, and the compiler refuses more, which None would ask for where JAX's default is more.
     asked = precision if q_ref.dtype == jnp.float32 else jax.lax.Precision.DEFAULT
     product = functools.partial(jax.lax.dot_general, precision=asked, preferred_element_type=jnp.float32)
-    at_once = max(
-        n for n in range(1, W // G + 1) if (W // G) % n == 0 and (n == 1 or n * G // H * Q * keys <= _SCORES_AT_ONCE)
-    )
     head_1G = jax.lax.div(jax.lax.broadcasted_iota(jnp.int32, (1, G), 1), jnp.int32(H))
-    ones_TG = jnp.ones((keys, G), v_ref.dtype)
+    heads = range(G // H)
+
+    def by_head(x_TG: Float[Array, "T G"]) -> Float[Array, "HT G"]:
+        """Once for each head of a group, below one another, with zeros in the lanes of the others."""
+        return jnp.concatenate([jnp.where(head_1G == head, x_TG, 0) for head in heads])
+
+    ones_HTG, masks = by_head(jnp.ones((keys, G), v_ref.dtype)), []
     for row in range(B):
-        mask_QT = query_ids_ref[row] == key_ids_ref[row, :, at_keys]
+        masks.append(query_ids_ref[row] == key_ids_ref[row, :, at_keys])
         if after_QT is not None:
-            mask_QT &= _is_seen(after_QT, reach=reach, is_causal=is_causal)
-        for first in range(0, W // G, at_once):
-            groups = [slice(group * G, (group + 1) * G) for group in range(first, first + at_once)]
-            scores = []
-            for group in groups:
-                q_QG = q_ref[row, :, group]
-                of_heads = [jnp.where(head_1G == head, q_QG, 0) for head in range(G // H)]
-                scores.append(product(jnp.concatenate(of_heads), k_ref[row, at_keys, group], (((1,), (1,)), ((), ()))))
-            scores_NQT = scale * jnp.stack(scores).reshape(-1, Q, keys)
+            masks[row] &= _is_seen(after_QT, reach=reach, is_causal=is_causal)
+    units = [(row, first // G, slice(first, first + G)) for row in range(B) for first in range(0, W, G)]
+    at_once = max(_SCORES_AT_ONCE // (len(heads) * Q * keys), 1)
+    for chosen in (units[first : first + at_once] for first in range(0, len(units), at_once)):
+        scores = [
+            product(q_ref[row, :, lanes], by_head(k_ref[row, at_keys, lanes]), (((1,), (1,)), ((), ())))
+            for row, _, lanes in chosen
+        ]
+        probs = []
+        for scores_QHT, (row, group, _) in zip(scores, chosen, strict=True):
+            biases: list[Array | None] = [None] * len(heads)
             if bias_ref:
                 bias_row = row if bias_ref[0].shape[0] > 1 else 0
-                scores_NQT += bias_ref[0][bias_row, first * G // H : (first + at_once) * G // H, :, at_keys]
-            scores_NQT = jnp.where(mask_QT[None], scores_NQT, jnp.finfo(jnp.float32).min)
-            probs_NQT = jnp.exp(scores_NQT - jnp.max(scores_NQT, axis=-1, keepdims=True)).astype(v_ref.dtype)
-            probs = probs_NQT.reshape(len(groups), -1, keys)
-            for index, group in enumerate(groups):
-                # With columns of ones beside the values, the product has the sums, too: an MXU of 256 columns has room.
-                v_T2G = jnp.concatenate([v_ref[row, at_keys, group], ones_TG], axis=-1)
-                y_N2G = product(probs[index], v_T2G, (((1,), (0,)), ((), ())))
-                y_NQG = y_N2G[:, :G] / y_N2G[:, G:]
-                y_NQG = y_NQG.reshape(-1, Q, G)
-                y_QG = y_NQG[0]
-                for head in range(1, G // H):
-                    y_QG = jnp.where(head_1G == head, y_NQG[head], y_QG)
-                o_ref[row, :, group] = y_QG.astype(o_ref.dtype)
+                biases = [bias_ref[0][bias_row, group * len(heads) + head, :, at_keys] for head in heads]
+            of_heads = zip(jnp.split(scores_QHT, len(heads), axis=-1), biases, strict=True)
+            probs.append(jnp.concatenate([_unnormalized(*one, masks[row], scale) for one in of_heads], axis=-1))
+        for probs_QHT, (row, _, lanes) in zip(probs, chosen, strict=True):
+            # One product has the values of all heads, each in its lanes, and the sums beside them.
+            v_HT2G = jnp.concatenate([by_head(v_ref[row, at_keys, lanes]), ones_HTG], axis=-1)
+            y_Q2G = product(probs_QHT.astype(v_ref.dtype), v_HT2G, (((1,), (0,)), ((), ())))
+            o_ref[row, :, lanes] = (y_Q2G[:, :G] / y_Q2G[:, G:]).astype(o_ref.dtype)

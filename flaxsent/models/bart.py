@@ -15,9 +15,9 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from flaxsent.base import AnyArray, FlaxsentError, Params, Tokens
-from flaxsent.models.activations import ACTIVATIONS
 from flaxsent.models.attention import attend
 from flaxsent.models.family import MOST_LAYERS, Family, ModelConfig
+from flaxsent.models.feed_forward import feed_forward
 from flaxsent.models.layers import (
     OptionalKey,
     add_and_norm,
@@ -266,8 +266,14 @@ def _layer(
     if encoded is not None:
         y_QD = attention(params["encoder_attn"], before("encoder_attn", x_QD), encoded, is_causal=False, key=cross_key)
         x_QD = add("encoder_attn", x_QD, y_QD)
-    y_QF = ACTIVATIONS[config.activation](dense(params["fc1"], before("final", x_QD)))
-    y_QD = dense(params["fc2"], dropout(y_QF, _options(config).activation_dropout, activation_key))
+    y_QD = feed_forward(
+        params["fc1"],
+        params["fc2"],
+        before("final", x_QD),
+        activation=config.activation,
+        dropout_rate=_options(config).activation_dropout,
+        key=activation_key,
+    )
     x_QD = add("final", x_QD, y_QD)
     if drop_key is None or stack.layerdrop == 0:
         return x_QD

@@ -42,7 +42,7 @@ def norm(
         out_specs=at_tokens,
         out_shape=jax.ShapeDtypeStruct((math.prod(shape[:-1]), D), dtype),
         compiler_params=pltpu.CompilerParams(dimension_semantics=("parallel",)),
-        # "transcendentals" are the numbers that it works through, by which `flaxsent plan` estimates all kernels.
+        # "transcendentals" are the numbers that it works through.
         cost_estimate=pl.CostEstimate(
             flops=8 * math.prod(shape),
             transcendentals=math.prod(shape),

@@ -13,9 +13,9 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from flaxsent.base import Params, Tokens
-from flaxsent.models.activations import ACTIVATIONS
 from flaxsent.models.attention import attend
 from flaxsent.models.family import ModelConfig
+from flaxsent.models.feed_forward import feed_forward
 from flaxsent.models.layers import (
     OptionalKey,
     add_and_norm,
@@ -132,6 +132,6 @@ def post_norm_layer(
     )
     y_QD = dropout(dense(part(params, parts.attended), y_QD), rates["attended"], attended_key)
     x_QD = add_and_norm(part(params, parts.attended_norm), x_QD, y_QD, eps=config.layer_norm_eps)
-    y_QF = ACTIVATIONS[config.activation](dense(part(params, parts.up), x_QD))
-    y_QD = dropout(dense(part(params, parts.down), y_QF), rates["down"], down_key)
+    y_QD = feed_forward(part(params, parts.up), part(params, parts.down), x_QD, activation=config.activation)
+    y_QD = dropout(y_QD, rates["down"], down_key)
     return add_and_norm(part(params, parts.down_norm), x_QD, y_QD, eps=config.layer_norm_eps)

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from flaxsent.bench.hlo import executions, figures, parse
+from flaxsent.bench.hlo import Kernels, executions, figures, parse
 
 ON_CHIP, OFF_CHIP = "{1,0:T(8,128)(2,1)S(1)}", "{1,0:T(8,128)(2,1)}"
 NONE_ESTIMATED = 2**63 - 1
@@ -145,7 +145,7 @@ def kernel(cost: str) -> str:
     return entry(
         f"%q = bf16[8,128]{OFF_CHIP} parameter(0)",
         f"%k = bf16[8,128]{ON_CHIP} copy(%q)",
-        f"ROOT %attention = bf16[8,128]{ON_CHIP} custom-call(%q, %k), "
+        f"ROOT %attend_512.12.refs_0_ = bf16[8,128]{ON_CHIP} custom-call(%q, %k), "
         'custom_call_target="tpu_custom_call", backend_config={"custom_call_config":{"body":"TUzvUg=="' + cost + "}}",
     )
 
@@ -153,7 +153,7 @@ def kernel(cost: str) -> str:
 def test_a_kernel_counts_as_what_it_says_of_itself():
     said = ',"cost_estimate":{"flops":"25769803776","transcendentals":"196608","bytes_accessed":"1024"}'
     found = figures(kernel(said), row_length=128)
-    assert (found.cycles, found.kernel_numbers, found.kernel_bytes) == (0, 196608, 8 * 128 * 2)
+    assert (found.cycles, found.kernels) == (0, {"attend_512": Kernels(196608, 25769803776, 8 * 128 * 2)})
     assert found.silent_kernels == 0
     assert figures(kernel(""), row_length=128).silent_kernels == 1
 

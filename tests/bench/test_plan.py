@@ -23,8 +23,7 @@ HOST = Host(tokens_per_text=25.0, bytes_per_text=140.0, tokenized_per_second=2e4
 CORPUS = Corpus(documents=1e9, hours=10.0, cores_per_host=100, num_groups=1000)
 FIGURES = hlo.Figures(
     cycles=10**6,
-    kernel_numbers=0,
-    kernel_bytes=0,
+    kernels={},
     silent_kernels=0,
     memory_bytes=10**8,
     scores_bytes=10**7,
@@ -51,15 +50,20 @@ def test_the_share_of_the_peak_is_products_over_cycles():
 
 
 @pytest.mark.parametrize(
-    ("changes", "expected"),
+    ("kernels", "expected"),
     [
-        ({"kernel_numbers": 1024 * 500}, 10**6 + 7.5 * 500),
-        ({"kernel_bytes": 819 * 10**6}, 10**6 + V5E.clock * 1e-3),
-        ({"kernel_numbers": 1024 * 500, "kernel_bytes": 8}, 10**6 + 7.5 * 500),
+        ({"attend": hlo.Kernels(numbers=1024 * 500)}, V5E.kernel_cycles.attend * 500),
+        ({"attend": hlo.Kernels(operations=131_072 * 300)}, 300),
+        ({"attend": hlo.Kernels(bytes=819 * 10**6)}, V5E.clock * 1e-3),
+        (
+            {"attend": hlo.Kernels(1024 * 500, 131_072 * 300, 8), "layer_norm": hlo.Kernels(numbers=2048)},
+            V5E.kernel_cycles.attend * 500 + 300 + V5E.kernel_cycles.layer_norm * 2,
+        ),
+        ({"somebody_elses": hlo.Kernels(numbers=1024)}, max(V5E.kernel_cycles)),
     ],
 )
-def test_kernels_take_what_their_numbers_or_their_bytes_do(changes, expected):
-    assert cycles(STEP._replace(figures=FIGURES._replace(**changes)), V5E) == pytest.approx(expected)
+def test_kernels_take_what_they_compute_or_their_bytes_do(kernels, expected):
+    assert cycles(STEP._replace(figures=FIGURES._replace(kernels=kernels)), V5E) == pytest.approx(10**6 + expected)
 
 
 @pytest.mark.parametrize(
