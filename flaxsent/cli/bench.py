@@ -37,8 +37,18 @@ def add(commands: Any) -> None:
     instead = command.add_mutually_exclusive_group()
     for module, text in _INSTEAD.items():
         option = f"--{module.replace('_', '-')}"
-        instead.add_argument(option, action="store_const", const=module, dest="module", help=f"instead, {text}")
+        instead.add_argument(option, action=_Instead, const=module, nargs=0, help=f"instead, {text}")
     command.set_defaults(run=run, uses_cores=True, module="speed")
+
+
+class _Instead(argparse.Action):
+    """Another module, whose command has settings of its own."""
+
+    def __call__(
+        self, parser: Any, namespace: argparse.Namespace, values: Any, option_string: str | None = None
+    ) -> None:
+        is_training = self.const == "training"
+        namespace.module, namespace.uses_cores, namespace.keeps_memory = self.const, not is_training, is_training
 
 
 _BENCH = """Times flaxsent and other libraries on the same texts, each library at its best batch size. On two cores this

@@ -29,7 +29,7 @@ def add(commands: Any) -> None:
     hosts.add_argument("--coordinator", metavar="HOST:PORT", help="where process 0 runs, with a free port")
     hosts.add_argument("--num-processes", type=int, metavar="N", help="how many there are")
     hosts.add_argument("--process-id", type=int, metavar="I", help="which of them this is, from 0")
-    command.set_defaults(run=run)
+    command.set_defaults(run=run, keeps_memory=True)
 
 
 _TRAIN = """Fine-tunes an encoder or a classifier on a .csv, .tsv, .jsonl or .parquet file of texts with labels. A label

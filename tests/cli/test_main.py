@@ -3,6 +3,9 @@
 import importlib
 import itertools
 import os
+import platform
+import subprocess
+import sys
 from pathlib import Path
 
 import jax.numpy as jnp
@@ -297,3 +300,36 @@ def test_the_flax_classes_say_nothing_of_their_end(sh, tiny_folder):
     code, out, err = sh(f"classify --model {tiny_folder('big_bird')} good")
     assert (code, err) == (0, "")
     assert out.count("\n") == 2
+
+
+FAULTS = """
+import resource, sys
+import numpy as np
+from flaxsent import cli
+if sys.argv[1] == "kept":
+    cli._keep_memory()
+for _ in range(9):
+    begin = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    for _ in range(10):
+        np.full(1 << 23, 1.0)  # 64 MiB: 16,384 pages
+print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - begin)
+"""
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="it is glibc that is told so")
+def test_memory_that_a_step_frees_is_there_for_the_next_one():
+    given_back, kept = (
+        int(subprocess.run([sys.executable, "-c", FAULTS, how], check=True, capture_output=True, text=True).stdout)
+        for how in ("given back", "kept")
+    )
+    assert given_back > 1000  # with pages of 2 MiB, 32 a block
+    assert kept < 100
+
+
+def test_training_keeps_memory_and_runs_on_one_device_in_the_bench_too():
+    settings = ("uses_cores", "keeps_memory")
+    commands = [("train", "--train", "a", "--output", "b"), ("bench", "--training"), ("bench",)]
+    parsed = [vars(cli._parser(command).parse_args(command)) for command in commands]
+    train, training, speed = ([one[name] for name in settings] for one in parsed)
+    assert train == training == [False, True]
+    assert speed == [True, False]
