@@ -37,6 +37,7 @@ def test_a_row_passes_with_the_same_ids_logits_and_scores():
     assert total.startswith("1 of 2 checkpoints have the ids")
 
 
+@pytest.mark.slow
 @pytest.mark.torch
 def test_a_checkpoint_with_all_that_it_carries_is_rebuilt_and_compared(tmp_path, monkeypatch):
     pytest.importorskip("torch")

@@ -70,6 +70,7 @@ FUNCTIONS = {
 }
 OF_DRAWS = ("draws", "uncertainty")
 BY_TOKEN = ("occlusion", "integrated gradients", "gradient x input")
+TAKE_LONG = (*BY_TOKEN, "tangent kernel")
 REFUSED = {
     ("labels", "embeddings"): "another vector with each of the labels",
     **dict.fromkeys([("windows", name) for name in BY_TOKEN], "entry for each token|one a token|each token"),
@@ -87,7 +88,9 @@ def refusal(made, name):
 
 
 @pytest.mark.usefixtures("compiles_fast")
-@pytest.mark.parametrize("name", FUNCTIONS)
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=pytest.mark.slow if name in TAKE_LONG else ()) for name in FUNCTIONS]
+)
 @pytest.mark.parametrize(
     "made", [pytest.param(made, marks=pytest.mark.slow if " of " in made else ()) for made in MADE]
 )
