@@ -39,8 +39,9 @@ def feed_forward(
 
 
 def _by_xla(x: Float[Array, "*rows D"], *operands: Float[Array, "..."], activation: str) -> Float[Array, "*rows D"]:
-    up, down = (dict(zip(("kernel", "bias"), operands[at : at + 2], strict=True)) for at in (0, 2))
-    return dense(down, ACTIVATIONS[activation](dense(up, x)))
+    up_kernel, up_bias, down_kernel, down_bias = operands
+    y = ACTIVATIONS[activation](dense({"kernel": up_kernel, "bias": up_bias}, x))
+    return dense({"kernel": down_kernel, "bias": down_bias}, y)
 
 
 def _on_tpu(x: Float[Array, "*rows D"], *operands: Float[Array, "..."], activation: str) -> Float[Array, "*rows D"]:
