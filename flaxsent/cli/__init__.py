@@ -181,7 +181,7 @@ def _use_cores() -> None:
 def _keep_memory() -> None:
     """Makes glibc keep what a step of training frees for the next one, where it is the C library.
 
-    Else it gives large blocks back, and the kernel clears their pages anew: an epoch takes a sixth longer.
+    Else it gives large blocks back, and the kernel clears their pages anew: an epoch takes a fifth longer.
     """
     import ctypes
 
