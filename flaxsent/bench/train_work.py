@@ -58,9 +58,7 @@ def training(
     ]
     params = abstract(classifier.params)
     optimizer = make_optimizer(options, _STEPS, params)
-    state = jax.eval_shape(
-        lambda params: first_state(params, optimizer, jax.random.key(0, impl="threefry2x32")), params
-    )
+    state = jax.eval_shape(lambda params: first_state(params, optimizer, jax.random.key(0)), params)
     config = classifier.config
     no_label = {"single_label_classification": 0, "multi_label_classification": (0,), "regression": 0.0}
     labels = labels_as_arrays(Examples([""], [no_label[config.problem_type]]), config)

@@ -13,12 +13,11 @@ import numpy as np
 from jaxtyping import Array, Float, Int, PyTree
 
 from flaxsent.base import AnyArray, FlaxsentError, Params, Tokens
-from flaxsent.models import layers
 from flaxsent.models.activations import ACTIVATIONS
 from flaxsent.models.config import FAMILIES as FAMILIES
 from flaxsent.models.config import ModelConfig
+from flaxsent.models.dropout import OptionalKey, split_key
 from flaxsent.models.family import is_not_native
-from flaxsent.models.layers import OptionalKey
 from flaxsent.models.layers import init_params as init_params
 
 
@@ -29,7 +28,7 @@ def forward(
 
     `jax.vmap(partial(forward, params, config=config, num_segments=1))(tokens)[:, 0]` is the padded batch.
     """
-    embed_key, encode_key, head_key = layers.split_key(key, 3)
+    embed_key, encode_key, head_key = split_key(key, 3)
     embedded = embed(params, tokens, config=config, key=embed_key)
     states = encode(params, embedded, tokens, config=config, num_segments=num_segments, key=encode_key)
     return head(params, states[-1], config=config, key=head_key)

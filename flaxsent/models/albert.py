@@ -11,8 +11,9 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from flaxsent.base import Params, Tokens
+from flaxsent.models.dropout import OptionalKey
 from flaxsent.models.family import MOST_LAYERS, Family, ModelConfig
-from flaxsent.models.layers import OptionalKey, dense, dense_shapes, first_tokens, in_order, numbered, run, two_layers
+from flaxsent.models.layers import dense, dense_shapes, first_tokens, in_order, numbered, run, two_layers
 from flaxsent.models.post_norm import Parts, embed, embedding_shapes, post_norm_layer
 
 _PARTS = Parts(

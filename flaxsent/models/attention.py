@@ -21,7 +21,8 @@ from jax.interpreters import batching
 from jaxtyping import Array, Float, Int, Shaped
 
 from flaxsent.base import AnyArray
-from flaxsent.models.layers import OptionalKey, dropout, take
+from flaxsent.models.dropout import OptionalKey, dropout
+from flaxsent.models.layers import take
 from flaxsent.models.platforms import primitive
 
 _MOST_SCORES, _MOST_SCORES_ON_CPU = 2048**2, 2**16

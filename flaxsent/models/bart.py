@@ -16,23 +16,21 @@ from jaxtyping import Array, Float, Int
 
 from flaxsent.base import AnyArray, FlaxsentError, Params, Tokens
 from flaxsent.models.attention import attend
+from flaxsent.models.dropout import OptionalKey, dropout, split_key
 from flaxsent.models.family import MOST_LAYERS, Family, ModelConfig
 from flaxsent.models.feed_forward import feed_forward
 from flaxsent.models.layers import (
-    OptionalKey,
     add_and_norm,
     dense,
     dense_head,
     dense_head_shapes,
     dense_shapes,
-    dropout,
     is_of_text,
     layer_norm,
     layer_norm_shapes,
     look_up,
     numbered,
     run,
-    split_key,
     take,
 )
 

@@ -14,16 +14,9 @@ from jaxtyping import Array, Float
 
 from flaxsent.base import Params, Tokens
 from flaxsent.models.activations import ACTIVATIONS
+from flaxsent.models.dropout import OptionalKey
 from flaxsent.models.family import Family, ModelConfig
-from flaxsent.models.layers import (
-    OptionalKey,
-    dense,
-    dense_head,
-    dense_head_shapes,
-    dense_shapes,
-    numbered,
-    two_layers,
-)
+from flaxsent.models.layers import dense, dense_head, dense_head_shapes, dense_shapes, numbered, two_layers
 from flaxsent.models.post_norm import Parts, embed, embedding_shapes, encode
 
 _PARTS = Parts()

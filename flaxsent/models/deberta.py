@@ -17,20 +17,18 @@ from jaxtyping import Array, Float, Int
 
 from flaxsent.base import AnyArray, FlaxsentError, Params, Tokens
 from flaxsent.models.activations import ACTIVATIONS
+from flaxsent.models.dropout import OptionalKey, dropout, split_key
 from flaxsent.models.family import Family, ModelConfig
 from flaxsent.models.layers import (
     Layer,
-    OptionalKey,
     add_and_norm,
     dense,
     dense_shapes,
-    dropout,
     first_tokens,
     layer_norm,
     layer_norm_shapes,
     numbered,
     run,
-    split_key,
     take,
     two_layers,
 )

@@ -10,8 +10,9 @@ import jax
 from jaxtyping import Array, Float
 
 from flaxsent.base import Params
+from flaxsent.models.dropout import OptionalKey
 from flaxsent.models.family import Family, ModelConfig
-from flaxsent.models.layers import OptionalKey, dense_shapes, numbered, two_layers
+from flaxsent.models.layers import dense_shapes, numbered, two_layers
 from flaxsent.models.post_norm import Parts, embed, embedding_shapes, encode
 
 _PARTS = Parts(

@@ -11,7 +11,8 @@ from jaxtyping import Array, Float
 
 from flaxsent.base import Params
 from flaxsent.models.activations import ACTIVATIONS, gelu_by_tanh
-from flaxsent.models.layers import OptionalKey, dense, dropout
+from flaxsent.models.dropout import OptionalKey, dropout
+from flaxsent.models.layers import dense
 from flaxsent.models.platforms import primitive
 
 _IN_KERNEL = {

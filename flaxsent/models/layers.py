@@ -18,10 +18,9 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Float, Int, Int8, Key, PyTree, Shaped
 
 from flaxsent.base import AnyArray, FlaxsentError, Params, Tokens
+from flaxsent.models.dropout import OptionalKey, dropout, split_key
 from flaxsent.models.family import ModelConfig
 from flaxsent.models.platforms import primitive
-
-OptionalKey = Key[Array, ""] | None
 
 
 @jax.named_scope("dense")
@@ -227,27 +226,6 @@ def look_up(params: Params, ids_T: Int[AnyArray, " T"]) -> Float[Array, "T D"]:
         return params["embedding"].at[ids_T].get(fill_value=jnp.nan, **at)
     scale_T = params["embedding_scale"].at[ids_T].get(fill_value=jnp.nan, **at)
     return params["embedding"].at[ids_T].get(fill_value=0, **at).astype(scale_T.dtype) * scale_T[:, None]
-
-
-def dropout(x: Float[Array, "*shape"], rate: float, key: OptionalKey) -> Float[Array, "*shape"]:
-    """Inverted dropout (Srivastava et al. 2014): the expectation stays the same.
-
-    A number takes 16 random bits, half of a word: to draw words is most of what dropout costs. So the rate is rounded
-    to 2⁻¹⁶. The halves stand side by side along the last axis, where no device has to move them.
-    """
-    if key is None or rate == 0:
-        return x
-    size = x.shape[-1]
-    words = jax.random.bits(key, (*x.shape[:-1], -(-size // 2)), jnp.uint32)
-    num_dropped = round(rate * 2**16)
-    low, high = words & jnp.uint32(2**16 - 1), words >> jnp.uint32(16)
-    keep = jnp.concatenate([low >= jnp.uint32(num_dropped), high >= jnp.uint32(num_dropped)], axis=-1)[..., :size]
-    return jnp.where(keep, x * jnp.asarray(2**16 / max(2**16 - num_dropped, 1), x.dtype), jnp.zeros((), x.dtype))
-
-
-def split_key(key: OptionalKey, num: int) -> Sequence[OptionalKey]:
-    """`num` keys, or `num` times None."""
-    return [None] * num if key is None else list(jax.random.split(key, num))
 
 
 def first_tokens(tokens: Tokens, num_segments: int | None) -> Int[Array, " S"] | None:

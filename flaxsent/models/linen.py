@@ -19,6 +19,7 @@ from flaxsent.base import FlaxsentError, Params, Tokens
 from flaxsent.files import require
 from flaxsent.models import attention, layers
 from flaxsent.models.config import ModelConfig
+from flaxsent.models.dropout import split_key
 
 if TYPE_CHECKING:
     import flax.linen as nn
@@ -186,7 +187,7 @@ def outputs(
     params = jax.tree.map(lambda leaf: leaf.astype(dtype), params if has_head else {models.base(config): params})
 
     def row(tokens_T: Tokens, decoder_ids_T: Int[Array, " T"] | None, row_key: Any) -> Outputs:
-        embed_key, encode_key, head_key = layers.split_key(row_key, 3)
+        embed_key, encode_key, head_key = split_key(row_key, 3)
         decoder = {} if decoder_ids_T is None else {"decoder_ids": decoder_ids_T}
         embedded = models.embed(params, tokens_T, config=config, key=embed_key, **decoder)
         encoder = (params, embedded, tokens_T)

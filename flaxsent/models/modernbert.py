@@ -16,13 +16,12 @@ from jaxtyping import Array, Float, Int
 from flaxsent.base import AnyArray, FlaxsentError, Params, Tokens
 from flaxsent.models.activations import ACTIVATIONS
 from flaxsent.models.attention import attend
+from flaxsent.models.dropout import OptionalKey, dropout, split_key
 from flaxsent.models.family import Family, ModelConfig
 from flaxsent.models.layers import (
     Layer,
-    OptionalKey,
     dense,
     dense_shapes,
-    dropout,
     dtype_of,
     first_tokens,
     in_float32,
@@ -31,7 +30,6 @@ from flaxsent.models.layers import (
     layer_norm_shapes,
     look_up,
     run,
-    split_key,
     take,
     two_layers,
 )

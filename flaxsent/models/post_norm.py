@@ -14,20 +14,18 @@ from jaxtyping import Array, Float, Int
 
 from flaxsent.base import Params, Tokens
 from flaxsent.models.attention import attend
+from flaxsent.models.dropout import OptionalKey, dropout, split_key
 from flaxsent.models.family import ModelConfig
 from flaxsent.models.feed_forward import feed_forward
 from flaxsent.models.layers import (
-    OptionalKey,
     add_and_norm,
     dense,
     dense_shapes,
-    dropout,
     first_tokens,
     layer_norm,
     layer_norm_shapes,
     look_up,
     run,
-    split_key,
     take,
 )
 

@@ -105,7 +105,7 @@ def sweep(
         start: the classifier to start from, or what gives it for a seed, where a new head is drawn from it.
         train: the texts to learn from.
         dev: the texts to score after each epoch.
-        options: of the runs. Dropout draws what accelerators draw in a run alone, on a CPU too.
+        options: of the runs.
         report: gets a line of text after each epoch.
 
     Raises:
@@ -188,8 +188,7 @@ def _check(options: Sequence[TrainOptions]) -> None:
 def _start(trainers: Sequence[Trainer], numbers: Mapping[str, Any]) -> TrainState:
     """The states of all runs, stacked, before the first step."""
     params = jax.tree.map(lambda *leaves: jnp.stack(leaves), *(trainer.start_params for trainer in trainers))
-    # Of rbg, which is a CPU's in a run alone, keys side by side draw the same bits.
-    keys = jnp.stack([jax.random.key(trainer.options.seed, impl="threefry2x32") for trainer in trainers])
+    keys = jnp.stack([jax.random.key(trainer.options.seed) for trainer in trainers])
     first = trainers[0]
     optimizer = make_optimizer(_with(first.options, numbers), first.num_steps, first.classifier.params)
     return jax.jit(jax.vmap(lambda params, key: first_state(params, optimizer, key)))(params, keys)

@@ -174,9 +174,7 @@ class Trainer:
         return Snapshot(state, self._copy(state.params) if self.keeps_best else None)
 
     def _begin(self, params: Params) -> TrainState:
-        # rbg draws dropout masks several times faster on a CPU, but every device draws those of all rows.
-        impl = "unsafe_rbg" if jax.default_backend() == "cpu" else "threefry2x32"
-        return first_state(params, self._optimizer, jax.random.key(self.options.seed, impl=impl))
+        return first_state(params, self._optimizer, jax.random.key(self.options.seed))
 
     def events(self, snapshot: Snapshot) -> Iterator[StepEvent]:
         """Makes the steps that follow, one by one; a snapshot is used up once the next step is asked for."""

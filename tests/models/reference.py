@@ -7,6 +7,7 @@ import jax
 import numpy as np
 
 from flaxsent import models
+from flaxsent.models.dropout import split_key
 from flaxsent.packing import pack, pad, unpack
 from tests.conftest import texts_of_lengths
 
@@ -55,7 +56,7 @@ def pytorch_logits(folder, encodings):
 
 def all_states(params, tokens, *, config, key=None):
     """The embeddings and the output of every layer, of one row."""
-    embed_key, encode_key = models.layers.split_key(key, 2)
+    embed_key, encode_key = split_key(key, 2)
     embedded = models.embed(params, tokens, config=config, key=embed_key)
     return models.encode(params, embedded, tokens, config=config, key=encode_key)
 

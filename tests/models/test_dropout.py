@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from flaxsent.classifier import forward_packed
-from flaxsent.models.layers import dropout
+from flaxsent.models.dropout import dropout
 from flaxsent.packing import pack, pad
 from tests.conftest import texts_of_lengths
 from tests.training.test_trainer import load
@@ -54,6 +54,24 @@ def test_what_is_dropped_in_one_place_says_nothing_of_another(impl):
     for name, (one, other) in pairs.items():
         # The mean of products of independent signs: five standard deviations about 0.
         assert abs((one * other).mean()) <= 5 / np.sqrt(one.size), name
+
+
+@pytest.mark.parametrize("impl", IMPLS)
+def test_keys_side_by_side_and_places_far_apart_say_nothing_of_one_another(impl):
+    """Keys of successive seeds, which nobody split, and each bit of a place's number."""
+    signs = np.stack([2.0 * kept(0.5, (64, 2048), impl=impl, seed=seed) - 1 for seed in range(8)]).reshape(8, -1)
+    for shift in range(8):
+        for distance in (1, 2, 3, 4):  # of keys
+            product = (signs[distance:] * np.roll(signs[:-distance], shift, axis=1)).mean()
+            assert abs(product) <= 5 / np.sqrt(signs[distance:].size), (shift, distance)
+    for bit in range(17):
+        own = signs.reshape(8, -1, 2, 2**bit)
+        assert abs((own[:, :, 0] * own[:, :, 1]).mean()) <= 5 / np.sqrt(own.size / 2), bit
+    # The 16 bits of a number are even: five deviations of a binomial for each of 2⁸ shares of the range.
+    rates = np.arange(1, 2**8) / 2**8
+    numbers = np.stack([kept(float(rate), (64, 2048), impl=impl) for rate in rates])
+    dropped = 1 - numbers.mean(axis=(1, 2))
+    assert (np.abs(dropped - rates) <= 5 * np.sqrt(rates * (1 - rates) / (64 * 2048))).all()
 
 
 def test_a_rate_of_1_drops_all():

@@ -11,7 +11,6 @@ import pytest
 import flaxsent
 from flaxsent.base import FlaxsentError
 from flaxsent.data.labels import Examples
-from flaxsent.training import trainer as training
 from flaxsent.training.options import TrainOptions
 from flaxsent.training.sweep import grid, parse, sweep
 from flaxsent.training.trainer import Trainer
@@ -78,12 +77,10 @@ def test_adapters_are_swept(tiny_folder):
 
 
 @pytest.mark.slow
-def test_dropout_of_a_run_is_its_own(tiny_folder, monkeypatch):
+def test_dropout_of_a_run_is_its_own(tiny_folder):
     begin = start(tiny_folder("bert"))
     options = grid(dataclasses.replace(OPTIONS, num_epochs=1), {"seed": [0, 5]})
     runs = sweep(begin, DATA, DATA, options)
-    # A run alone draws by threefry on an accelerator.
-    monkeypatch.setattr(training.jax, "default_backend", lambda: "gpu")
     for each, one in zip(runs, options, strict=True):
         assert_same(each, *alone(begin(one.seed), one))
 
