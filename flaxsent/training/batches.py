@@ -118,7 +118,7 @@ def step_shapes(
     `tokens_per_step`, or `batch_size` texts. The number of rows is a multiple of `multiple_of`.
 
     >>> step_shapes([20] * 100, longest=30, is_packed=True, batch_size=64, tokens_per_step=None, multiple_of=1)
-    (StepShape(num_rows=10, row_length=128, num_segments=32),)
+    (StepShape(num_rows=10, row_length=128, num_segments=16),)
     """
 
     def num_rows(number: int | float) -> int:
@@ -126,16 +126,20 @@ def step_shapes(
 
     if is_packed:
         row_length = max(PACKED_ROW, -(-longest // 64) * 64)
-        tokens = tokens_per_step or batch_size * float(np.mean(lengths))
-        return (StepShape(num_rows(tokens / row_length), row_length, row_length // _SEGMENT_TOKENS),)
+        mean = float(np.mean(lengths))
+        tokens = tokens_per_step or batch_size * mean
+        most = -(-round(_SEGMENTS_BY_MEAN * row_length / mean) // 8) * 8
+        return (StepShape(num_rows(tokens / row_length), row_length, min(most, row_length // _SEGMENT_TOKENS)),)
     return tuple(
         StepShape(num_rows(batch_size if tokens_per_step is None else tokens_per_step / length), length, 1)
         for length in row_lengths(longest, shortest=_SHORTEST_PADDED_ROW)
     )
 
 
+_SEGMENTS_BY_MEAN = 2
+"""Packed rows have room for so many times the texts that they hold on average: the last layer is computed for each."""
 _SEGMENT_TOKENS = 4
-"""Packed rows have room for a text for every so many tokens: a phrase has few, and a full row takes no more of them."""
+"""They have no more room than for a text for every so many tokens: a phrase has few."""
 _SHORTEST_PADDED_ROW = 8
 _POOL = 50
 """Padded steps whose texts are sorted by length together."""
