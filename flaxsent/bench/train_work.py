@@ -16,7 +16,7 @@ from flaxsent.sharding import check_heads
 from flaxsent.training.batches import Corpus, Plan, labels_as_arrays, step_shapes
 from flaxsent.training.optimizer import make_optimizer
 from flaxsent.training.options import TrainOptions
-from flaxsent.training.trainer import first_state, forward_of_rows, step_of
+from flaxsent.training.trainer import first_state, forward_of_rows, key_of, step_of
 
 
 def training(
@@ -58,7 +58,7 @@ def training(
     ]
     params = abstract(classifier.params)
     optimizer = make_optimizer(options, _STEPS, params)
-    state = jax.eval_shape(lambda params: first_state(params, optimizer, jax.random.key(0)), params)
+    state = jax.eval_shape(lambda params: first_state(params, optimizer, key_of(0)), params)
     config = classifier.config
     no_label = {"single_label_classification": 0, "multi_label_classification": (0,), "regression": 0.0}
     labels = labels_as_arrays(Examples([""], [no_label[config.problem_type]]), config)

@@ -28,6 +28,7 @@ def dropout(x: Float[Array, "*shape"], rate: float, key: OptionalKey) -> Float[A
 def _random_words(key: Key[Array, ""], shape: tuple[int, ...]) -> UInt32[Array, "*shape"]:
     """A hash of the number of each place, twice, each time with a word that the key's own generator draws.
 
+    By one word, masks of some of the many keys of a step would be the same one, shifted.
     To draw all words by a generator of JAX would be most of what dropout costs, on a CPU a twentieth of a training
     step; a hash is a few operations, fused with those around them, and each device makes what it needs.
     """

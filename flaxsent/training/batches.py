@@ -126,9 +126,8 @@ def step_shapes(
 
     if is_packed:
         row_length = max(PACKED_ROW, -(-longest // 64) * 64)
-        mean = float(np.mean(lengths))
-        tokens = tokens_per_step or batch_size * mean
-        most = -(-round(_SEGMENTS_BY_MEAN * row_length / mean) // 8) * 8
+        tokens = tokens_per_step or batch_size * float(np.mean(lengths))
+        most = -(-round(_SEGMENTS_BY_MEDIAN * row_length / float(np.median(lengths))) // 8) * 8
         return (StepShape(num_rows(tokens / row_length), row_length, min(most, row_length // _SEGMENT_TOKENS)),)
     return tuple(
         StepShape(num_rows(batch_size if tokens_per_step is None else tokens_per_step / length), length, 1)
@@ -136,8 +135,9 @@ def step_shapes(
     )
 
 
-_SEGMENTS_BY_MEAN = 2
-"""Packed rows have room for so many times the texts that they hold on average: the last layer is computed for each."""
+_SEGMENTS_BY_MEDIAN = 2
+"""Packed rows have room for so many times the texts of median length that fill one: the last layer is computed for
+each. (By the mean, a few long texts among many short ones would leave rows of short ones half empty.)"""
 _SEGMENT_TOKENS = 4
 """They have no more room than for a text for every so many tokens: a phrase has few."""
 _SHORTEST_PADDED_ROW = 8

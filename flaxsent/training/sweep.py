@@ -27,7 +27,7 @@ from flaxsent.training.choosing import METRICS, Evaluation
 from flaxsent.training.optimizer import make_optimizer
 from flaxsent.training.options import TrainOptions
 from flaxsent.training.step import TrainState
-from flaxsent.training.trainer import Snapshot, Trainer, first_state, forward_of_rows, step_of
+from flaxsent.training.trainer import Snapshot, Trainer, first_state, forward_of_rows, key_of, step_of
 
 _NUMBERS = ("weight_decay", "layer_decay", "average_decay", "label_smoothing")
 """Options that a step computes with."""
@@ -188,7 +188,7 @@ def _check(options: Sequence[TrainOptions]) -> None:
 def _start(trainers: Sequence[Trainer], numbers: Mapping[str, Any]) -> TrainState:
     """The states of all runs, stacked, before the first step."""
     params = jax.tree.map(lambda *leaves: jnp.stack(leaves), *(trainer.start_params for trainer in trainers))
-    keys = jnp.stack([jax.random.key(trainer.options.seed) for trainer in trainers])
+    keys = jnp.stack([key_of(trainer.options.seed) for trainer in trainers])
     first = trainers[0]
     optimizer = make_optimizer(_with(first.options, numbers), first.num_steps, first.classifier.params)
     return jax.jit(jax.vmap(lambda params, key: first_state(params, optimizer, key)))(params, keys)

@@ -174,7 +174,7 @@ class Trainer:
         return Snapshot(state, self._copy(state.params) if self.keeps_best else None)
 
     def _begin(self, params: Params) -> TrainState:
-        return first_state(params, self._optimizer, jax.random.key(self.options.seed))
+        return first_state(params, self._optimizer, key_of(self.options.seed))
 
     def events(self, snapshot: Snapshot) -> Iterator[StepEvent]:
         """Makes the steps that follow, one by one; a snapshot is used up once the next step is asked for."""
@@ -306,6 +306,11 @@ def _placement(everywhere: Placement, shapes: Sequence[StepShape], options: Trai
             f"a step evenly; go on with a number of devices that divides {shapes[0].num_rows // options.accumulation}."
         )
     return placement.over(devices[: num * sharding.tensor], options.sharding)
+
+
+def key_of(seed: int) -> Key[Array, ""]:
+    """Of one generator whatever `jax_default_prng_impl` is: a seed gives one run, alone and in a sweep."""
+    return jax.random.key(seed, impl="threefry2x32")
 
 
 def first_state(params: Params, optimizer: optax.GradientTransformation, key: Key[Array, ""]) -> TrainState:

@@ -63,6 +63,7 @@ def test_keys_side_by_side_and_places_far_apart_say_nothing_of_one_another(impl)
     for shift in range(8):
         for distance in (1, 2, 3, 4):  # of keys
             product = (signs[distance:] * np.roll(signs[:-distance], shift, axis=1)).mean()
+            # The mean of products of independent signs: five standard deviations about 0; so below.
             assert abs(product) <= 5 / np.sqrt(signs[distance:].size), (shift, distance)
     for bit in range(17):
         own = signs.reshape(8, -1, 2, 2**bit)

@@ -328,6 +328,16 @@ def test_padded_steps_compile_once_a_length(tiny_folder, traces):
     assert traces["loss"] <= len(trainer.shapes) == 4  # 8, 12, 16, 24 tokens
 
 
+def test_many_short_texts_beside_few_long_ones_fill_their_rows():
+    lengths = np.random.default_rng(0).choice([4, 500], 5000, p=[0.95, 0.05]).tolist()
+    shapes = batches.step_shapes(
+        lengths, longest=500, is_packed=True, batch_size=32, tokens_per_step=None, multiple_of=1
+    )
+    plans = batches.plan_epoch(lengths, shapes, is_packed=True, seed=0, epoch=0)
+    # Room for twice the texts of mean length would leave a fifth empty.
+    assert sum(lengths) / sum(plan.shape.num_rows * plan.shape.row_length for plan in plans) > 0.95
+
+
 @pytest.mark.parametrize("is_packed", [True, False])
 def test_an_epoch_has_each_text_once_in_full_rows(is_packed):
     lengths = np.random.default_rng(0).integers(3, 60, 2000).tolist()
