@@ -5,6 +5,7 @@ which ends in its `Family`; to add one, write that file and name it in `config.p
 `layers.py`, `attention.py` and `post_norm.py`.
 """
 
+from collections.abc import Collection
 from typing import Any
 
 import jax
@@ -129,6 +130,16 @@ def shapes(config: ModelConfig) -> dict[str, Any]:
 def base(config: ModelConfig) -> str:
     """The branch of the params that holds the encoder: "bert"; the other branches are the head."""
     return FAMILIES[config.family].base
+
+
+def words_path(config: ModelConfig) -> tuple[str, ...]:
+    """Where in the params the table of words is."""
+    return (base(config), *FAMILIES[config.family].words)
+
+
+def ids_besides(config: ModelConfig) -> Collection[int]:
+    """What is looked up in the table of words besides the ids of texts, such as those of padding."""
+    return FAMILIES[config.family].ids_besides(config)
 
 
 def computed_tensors(config: ModelConfig) -> dict[str, Float[np.ndarray, "..."]]:

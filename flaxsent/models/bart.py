@@ -331,6 +331,8 @@ _BART = Family(
         "decoder.layers": [None] * _options(config).decoder.num_layers,
     },
     head=functools.partial(dense_head, branch="classification_head"),
+    words=("shared", "embedding"),
+    ids_besides=lambda config: (config.pad_token_id, _options(config).decoder_start_token_id),
     last_layer=("classification_head", "out_proj"),
     tiny=_TINY,
 )

@@ -188,6 +188,10 @@ class Family:
     """`encoder_states(params[base], embedded, tokens, *, config, key)`, where `encode` gives those of a decoder."""
     head: Callable[..., Float[Array, "S C"]] = is_not_native
     """`head(params, x_SD, *, config, key)`: logits in float32."""
+    words: tuple[str, ...] = ("embeddings", "word_embeddings", "embedding")
+    """Below `base`, where the table of words is."""
+    ids_besides: Callable[[ModelConfig], Collection[int]] = lambda config: (config.pad_token_id,)
+    """What is looked up there besides the ids of texts."""
     last_layer: tuple[str, ...] = ("classifier",)
     """Where in the params the layer of the logits is."""
     stacks: Callable[[ModelConfig], Mapping[str, Sequence[Hashable]]] = lambda config: {}

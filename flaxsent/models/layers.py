@@ -219,9 +219,12 @@ def _along_last_axis(vector: Float[Array, " D"], ndim: int) -> Float[Array, "*on
 def look_up(params: Params, ids_T: Int[AnyArray, " T"]) -> Float[Array, "T D"]:
     """NaN for an id that the table does not have, rather than a number that looks right.
 
-    A table of int8 (`transforms.quantize`) has a scale for each row, whose dtype is that of what is looked up.
+    A table of int8 (`transforms.quantize`) has a scale for each row, whose dtype is that of what is looked up. A table
+    that is cut to some of its rows (`training.vocabulary`) has the row of each id, or -1.
     """
     at = {"mode": "fill", "wrap_negative_indices": False}
+    if "row_of_id" in params:
+        ids_T = params["row_of_id"].at[ids_T].get(fill_value=-1, **at)
     if "embedding_scale" not in params:
         return params["embedding"].at[ids_T].get(fill_value=jnp.nan, **at)
     scale_T = params["embedding_scale"].at[ids_T].get(fill_value=jnp.nan, **at)

@@ -279,6 +279,7 @@ FAMILIES = (
         model_type="modernbert",
         class_name="ModernBert",
         base="model",
+        words=("embeddings", "tok_embeddings", "embedding"),
         keys={
             "activation": ("hidden_activation", "gelu"),
             "layer_norm_eps": ("norm_eps", 1e-5),

@@ -1,9 +1,17 @@
-"""Several processes at one run, through `jax.distributed`: how one joins, which one writes, and where they wait."""
+"""The processes of one run: how one joins (`jax.distributed`), whose devices share a step, who writes, who waits."""
+
+from collections.abc import Sequence
+from typing import Any
 
 import jax
 from jax.experimental import multihost_utils
 
+from flaxsent import placement
 from flaxsent.base import FlaxsentError
+from flaxsent.packing import StepShape
+from flaxsent.placement import Placement
+from flaxsent.sharding import Sharding
+from flaxsent.training.options import TrainOptions
 
 
 def join(coordinator: str | None, num_processes: int | None, process_id: int | None) -> None:
@@ -33,6 +41,33 @@ def join(coordinator: str | None, num_processes: int | None, process_id: int | N
     except RuntimeError as err:
         reason = str(err).partition("\n")[0]
         raise ConnectionError(f"the {num_processes} processes did not meet at {coordinator}: {reason}") from err
+
+
+def devices() -> list[Any]:
+    """Of all processes, those of one side by side."""
+    return sorted(jax.devices(), key=lambda device: (device.process_index, device.id))
+
+
+def sharing(everywhere: Placement, shapes: Sequence[StepShape], options: TrainOptions) -> Placement:
+    """Over as many groups of devices as share the rows of each step evenly.
+
+    Raises:
+        FlaxsentError: that would leave out devices of several processes, each of which must have its own rows; or
+            these would not share the rows alone.
+    """
+    known, sharding = everywhere.devices, everywhere.sharding
+    if jax.process_count() > 1 and sharding != Sharding():
+        raise FlaxsentError(
+            f"sharding={options.sharding!r}: {jax.process_count()} processes share the rows only; expected data."
+        )
+    numbers = range(everywhere.num_groups, 0, -1)
+    num = next(n for n in numbers if all(shape.num_rows % (n * options.accumulation) == 0 for shape in shapes))
+    if num * sharding.tensor < len(known) and jax.process_count() > 1:
+        raise FlaxsentError(
+            f"{len(known)} devices in {jax.process_count()} processes cannot share the {shapes[0].num_rows} rows of "
+            f"a step evenly; go on with a number of devices that divides {shapes[0].num_rows // options.accumulation}."
+        )
+    return placement.over(known[: num * sharding.tensor], options.sharding)
 
 
 def is_first() -> bool:

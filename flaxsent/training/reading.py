@@ -11,9 +11,9 @@ from jaxtyping import Int
 from flaxsent.base import FlaxsentError, Text
 from flaxsent.checkpoint import adapters, exported, hub
 from flaxsent.checkpoint.folder import config_of
-from flaxsent.data.annotations import Annotations, read_annotations
+from flaxsent.data.annotations import Annotations, listed, read_annotations
 from flaxsent.data.bad_rows import ADVICE, BadRows
-from flaxsent.data.labels import Examples, Task, resolve, set_aside, to_examples
+from flaxsent.data.labels import Examples, Task, keeps_head, resolve, set_aside, to_examples
 from flaxsent.data.records import read_texts
 from flaxsent.models.config import ModelConfig
 from flaxsent.training import distributed, folds, patterns, splits
@@ -72,6 +72,8 @@ def read_data(options: RunOptions, report: Callable[[str], None] = logger.info, 
     train = Examples([text for one in read for text in one.texts], [label for one in read for label in one.labels])
     data = Data(files, train, None if dev is None else examples(dev), unlabelled, task)
     bad_rows.check(ADVICE)
+    if known is None or not keeps_head(known, task):
+        _check_each_has_texts(train, task, options)
     if distributed.is_first():
         bad_rows.write()
     if bad_rows.num_rows:
@@ -92,6 +94,20 @@ def _in_parts(data: Data, options: RunOptions, *, seed: int) -> Data:
         folds.check_names(data.task.labels, options.text_columns)
         return data._replace(folds=splits.folds(train, options.folds, problem_type=kind, seed=seed))
     return data
+
+
+def _check_each_has_texts(train: Examples, task: Task, options: RunOptions) -> None:
+    """Refuses a label that the user names and no text has: nothing could be learned of it."""
+    flag = "--labels" if options.labels is not None else "--label-columns" if options.label_columns else None
+    if flag is None or task.problem_type == "regression":
+        return
+    each = train.labels if task.problem_type == "multi_label_classification" else [(label,) for label in train.labels]
+    found = set().union(*each)
+    missing = [label for index, label in enumerate(task.labels) if index not in found]
+    if missing:
+        raise FlaxsentError(
+            f"{flag}: no text to learn from has the label {listed(missing)}; leave that out, or give texts of it."
+        )
 
 
 def _together(parts: Sequence[Annotations]) -> Annotations:

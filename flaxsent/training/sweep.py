@@ -205,7 +205,7 @@ def _with(options: TrainOptions, numbers: Mapping[str, Any]) -> TrainOptions:
 def _step_of(trainer: Trainer) -> Callable[..., tuple[TrainState, Float[Array, ""]]]:
     """A step of one run, whose numbers are arguments."""
     classifier, options = trainer.classifier, trainer.options
-    forward = forward_of_rows(classifier, options, trainer.shapes[0].num_segments)
+    forward = forward_of_rows(classifier, options, trainer.shapes[0].num_segments, vocabulary=trainer.vocabulary)
 
     def step(
         state: TrainState, batch: Batch, of_run: Mapping[str, Array], is_on: Bool[Array, ""]

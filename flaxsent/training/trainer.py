@@ -15,17 +15,17 @@ import numpy as np
 from jaxtyping import Array, Float, Key
 
 from flaxsent import placement
-from flaxsent.base import FlaxsentError, Params, Text, Tokens
+from flaxsent.base import AnyArray, FlaxsentError, Params, Text, Tokens
 from flaxsent.classifier import Classifier, check_has_own_labels, tell_truncated
 from flaxsent.data.labels import Examples, read_examples
 from flaxsent.files import require
 from flaxsent.models import last_layer
 from flaxsent.models.config import as_trained
 from flaxsent.packing import StepShape
-from flaxsent.placement import Placement, device_of
+from flaxsent.placement import device_of
 from flaxsent.postprocessing import postprocess
-from flaxsent.sharding import Sharding, check_heads
-from flaxsent.training import choosing, class_weights
+from flaxsent.sharding import check_heads
+from flaxsent.training import choosing, class_weights, distributed
 from flaxsent.training.batches import Batch, Corpus, Plan, labels_as_arrays, plan_epoch, step_shapes
 from flaxsent.training.choosing import METRICS, Evaluation, metric_of, told_ends
 from flaxsent.training.optimizer import is_frozen, make_optimizer, make_schedule
@@ -42,6 +42,7 @@ from flaxsent.training.step import (
     train_step,
     with_frozen,
 )
+from flaxsent.training.vocabulary import Vocabulary, vocabulary_of
 from flaxsent.transforms import lora
 
 if TYPE_CHECKING:
@@ -127,7 +128,7 @@ class Trainer:
         expected = (len(train.texts) + len(unlabelled), config.num_labels)
         if teacher is not None and teacher.shape != expected:
             raise FlaxsentError(f"teacher has the shape {teacher.shape}; expected {expected}.")
-        everywhere = placement.over(_devices(), options.sharding)
+        everywhere = placement.over(distributed.devices(), options.sharding)
         check_heads(config, everywhere.sharding)
         self.max_length = min(options.max_length, classifier.tokenizer.max_length)
         self._train = self._corpus(train, unlabelled, teacher)
@@ -144,7 +145,7 @@ class Trainer:
             tokens_per_step=options.tokens_per_step,
             multiple_of=everywhere.num_groups * options.accumulation,
         )
-        self._placement = _placement(everywhere, self.shapes, options)
+        self._placement = distributed.sharing(everywhere, self.shapes, options)
         self.steps_by_epoch: list[int] = []
         while self._is_too_short():
             self.steps_by_epoch.append(len(self._plan(len(self.steps_by_epoch))))
@@ -153,14 +154,17 @@ class Trainer:
         self._ends = told_ends(self.steps_by_epoch, most=most)
         told = options.class_weights
         self.weights_C = None if told is None else class_weights.weights_of(told, self._train.labels, config)
-        self.start_params = classifier.params
+        self.vocabulary = vocabulary_of(classifier, corpora)
+        self.start_params = self.vocabulary.cut(classifier.params)
         if options.head_bias == "prior" and not last_layer(is_frozen(classifier.params, options.freeze)).get("bias"):
-            self.start_params = at_prior(classifier.params, self._train.labels, config, weights_C=self.weights_C)
+            self.start_params = at_prior(self.start_params, self._train.labels, config, weights_C=self.weights_C)
         self.learning_rate = make_schedule(options, self.num_steps)
         self._optimizer = make_optimizer(options, self.num_steps, classifier.params)
-        forward = forward_of_rows(classifier, options, self.shapes[0].num_segments, call=self._placement.call)
+        num_segments = self.shapes[0].num_segments
+        sizes = {"vocabulary": self.vocabulary, "call": self._placement.call}
+        forward = forward_of_rows(classifier, options, num_segments, **sizes)
         step = step_of(classifier, options, self._optimizer, forward, self.weights_C, objective)
-        state = jax.eval_shape(self._begin, classifier.params)
+        state = jax.eval_shape(self._begin, self.start_params)
         replicated, (of_state, of_params) = self._placement.replicated, map(self._placement.of, (state, state.params))
         self.step = jax.jit(step, donate_argnums=0, out_shardings=(of_state, replicated))
         self.logits = jax.jit(functools.partial(dev_logits, forward=forward), out_shardings=replicated)
@@ -202,7 +206,7 @@ class Trainer:
             done = 0
 
     def evaluate(self, params: Params, *, step: int = 0) -> Evaluation:
-        """Loss and score on dev."""
+        """Loss and score on dev of the params of a snapshot."""
         if self._dev is None:
             raise FlaxsentError("there is no dev to evaluate on; pass it to Trainer.")
         lengths, config = self._dev.encodings.lengths, self.classifier.config
@@ -221,11 +225,11 @@ class Trainer:
         first = jax.tree.leaves(own)[0]
         frozen = is_frozen(own, self.options.freeze)
 
-        def copy(leaf: Array, before: Array, is_held: bool) -> Array:
+        def copy(leaf: AnyArray, before: Array, is_held: bool) -> Array:
             return before if is_held else jnp.asarray(np.array(leaf), first.dtype)
 
         with jax.default_device(device_of(first)):
-            copied = jax.tree.map(copy, params, own, frozen)
+            copied = jax.tree.map(copy, self.vocabulary.whole(params, own), own, frozen)
         config = as_trained(self.classifier.config)
         scores = functools.partial(postprocess, config=config)
         return dataclasses.replace(self.classifier, params=copied, config=config, postprocess=scores)
@@ -281,33 +285,6 @@ _MOST_TOLD_ENDS = 10
 """Of epochs that are many because the texts are few."""
 
 
-def _devices() -> list[Any]:
-    """Of all processes, those of one side by side."""
-    return sorted(jax.devices(), key=lambda device: (device.process_index, device.id))
-
-
-def _placement(everywhere: Placement, shapes: Sequence[StepShape], options: TrainOptions) -> Placement:
-    """Over as many groups of devices as share the rows of each step evenly.
-
-    Raises:
-        FlaxsentError: that would leave out devices of several processes, each of which must have its own rows; or
-            these would not share the rows alone.
-    """
-    devices, sharding = everywhere.devices, everywhere.sharding
-    if jax.process_count() > 1 and sharding != Sharding():
-        raise FlaxsentError(
-            f"sharding={options.sharding!r}: {jax.process_count()} processes share the rows only; expected data."
-        )
-    numbers = range(everywhere.num_groups, 0, -1)
-    num = next(n for n in numbers if all(shape.num_rows % (n * options.accumulation) == 0 for shape in shapes))
-    if num * sharding.tensor < len(devices) and jax.process_count() > 1:
-        raise FlaxsentError(
-            f"{len(devices)} devices in {jax.process_count()} processes cannot share the {shapes[0].num_rows} rows of "
-            f"a step evenly; go on with a number of devices that divides {shapes[0].num_rows // options.accumulation}."
-        )
-    return placement.over(devices[: num * sharding.tensor], options.sharding)
-
-
 def key_of(seed: int) -> Key[Array, ""]:
     """Of one generator whatever `jax_default_prng_impl` is: a seed gives one run, alone and in a sweep."""
     return jax.random.key(seed, impl="threefry2x32")
@@ -353,16 +330,21 @@ def forward_of_rows(
     options: TrainOptions,
     num_segments: int,
     *,
+    vocabulary: Vocabulary | None = None,
     call: Callable[..., Any] = lambda function, *arguments: function(*arguments),
 ) -> Forward:
-    """The forward on rows `[R, T]`, logits `[R, S, C]`, computed in the dtype of the options; `call` calls it."""
+    """The forward on rows `[R, T]`, logits `[R, S, C]`, computed in the dtype of the options; `call` calls it.
+
+    Its params have the table of words that `vocabulary` cuts, or the whole one.
+    """
+    vocabulary = Vocabulary() if vocabulary is None else vocabulary
     own = jax.tree.leaves(classifier.params)[0].dtype
     dtype = own if options.dtype is None else jnp.dtype(options.dtype)
     # A Flax module computes in the dtype that it was built for, whatever that of the parameters.
     built_for = {} if classifier.backend == "native" or dtype == own else {"dtype": dtype}
 
     def forward(params: Params, tokens: Tokens, key: Key[Array, ""] | None) -> Float[Array, "R S C"]:
-        cast = jax.tree.map(lambda leaf: leaf.astype(dtype), params)
+        cast = vocabulary.with_row_of_id(jax.tree.map(lambda leaf: leaf.astype(dtype), params))
         if classifier.forward_packed is None:
             return call(functools.partial(classifier.forward, **built_for), cast, tokens, key)[:, None]
         return call(classifier.forward_packed, cast, tokens, num_segments, key)

@@ -354,7 +354,8 @@ def test_the_head_is_kept_for_the_labels_of_the_checkpoint_and_drawn_for_others(
         (["2", "0"], (), True),
         (["a", "b", "c"], (), False),
         (["a", "b"], (), False),
-        (["[]", '["LABEL_0"]'], ("--labels", "LABEL_0,LABEL_1,LABEL_2"), False),  # another problem type
+        (["LABEL_2", "LABEL_0"], ("--labels", "LABEL_0,LABEL_1,LABEL_2"), True),  # which has learned LABEL_1 before
+        (['["LABEL_1", "LABEL_2"]', '["LABEL_0"]'], ("--labels", "LABEL_0,LABEL_1,LABEL_2"), False),  # several labels
     ]:
         files = [write_tsv(tmp_path / name, [("x", label) for label in labels]) for name in ("train.tsv", "dev.tsv")]
         code, out, _ = run(capsys, *arguments_of(tiny_folder("bert"), files, tmp_path / "out", *more))
@@ -403,6 +404,8 @@ def test_texts_that_are_cut_are_counted(capsys, monkeypatch, tmp_path, files, ti
         ("x.jsonl", '{"text": "a", "label": ["x"]}\n{"text": "b", "label": "y"}\n', [], "'y'; expected a list"),
         ("x.tsv", "text\tlabel\na\tx\nb\tx\n", [], "has only the label x; expected two or more"),
         ("x.tsv", "text\tlabel\na\tx\nb\tz\n", ["--labels", "x,y"], "'z' is unknown; expected x, y"),
+        ("x.tsv", "text\tlabel\na\tx\nb\ty\n", ["--labels", "x,no,y,z"], "no text to learn from has the label no, z"),
+        ("x.csv", "text,p,q\na,1,0\nb,0,0\n", ["--label-columns", "p,q"], "no text to learn from has the label q"),
         ("x.tsv", "text\tkind\na\tx\n", [], "has the columns text, kind; expected label"),
         ("x.txt", "a\n", [], "has the columns text; expected label"),
         ("x.tsv", "text\tlabel\na\tx\nb\ty\nc\n", [], "row 4 has 1 columns; expected 2"),
