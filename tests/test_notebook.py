@@ -122,15 +122,8 @@ def test_there_are_notebooks():
     assert by_id >= PRINTS_ANOTHER_LINE.keys()
 
 
-@pytest.mark.parametrize(
-    "path",
-    # What trains spends a minute compiling, and what takes gradients as long.
-    [
-        pytest.param(path, marks=pytest.mark.slow if path.stem.startswith(("02_", "03_", "04_")) else ())
-        for path in NOTEBOOKS
-    ],
-    ids=lambda path: path.stem,
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
 def test_prints_what_it_is_committed_with(path, tmp_path):
     for package in ("nbclient", "nbformat", "ipykernel", "matplotlib"):
         pytest.importorskip(package)

@@ -28,6 +28,7 @@ def test_the_two_commands_come_first():
     ]
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("symbolic_sizes")
 def test_python_runs(tmp_path, monkeypatch):
     """All blocks in their order, as one program."""

@@ -168,6 +168,7 @@ def test_with_thresholds_refuses_what_is_none(tiny_folder, thresholds):
         with_thresholds(dataclasses.replace(classifier, config=other), (0.5,) * 3)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("share", "digits"), [(0.3, None), (0.05, 1), (0.5, 2)])
 def test_thresholds_of_all_labels_together_have_the_best_micro_f1(share, digits):
     scores, targets = drawn(12, 3, share=share, digits=digits)

@@ -26,6 +26,7 @@ def leak(stats):
     kept.append(b"x" * (stats.num_texts * LEAK // NUM_TEXTS))
 
 
+@pytest.mark.slow
 def test_a_leak_of_100_megabytes_is_seen_and_without_it_the_memory_is_flat(small_model):
     """A tenth of the leak is allowed for what the job itself does; runs differ by 2 MB, and by more when XLA frees."""
     flat, leaking = (job_memory(NUM_TEXTS, model=small_model, steps_per_window=8, on_window=on) for on in (None, leak))

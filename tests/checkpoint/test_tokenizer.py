@@ -537,6 +537,7 @@ def test_the_limit_is_that_of_transformers_or_of_the_positions(tmp_path, setting
     assert min(reference(tmp_path).model_max_length, 600) == limit
 
 
+@pytest.mark.slow
 def test_the_side_of_padding_has_no_influence_on_logits(tiny_folder, tmp_path):
     folder = shutil.copytree(tiny_folder("bert"), tmp_path / "left")
     settings = json.loads((folder / "tokenizer_config.json").read_text())

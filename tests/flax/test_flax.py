@@ -255,6 +255,7 @@ def test_left_padded_rows_give_the_logits_of_right_padded_ones(tiny_folder):
     np.testing.assert_allclose(run(model, moved).logits, run(model, inputs).logits, atol=TOLERANCE)
 
 
+@pytest.mark.slow
 def test_attentions_of_rows_in_blocks_are_whole_and_refused_with_dropout(tiny_folder):
     model, _ = load_and_tokenize(shallow(tiny_folder, "modernbert", attention_dropout=0.1))
     ids = np.full((1, 130), 7)

@@ -59,6 +59,7 @@ def test_default_dropout_of_the_head_is_that_of_the_encoder():
     assert read_config(json.dumps(base)).layer_norm_eps == 1e-7
 
 
+@pytest.mark.slow
 @pytest.mark.torch
 @pytest.mark.parametrize("num_buckets", [7, 4, 12, -1])
 def test_texts_longer_than_the_config_says_equal_pytorch(tiny_folder, num_buckets):

@@ -72,6 +72,7 @@ def in_a_fresh_process(folder, code):
     return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, env=environment)
 
 
+@pytest.mark.slow
 @pytest.mark.flax_auto
 def test_load_imports_nothing_and_the_first_call_says_nothing(tiny_folder):
     """transformers 4 tells all who build a Flax class that these are deprecated."""

@@ -64,6 +64,7 @@ def test_config_that_transformers_saves_means_the_same(changes):
     assert dataclasses.replace(saved, json="") == dataclasses.replace(read(**changes), json="")
 
 
+@pytest.mark.slow
 @pytest.mark.torch
 def test_a_thousand_tokens_equal_pytorch_at_every_stage(tiny_folder):
     """Windows of a real size, and angles of a thousand radians, where float32 has few digits after the point left."""

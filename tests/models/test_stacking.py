@@ -78,6 +78,7 @@ def test_gradients_are_the_stacked_gradients():
         assert np.abs(our_leaf - their_leaf).max() <= TOLERANCE * largest
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("mode", ["weights", "dynamic"])
 def test_int8_params_are_stacked_too(mode):
     config, params = of_family("bert")

@@ -71,6 +71,7 @@ def test_a_checkpoint_with_all_that_it_carries_is_rebuilt_and_compared(tmp_path,
     assert zoo.compare(tmp_path, name=TWITTER).refused == "no"
 
 
+@pytest.mark.slow
 @pytest.mark.torch
 def test_the_command_prints_a_row_for_each_that_is_named(capsys):
     pytest.importorskip("torch")

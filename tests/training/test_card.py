@@ -15,6 +15,7 @@ def trained(tiny_folder, tmp_path_factory):
     return arguments_of(tiny_folder("bert", num_hidden_layers=1), files, folder / "my model", "--epochs", "1")
 
 
+@pytest.mark.slow
 def test_the_card_tells_data_options_and_figures_and_one_taken_over_is_kept(trained, capsys, tmp_path):
     output = trained[trained.index("--output") + 1]
     assert run(capsys, *trained)[0] == 0

@@ -108,6 +108,7 @@ def sentence_encoder(tmp_path, tiny_folder):
     return tmp_path / "model"
 
 
+@pytest.mark.slow
 @pytest.mark.torch
 def test_the_command_writes_a_folder_that_pytorch_opens(capsys, tmp_path, files, sentence_encoder, compiles_fast):
     import torch

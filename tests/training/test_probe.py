@@ -100,7 +100,9 @@ def tiny(tiny_folder, compiles_fast):
 
 
 @pytest.mark.parametrize("has_dev", [True, False])
-@pytest.mark.parametrize("problem_type", LABELS)
+@pytest.mark.parametrize(
+    "problem_type", [pytest.param(name, marks=pytest.mark.slow if name == "regression" else ()) for name in LABELS]
+)
 def test_what_was_measured_is_what_the_checkpoint_gives(tiny, problem_type, has_dev):
     train, classifier = examples(problem_type, 90, 1), tiny(problem_type)
     dev = examples(problem_type, 40, 2) if has_dev else None

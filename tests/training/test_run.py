@@ -283,6 +283,7 @@ def starts(monkeypatch):
     return found
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("compiles_fast")
 def test_a_bare_encoder_is_fine_tuned_on_numbers(capsys, tmp_path, tiny_folder):
     model = changed(tiny_folder("bert", num_hidden_layers=1), tmp_path / "model", **BARE, architectures=["BertModel"])

@@ -92,7 +92,7 @@ def refusal(made, name):
     "name", [pytest.param(name, marks=pytest.mark.slow if name in TAKE_LONG else ()) for name in FUNCTIONS]
 )
 @pytest.mark.parametrize(
-    "made", [pytest.param(made, marks=pytest.mark.slow if " of " in made else ()) for made in MADE]
+    "made", [pytest.param(made, marks=pytest.mark.slow if " of " in made or made == "labels" else ()) for made in MADE]
 )
 def test_what_a_text_gets_is_what_it_gets_alone(classifier, made, name):
     composed = MADE[made](classifier)

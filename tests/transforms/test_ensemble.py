@@ -82,6 +82,7 @@ def measured(probs_BNC, score_function):
     return found
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("score_function", SCORE_FUNCTIONS)
 def test_an_ensemble_in_the_engine_equals_a_loop_over_its_members(tiny_folder, score_function):
     members = make_members(tiny_folder("bert", problem_type=SCORE_FUNCTIONS[score_function]))
@@ -108,6 +109,7 @@ def test_an_ensemble_in_the_engine_equals_a_loop_over_its_members(tiny_folder, s
         np.testing.assert_allclose(getattr(ours, name), value, rtol=0, atol=10 * TOLERANCE, err_msg=name)
 
 
+@pytest.mark.slow
 def test_dropout_on_packed_rows_equals_a_loop_over_keys(members):
     classifier, seed, num_samples = members[0], 7, 5
     tokens, _ = pack(classifier.tokenizer.encode(mixed_texts(20)), row_length=64)

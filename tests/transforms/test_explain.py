@@ -306,6 +306,7 @@ def test_how_many_points_are_computed_together_has_no_influence(loaded, method):
         np.testing.assert_allclose(own, other, atol=2e-5, rtol=1e-4)  # as of packed rows
 
 
+@pytest.mark.slow
 @methods("occlusion")
 def test_each_text_has_its_best_label_or_the_one_that_is_named(loaded, method):
     classifier, texts = loaded("bert"), texts_of_lengths([1, 2, 3, 5, 8] * 6)
@@ -390,6 +391,7 @@ def test_params_in_bfloat16_give_scores_in_float32(loaded, tiny_folder):
     assert np.corrcoef(np.concatenate(expected.scores), np.concatenate(found.scores))[0, 1] > 0.99
 
 
+@pytest.mark.slow
 @methods("integrated gradients")
 def test_nothing_compiles_after_warmup(loaded, method):
     classifier = loaded("bert")

@@ -57,9 +57,8 @@ def test_a_layer_adds_what_its_adapter_says(dtype):
     )
 
 
-@pytest.mark.parametrize(
-    "family", ["bert", *(pytest.param(name, marks=pytest.mark.slow) for name in ("albert", "bart", "modernbert"))]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("family", ["bert", "albert", "bart", "modernbert"])
 def test_merged_or_apart_the_logits_are_the_same(adapted, tiny_folder, family):
     classifier = adapted(family, targets=["all-linear"], rank=3, alpha=5.0)
     base = flaxsent.load(tiny_folder(family), backend="native")
@@ -124,6 +123,7 @@ def test_every_family_has_queries_and_values(tiny_folder, family):
     assert len(lora.targeted(classifier.params, config=classifier.config)) >= 2
 
 
+@pytest.mark.slow
 def test_dropout_is_of_each_row_and_adapter_and_right_on_average(adapted):
     classifier = adapted(dropout=0.5)
     plain = adapted()

@@ -113,9 +113,8 @@ def test_gradients_of_packed_texts_equal_a_loop_over_single_ones(one_label):
         check_close(of_text(ours, index), dict(expected))
 
 
-@pytest.mark.parametrize(
-    "problem_type", ["multi_label_classification", pytest.param("regression", marks=pytest.mark.slow)]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("problem_type", ["multi_label_classification", "regression"])
 def test_gradients_of_other_losses_equal_a_loop_too(tiny_folder, problem_type):
     _, classifier = load(tiny_folder, problem_type, num_hidden_layers=1)
     labels = LABELS[problem_type]
@@ -124,7 +123,8 @@ def test_gradients_of_other_losses_equal_a_loop_too(tiny_folder, problem_type):
         check_close(of_text(ours, index), dict(expected))
 
 
-@pytest.mark.parametrize("layout", ["packed", pytest.param("padded", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("layout", ["packed", "padded"])
 def test_the_lengths_of_gradients_come_from_the_engine_which_knows_no_label(one_label, layout):
     _, classifier, explicit = one_label
     problem_type = "single_label_classification"
@@ -161,12 +161,13 @@ def test_gradients_of_each_text_equal_pytorch(one_label):
             np.testing.assert_allclose(found[name], expected, rtol=0, atol=atol, err_msg=name)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("family", "problem_type"),
     [
         ("roberta", "multi_label_classification"),  # whose last layer lies deeper
-        pytest.param("bert", "regression", marks=pytest.mark.slow),
-        *(pytest.param(family, "single_label_classification", marks=pytest.mark.slow) for family in NATIVE),
+        ("bert", "regression"),
+        *((family, "single_label_classification") for family in NATIVE),
     ],
 )
 def test_influence_equals_the_product_of_explicit_gradients_of_the_last_layer(tiny_folder, family, problem_type):

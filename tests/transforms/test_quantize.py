@@ -70,6 +70,7 @@ def test_the_logits_of_every_family_stay_near(tiny_folder, family, mode):
     assert classifier.hidden_states(small, tokens).dtype == jnp.float32
 
 
+@pytest.mark.slow
 def test_bfloat16_stays_bfloat16(tiny_folder):
     classifier = flaxsent.load(tiny_folder("bert"), backend="native", dtype="bfloat16")
     small, tokens = quantize(classifier.params), classifier.tokenize([*AWKWARD_TEXTS])
@@ -77,6 +78,7 @@ def test_bfloat16_stays_bfloat16(tiny_folder):
     assert np.isfinite(classifier.forward(small, tokens)).all()
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("symbolic_sizes")
 def test_it_runs_in_the_engine_and_is_exported_in_a_quarter_of_the_bytes(tmp_path):
     classifier = flaxsent.load(backend="native")
@@ -95,6 +97,7 @@ def test_it_runs_in_the_engine_and_is_exported_in_a_quarter_of_the_bytes(tmp_pat
     assert 0 < np.abs(scores - whole).max() <= TOLERANCES["int8"] / 2
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("symbolic_sizes")
 def test_the_command_exports_it(tiny_folder, tmp_path, capsys):
     assert main(["export", str(tiny_folder("bert")), str(tmp_path / "small"), "--quantize", "dynamic"]) == 0

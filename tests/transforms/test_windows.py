@@ -175,7 +175,9 @@ TEXTS = [*texts_of_lengths([3, 200, 38, 39, 90], seed=1), ("so good", *texts_of_
 
 
 @pytest.mark.parametrize("pooling", POOLINGS)
-@pytest.mark.parametrize("problem", PROBLEMS)
+@pytest.mark.parametrize(
+    "problem", [pytest.param(name, marks=pytest.mark.slow if name == "sigmoid" else ()) for name in PROBLEMS]
+)
 def test_scores_are_those_of_the_formulas(tiny_folder, problem, pooling):
     folder = tiny_folder("bert", **PROBLEMS[problem])
     classifier = windows(flaxsent.load(folder, backend="native"), stride=7, pooling=pooling)
@@ -347,6 +349,7 @@ GOLD = ["--label-column", "gold"]
 WINDOWS = ["--long-texts", "windows", "--stride", "7", "--pooling"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("pooling", POOLINGS)
 def test_files_and_evaluation_have_the_scores_of_windows(capsys, tiny_folder, data, tmp_path, pooling):
     model = tiny_folder("bert")

@@ -153,6 +153,7 @@ def test_texts_that_are_cut_are_counted(nli, caplog):
     assert caplog.messages == ["3 of 4 texts were truncated to 40 tokens"]
 
 
+@pytest.mark.slow
 def test_it_is_a_function_of_params(nli):
     """vmap over stacked params and grad go through it."""
     classifier = zero_shot(flaxsent.load(nli(), backend="native"), LABELS)
@@ -215,6 +216,7 @@ def test_pairs_vectors_and_what_is_made_of_own_labels_are_refused(nli, tmp_path)
     assert [*tmp_path.iterdir()] == []
 
 
+@pytest.mark.slow
 def test_an_exported_checkpoint_takes_labels_too(nli, tmp_path, symbolic_sizes):
     classifier = flaxsent.load(nli(), backend="native")
     flaxsent.export(classifier, tmp_path / "exported", platforms=["cpu"])
