@@ -182,6 +182,7 @@ class Engine:
             longest=classifier.tokenizer.max_length,
             tokens_per_step=tokens_per_step or placement.tokens_per_device(devices),
             num_devices=self._placement.num_groups,
+            shortest=placement.shortest_row(devices),
         )
         largest_step = max(shape.num_rows * shape.row_length for shape in self.shapes)
         steps = steps_per_window or min(max(_TOKENS_PER_WINDOW // largest_step, _LEAST_STEPS), _MOST_STEPS)

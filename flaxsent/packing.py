@@ -18,7 +18,10 @@ SEGMENT_TOKENS = 8
 """Packed rows of fixed shapes have room for a text for every so many tokens."""
 
 PACKED_ROW = 128
-"""The shortest packed row of a stream: shorter ones cannot be filled as well. It is a tile of a TPU, too."""
+"""The shortest packed row of a stream (`placement.shortest_row`): it can be filled well, and is a tile of a TPU."""
+
+AS_FULL = 0.97
+"""The share of their tokens that makes shorter rows the better ones."""
 
 
 def row_lengths(longest: int, *, shortest: int = 16) -> list[int]:
@@ -65,9 +68,17 @@ class Step(NamedTuple):
 
 
 def stream_shapes(
-    lengths: Sequence[int] | None, *, is_packed: bool, longest: int, tokens_per_step: int, num_devices: int
+    lengths: Sequence[int] | None,
+    *,
+    is_packed: bool,
+    longest: int,
+    tokens_per_step: int,
+    num_devices: int,
+    shortest: int = PACKED_ROW,
 ) -> tuple[StepShape, ...]:
     """The shapes of the steps of a stream, the shortest rows first: of these lengths, or of the fewest that do.
+
+    Of packed rows without `lengths`, none is shorter than `shortest`, a power of two.
 
     Raises:
         FlaxsentError: there are no lengths, or no row takes the longest text.
@@ -75,8 +86,8 @@ def stream_shapes(
     if lengths is None:
         lengths = row_lengths(longest)
         if is_packed:  # full rows need no lengths between
-            doubled = [length for length in lengths if length >= PACKED_ROW and length & (length - 1) == 0]
-            lengths = [*(length for length in doubled if length < longest), max(longest, PACKED_ROW)]
+            doubled = [length for length in lengths if length >= shortest and length & (length - 1) == 0]
+            lengths = [*(length for length in doubled if length < longest), max(longest, shortest)]
     if not lengths or min(lengths) < 1 or max(lengths) < longest:
         raise FlaxsentError(f"row_lengths={lengths}: expected numbers of which one is at least {longest}, the limit.")
     return tuple(
@@ -162,7 +173,8 @@ def pack_steps(encodings: Encodings, shapes: Sequence[StepShape]) -> list[Step]:
     """Packs texts into steps of the given shapes, the shortest rows last.
 
     Texts that need long rows open them; shorter texts fill what is left of these rows and of their last step. So rows
-    that are not full stand in the last step of the shortest shape at most, unless short texts run out.
+    that are not full stand in the last step of the shortest shape at most, unless short texts run out. Packed rows
+    shorter than `PACKED_ROW` are left out where they would be filled less well.
 
     Raises:
         FlaxsentError: a text is longer than the longest row.
@@ -174,7 +186,7 @@ def pack_steps(encodings: Encodings, shapes: Sequence[StepShape]) -> list[Step]:
     left = sorted(range(len(lengths)), key=lengths.__getitem__)
     steps = []
     for index, shape in reversed([*enumerate(shapes)]):
-        shorter = shapes[index - 1].row_length if index else -1
+        shorter = _longest_text(shapes[index - 1], shape, left, lengths) if index else -1
         first = bisect.bisect_right(left, shorter, key=lengths.__getitem__)
         rows = best_fit(left[first:][::-1], lengths, shape)
         left = left[:first]
@@ -185,6 +197,21 @@ def pack_steps(encodings: Encodings, shapes: Sequence[StepShape]) -> list[Step]:
             if any(chosen):
                 steps.append(Step(shape, *lay_rows(encodings, chosen, row_length=shape.row_length)))
     return steps
+
+
+def _longest_text(shape: StepShape, longer: StepShape, texts: Sequence[int], lengths: Sequence[int]) -> int:
+    """That opens a row of this shape rather than of the longer one; `texts` are sorted by length."""
+    if shape.num_segments == 1 or shape.row_length >= PACKED_ROW:
+        return shape.row_length
+    fitting = texts[: bisect.bisect_right(texts, shape.row_length, key=lengths.__getitem__)][::-1]
+    is_as_full = fill_of(fitting, lengths, shape) >= AS_FULL * fill_of(fitting, lengths, longer)
+    return shape.row_length if is_as_full else -1
+
+
+def fill_of(texts: Sequence[int], lengths: Sequence[int], shape: StepShape) -> float:
+    """The share of the places of packed rows that have a token; 0 of no texts."""
+    rows = best_fit(texts, lengths, shape)
+    return sum(lengths[text] for text in texts) / max(len(rows) * shape.row_length, 1)
 
 
 def list_steps(encodings: Encodings, *, longest: int, is_packed: bool) -> Iterator[Step]:

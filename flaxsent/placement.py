@@ -13,7 +13,7 @@ from jaxtyping import Array, PyTree
 
 from flaxsent.base import AnyArray, Params, Tokens
 from flaxsent.models.layers import FETCH
-from flaxsent.packing import StepShape
+from flaxsent.packing import PACKED_ROW, StepShape
 from flaxsent.sharding import ROWS, Sharding, mesh_of, parse, shardings
 
 Function = Callable[[Params, Tokens, int], PyTree[Array]]
@@ -181,6 +181,15 @@ def tokens_per_device(devices: Sequence[Any]) -> int:
     if devices[0].platform != "cpu":
         return _TOKENS_PER_STEP.get(devices[0].platform, _TOKENS_ON_ACCELERATOR)
     return max(_TOKENS_PER_STEP["cpu"] // len(devices), _LEAST_TOKENS_PER_DEVICE)
+
+
+def shortest_row(devices: Sequence[Any]) -> int:
+    """Of packed rows: tokens. On a CPU attention takes half as long in rows of half the length."""
+    return _SHORTEST_ROW_ON_CPU if devices[0].platform == "cpu" else PACKED_ROW
+
+
+_SHORTEST_ROW_ON_CPU = 64
+"""Texts of 25 tokens fill 98% of these; MiniLM is 6% faster than in rows of 128, DistilBERT 1.5%."""
 
 
 def tokens_at_once(devices: Sequence[Any]) -> int:

@@ -204,3 +204,31 @@ def test_texts_go_to_the_shortest_rows_that_take_them_and_fill_longer_ones():
     assert pack_steps(random_encodings([]), SHAPES) == []
     with pytest.raises(ValueError, match="a text of 65 tokens is longer than the rows of 64"):
         pack_steps(random_encodings([65]), SHAPES)
+
+
+@pytest.mark.parametrize(
+    ("lengths", "is_shorter"),
+    [
+        ([40], False),  # one of them would leave a third of a row of 64 empty
+        ([45, 30], False),
+        ([16, 20, 28], False),
+        ([20], True),
+        ([4, 30, 50, 60], True),  # short ones fill up what long ones leave
+    ],
+)
+def test_rows_of_64_are_there_where_they_are_filled(lengths, is_shorter):
+    """Attention takes a CPU half as long in them, but places without a token take all of the time."""
+    encodings = random_encodings(np.random.default_rng(0).choice(lengths, 3000).tolist())
+    found, without = (
+        pack_steps(encodings, shapes)
+        for shapes in ([StepShape(16, 64, 8), StepShape(8, 128, 16)], [StepShape(8, 128, 16)])
+    )
+    assert {step.shape.row_length for step in found} == {64 if is_shorter else 128}
+    num_found, num_without = (sum(step.tokens.input_ids.size for step in steps) for steps in (found, without))
+    assert num_found <= num_without / 0.97
+
+
+def test_few_texts_take_the_rows_that_they_fill_best():
+    shapes = [StepShape(1, 64, 8), StepShape(1, 128, 16)]
+    for lengths, row_lengths in (([20, 20], [64]), ([40, 40], [64, 64]), ([100, 20, 60], [128, 64])):
+        assert [step.shape.row_length for step in pack_steps(random_encodings(lengths), shapes)] == row_lengths

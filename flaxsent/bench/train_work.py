@@ -53,6 +53,7 @@ def training(
             batch_size=options.batch_size,
             tokens_per_step=tokens_per_step and tokens_per_step * placed.num_groups,
             multiple_of=placed.num_groups * options.accumulation,
+            shortest=placement.shortest_row(devices),
         )[-1]
         for length in lengths
     ]

@@ -66,6 +66,7 @@ def inference(
         longest=classifier.tokenizer.max_length if row_lengths is None else 1,
         tokens_per_step=tokens_per_step or placement.tokens_per_device(devices),
         num_devices=placed.num_groups,
+        shortest=placement.shortest_row(devices),
     )
 
     def counted(shape: StepShape) -> products.Products | None:

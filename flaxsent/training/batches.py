@@ -13,7 +13,7 @@ from jaxtyping import Float, Shaped
 from flaxsent.base import AnyArray, Encodings, FlaxsentError, Tokens
 from flaxsent.data.labels import Examples
 from flaxsent.models.config import ModelConfig
-from flaxsent.packing import PACKED_ROW, StepShape, best_fit, lay_rows, row_lengths
+from flaxsent.packing import AS_FULL, PACKED_ROW, StepShape, best_fit, fill_of, lay_rows, row_lengths
 
 
 class Batch(NamedTuple):
@@ -111,11 +111,13 @@ def step_shapes(
     batch_size: int,
     tokens_per_step: int | None,
     multiple_of: int,
+    shortest: int = PACKED_ROW,
 ) -> tuple[StepShape, ...]:
     """The shapes of a run's steps: one where texts are packed, one for each row length where they are padded.
 
     A packed step holds `tokens_per_step`, or as many tokens as `batch_size` texts have on average; a padded one holds
-    `tokens_per_step`, or `batch_size` texts. The number of rows is a multiple of `multiple_of`.
+    `tokens_per_step`, or `batch_size` texts. The number of rows is a multiple of `multiple_of`. Packed rows are as
+    short as they can be filled, and not shorter than `shortest`.
 
     >>> step_shapes([20] * 100, longest=30, is_packed=True, batch_size=64, tokens_per_step=None, multiple_of=1)
     (StepShape(num_rows=10, row_length=128, num_segments=16),)
@@ -125,16 +127,36 @@ def step_shapes(
         return max(round(number / multiple_of), 1) * multiple_of
 
     if is_packed:
-        row_length = max(PACKED_ROW, -(-longest // 64) * 64)
+        shapes = [_packed_row(lengths, row_length) for row_length in _packed_rows(longest, shortest)]
+        sample = np.random.default_rng(0).permutation(len(lengths))[:_SAMPLE].tolist()
+        fills = [fill_of(sample, lengths, shape) for shape in shapes]
+        shape = next(shape for shape, fill in zip(shapes, fills, strict=True) if fill >= AS_FULL * max(fills))
         tokens = tokens_per_step or batch_size * float(np.mean(lengths))
-        most = -(-round(_SEGMENTS_BY_MEDIAN * row_length / float(np.median(lengths))) // 8) * 8
-        return (StepShape(num_rows(tokens / row_length), row_length, min(most, row_length // _SEGMENT_TOKENS)),)
+        return (shape._replace(num_rows=num_rows(tokens / shape.row_length)),)
     return tuple(
         StepShape(num_rows(batch_size if tokens_per_step is None else tokens_per_step / length), length, 1)
         for length in row_lengths(longest, shortest=_SHORTEST_PADDED_ROW)
     )
 
 
+def _packed_rows(longest: int, shortest: int) -> list[int]:
+    """Lengths of packed rows that take the longest text.
+
+    >>> _packed_rows(50, 64), _packed_rows(50, 128), _packed_rows(130, 64)
+    ([64, 96, 128], [128], [192])
+    """
+    least = max(shortest, -(-longest // 32) * 32)
+    return [*range(least, PACKED_ROW + 1, 32)] or [-(-longest // 64) * 64]
+
+
+def _packed_row(lengths: Sequence[int], row_length: int) -> StepShape:
+    """One row, with room for as many texts as may be in it."""
+    most = -(-round(_SEGMENTS_BY_MEDIAN * row_length / float(np.median(lengths))) // 8) * 8
+    return StepShape(1, row_length, min(most, row_length // _SEGMENT_TOKENS))
+
+
+_SAMPLE = 4096
+"""Texts by which it is seen how well rows can be filled."""
 _SEGMENTS_BY_MEDIAN = 2
 """Packed rows have room for so many times the texts of median length that fill one: the last layer is computed for
 each. (By the mean, a few long texts among many short ones would leave rows of short ones half empty.)"""

@@ -144,6 +144,7 @@ class Trainer:
             batch_size=options.batch_size,
             tokens_per_step=options.tokens_per_step,
             multiple_of=everywhere.num_groups * options.accumulation,
+            shortest=placement.shortest_row(everywhere.devices),
         )
         self._placement = distributed.sharing(everywhere, self.shapes, options)
         self.steps_by_epoch: list[int] = []

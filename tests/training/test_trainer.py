@@ -338,6 +338,18 @@ def test_many_short_texts_beside_few_long_ones_fill_their_rows():
     assert sum(lengths) / sum(plan.shape.num_rows * plan.shape.row_length for plan in plans) > 0.95
 
 
+@pytest.mark.parametrize(
+    ("lengths", "row_length"), [([20, 10, 30], 64), ([40], 128), ([33, 45, 60], 96), ([30, 30, 70], 96), ([200], 256)]
+)
+def test_packed_rows_are_as_short_as_they_can_be_filled(lengths, row_length):
+    lengths = np.random.default_rng(0).choice(lengths, 2000).tolist()
+    told = {"longest": max(lengths), "is_packed": True, "batch_size": 32, "tokens_per_step": None, "multiple_of": 1}
+    (shape,) = batches.step_shapes(lengths, shortest=64, **told)
+    assert shape.row_length == row_length
+    (shape,) = batches.step_shapes(lengths, **told)
+    assert shape.row_length == max(row_length, packing.PACKED_ROW)
+
+
 @pytest.mark.parametrize("is_packed", [True, False])
 def test_an_epoch_has_each_text_once_in_full_rows(is_packed):
     lengths = np.random.default_rng(0).integers(3, 60, 2000).tolist()
