@@ -98,7 +98,7 @@ def tiny_folder(tmp_path_factory):
 
 @pytest.fixture
 def compiles_fast():
-    """Tests of small models spend their time compiling; the slow tests of whole runs compile as users do."""
+    """Tests of small models spend their time compiling."""
     before = jax.config.read("jax_disable_most_optimizations")
     jax.config.update("jax_disable_most_optimizations", True)
     yield

@@ -88,14 +88,19 @@ def training(folder, hows, accumulation):
 
 
 def fetches(folder):
-    """How many matrices are cut while a classifier trains, and the shapes that its step gathers."""
+    """How many matrices are cut while a classifier trains, the table of words, and the shapes that its step gathers."""
     classifier = flaxsent.load(folder, backend="native")
     options = TrainOptions(tokens_per_step=8 * 128, sharding="fsdp")
     trainer = Trainer(classifier, toy_data(300), options=options)
     state = trainer.start().state
     lowered = trainer.step.lower(state, trainer._put_batch(trainer._train, trainer._plan(0)[0]))
     cut = [leaf for leaf in jax.tree.leaves(state.params) if not leaf.sharding.is_fully_replicated]
-    return [len(cut), [types for name, types in collectives(lowered.compile().as_text()) if name == "all-gather"]]
+    table = state.params["bert"]["embeddings"]["word_embeddings"]["embedding"]
+    return [
+        len(cut),
+        table.shape,
+        [types for name, types in collectives(lowered.compile().as_text()) if name == "all-gather"],
+    ]
 
 
 if __name__ == "__main__":

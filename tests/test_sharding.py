@@ -44,7 +44,9 @@ def even(family: str, **more) -> dict:
 def on_eight_devices(*calls):
     """What functions of `tests.eight_devices` give, each told by its name and its arguments."""
     command = [sys.executable, "-m", "tests.eight_devices", json.dumps(calls, default=str)]
-    done = subprocess.run(command, capture_output=True, text=True, check=False, env=os.environ)
+    # Which collectives there are is known of programs that are compiled as for users.
+    environment = {name: value for name, value in os.environ.items() if name != "JAX_DISABLE_MOST_OPTIMIZATIONS"}
+    done = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
     assert done.returncode == 0, done.stderr
     return json.loads(done.stdout.splitlines()[-1])
 
@@ -246,8 +248,8 @@ def test_training_is_the_same_under_each_sharding(tiny_folder, family):
 
 @pytest.mark.slow
 def test_a_gradient_fetches_each_matrix_again_rather_than_keep_it(tiny_folder):
-    ((num_cut, gathered),) = on_eight_devices(("fetches", tiny_folder("bert", **even("bert"))))
-    words = [types for types in gathered if types == "f32[256,64]"]
+    ((num_cut, table, gathered),) = on_eight_devices(("fetches", tiny_folder("bert", **even("bert"))))
+    words = [types for types in gathered if types == f"f32[{table[0]},{table[1]}]"]
     # The gradient of a table does not read it.
     assert (len(words), len(gathered)) == (1, 2 * (num_cut - 1) + 1)
 
