@@ -22,8 +22,14 @@ from flaxsent.training.trainer import StepEvent, Trainer
 class Log:
     """A line of JSON for every few steps and each evaluation, and a progress bar where there is a terminal."""
 
-    def __init__(self, file: Path, trainer: Trainer, *, done: int, every: int, report: Callable[[str], None]) -> None:
-        """Opens the log; lines about steps after `done` are dropped: these steps are made again."""
+    def __init__(
+        self, file: Path, trainer: Trainer, *, done: int, every: Sequence[int], report: Callable[[str], None]
+    ) -> None:
+        """Opens the log; lines about steps after `done` are dropped: these steps are made again.
+
+        Each of `every` so many steps there is a line. One is the number of steps between checkpoints: a line is about
+        the steps since the line before, of which a run that goes on must have made all.
+        """
         self._path, self._trainer, self._every, self._report = file, trainer, every, report
         self._losses: list[Any] = []
         self._num_texts, self._since, self._speed = 0, time.perf_counter(), 0.0
@@ -52,7 +58,7 @@ class Log:
         self._losses.append(event.report.loss)
         self._num_texts += event.num_texts
         self._bar.update()
-        if event.step % self._every == 0 or event.is_epoch_end:
+        if event.is_epoch_end or any(event.step % every == 0 for every in self._every):
             loss = mean_loss(self._losses, step=event.step)  # waits for the device
             now = time.perf_counter()
             if event.evaluation is None or not self._speed:  # else the time of the evaluation would be in it

@@ -20,7 +20,8 @@ def make_steps(trainer: Trainer, folder: Path, options: RunOptions, *, report: C
     with Checkpoints(folder / CHECKPOINTS, trainer) as checkpoints:
         snapshot = checkpoints.last() or trainer.start()
         done = int(snapshot.state.step)
-        with Log(folder / LOG, trainer, done=done, every=options.log_every, report=report) as log:
+        every = (options.log_every, options.checkpoint_every)
+        with Log(folder / LOG, trainer, done=done, every=every, report=report) as log:
             for event in trainer.events(snapshot):
                 snapshot = event.snapshot
                 log.add(event)

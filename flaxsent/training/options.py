@@ -236,7 +236,7 @@ class RunOptions:
     )
     save_dtype: Literal["float32", "bfloat16", "float16"] = option("of the weights that are written", "float32")
     checkpoint_every: int = option("steps; there is a checkpoint after each epoch, too", 500, range=_COUNT)
-    log_every: int = option("steps; there is a line after each epoch, too", 20, range=_COUNT)
+    log_every: int = option("steps; there is a line after each epoch and with each checkpoint, too", 20, range=_COUNT)
     probe: bool = option(
         "fit the layer of the logits alone, in seconds, to what the encoder makes of the texts: L-BFGS, with the L2 "
         "penalty that is best on dev, or in a cross-validation; with --epochs, training goes on from there",

@@ -156,14 +156,14 @@ def last_checkpoint(folder: Path) -> int:
 @pytest.mark.slow
 def test_two_processes_give_the_losses_of_one(tmp_path, files, tiny_folder):
     """Over loopback, with the same global batch: each process has a device and half of the rows."""
-    model = tiny_folder("bert")
-    one = [*COMMAND, *arguments_of(model, files, tmp_path / "one")]
+    model, more = tiny_folder("bert"), ("--tokens-per-step", "384")  # 4 rows of 96
+    one = [*COMMAND, *arguments_of(model, files, tmp_path / "one", *more)]
     subprocess.run(one, env=ENVIRONMENT, check=True, capture_output=True)
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         coordinator = f"127.0.0.1:{free.getsockname()[1]}"
     places = ("--coordinator", coordinator, "--num-processes", "2")
-    two = [*COMMAND, *arguments_of(model, files, tmp_path / "two", *places)]
+    two = [*COMMAND, *arguments_of(model, files, tmp_path / "two", *more, *places)]
     processes = [
         subprocess.Popen([*two, "--process-id", str(index)], env=ENVIRONMENT, stderr=subprocess.PIPE, text=True)
         for index in range(2)
@@ -195,7 +195,7 @@ sys.exit(cli.main(sys.argv[1:]))
 @pytest.mark.slow
 def test_a_run_goes_on_with_another_number_of_devices_up_to_rounding(tmp_path, files, tiny_folder):
     """Begun on 2 devices with steps of 4 rows, it goes on with 8 of them, of which 4 have a row each."""
-    more = ("--tokens-per-step", "512", "--epochs", "4")
+    more = ("--tokens-per-step", "384", "--epochs", "4")  # rows of 96
     whole, moved = (arguments_of(tiny_folder("bert"), files, tmp_path / name, *more) for name in ("whole", "moved"))
     assert start(2, *COMMAND, *whole).returncode == 0
     assert start(2, sys.executable, "-c", STOPPED, *moved).returncode == 130

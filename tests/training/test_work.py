@@ -306,7 +306,7 @@ def test_a_log_that_cannot_be_written_is_one_error(tmp_path, monkeypatch, tiny_f
 
     classifier = flaxsent.load(tiny_folder("bert"), backend="native")
     trainer = Trainer(classifier, Examples(["good", "bad"], [0, 1]), options=TrainOptions())
-    log = Log(tmp_path / "log.jsonl", trainer, done=0, every=1, report=print)
+    log = Log(tmp_path / "log.jsonl", trainer, done=0, every=(1,), report=print)
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (10, before[1]))
     try:
