@@ -207,7 +207,7 @@ class Trainer:
             done = 0
 
     def evaluate(self, params: Params, *, step: int = 0) -> Evaluation:
-        """Loss and score on dev of the params of a snapshot."""
+        """Loss and score on dev, of the params of a snapshot or of a classifier."""
         if self._dev is None:
             raise FlaxsentError("there is no dev to evaluate on; pass it to Trainer.")
         lengths, config = self._dev.encodings.lengths, self.classifier.config

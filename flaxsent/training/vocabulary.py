@@ -13,7 +13,7 @@ import numpy as np
 from jaxtyping import Array, Float, Int
 
 from flaxsent import models
-from flaxsent.base import Params
+from flaxsent.base import AnyArray, Params
 from flaxsent.classifier import Classifier
 from flaxsent.training.batches import Corpus
 
@@ -44,7 +44,7 @@ class Vocabulary(NamedTuple):
         if not self.path:
             return params
 
-        def table(rows_RD: Float[Array, "R D"]) -> Float[np.ndarray, "V D"]:
+        def table(rows_RD: Float[AnyArray, "R D"]) -> Float[np.ndarray, "V D"]:
             trained, before = np.array(rows_RD), start
             for name in self.path:
                 before = before[name]
@@ -55,11 +55,16 @@ class Vocabulary(NamedTuple):
         return _changed(params, self.path, table)
 
     def with_row_of_id(self, params: Params) -> Params:
-        """The params as a forward reads them: the smaller table says which row an id has."""
+        """The params as a forward reads them: a smaller table says which row an id has, a whole one nothing."""
+        if not self.path:
+            return params
         row_of_id = jnp.asarray(self.row_of_id)
-        return (
-            _changed(params, self.path[:-1], lambda table: {**table, "row_of_id": row_of_id}) if self.path else params
-        )
+
+        def told(table: Params) -> Params:
+            is_whole = len(table["embedding"]) == len(row_of_id)
+            return table if is_whole else {**table, "row_of_id": row_of_id}
+
+        return _changed(params, self.path[:-1], told)
 
 
 def vocabulary_of(classifier: Classifier, corpora: Sequence[Corpus]) -> Vocabulary:

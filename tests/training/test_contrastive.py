@@ -197,7 +197,6 @@ def test_what_does_not_go_with_it_is_said_before_any_file_is_read(capsys, tmp_pa
     ("labels", "line"),
     [
         (["a", "b"], "no two texts have a label in common; expected two examples or more of a label."),
-        (["a"] * 3, "all texts have the label a; expected texts without it, to tell apart."),
         ([0.5, 0.25, 0.5], "texts have a label in common or none; this is regression, without labels."),
         ([["a"], ["a", "b"]], "all texts have the label a; expected texts without it, to tell apart."),
     ],

@@ -88,6 +88,14 @@ def test_texts_of_dev_are_scored_with_words_that_no_text_to_learn_from_has(tiny_
     assert np.isfinite(trainer.evaluate(trainer.start().state.average).loss)
 
 
+def test_a_whole_table_is_looked_up_as_it_is(tiny_folder):
+    classifier = flaxsent.load(tiny_folder("bert"), backend="native")
+    trainer = Trainer(classifier, DATA, Examples(["hate movie", "the film"], [0, 1]))
+    cut = trainer.evaluate(trainer.start_params)
+    assert trainer.evaluate(classifier.params).loss == cut.loss
+    assert trainer.vocabulary.path
+
+
 def test_a_text_without_its_row_is_not_a_number(tiny_folder):
     """Rather than another word's."""
     classifier = flaxsent.load(tiny_folder("bert"), backend="native")
