@@ -29,7 +29,7 @@ def training(
     dtype: Literal["float32", "bfloat16", "float16"] | None = None,
     sharding: str = "data",
 ) -> Work:
-    """The trainer's step: loss, gradient and update of a batch, with its default options.
+    """The trainer's step: loss, gradient and update of a batch, with its default options and the whole table of words.
 
     Args: as `inference`; without `tokens_per_step`, a step has as many texts as those of `flaxsent train`, of
     `tokens_per_text` tokens each.
