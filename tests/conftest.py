@@ -16,6 +16,9 @@ _CACHE = tempfile.TemporaryDirectory(prefix="flaxsent-tests-")
 os.environ["FLAXSENT_CACHE"] = _CACHE.name
 # jaxlib 0.10 prints pages about the processor when it reads what it compiled before; the command line sets this, too.
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+# Tests of small models spend their time compiling, here and in the processes that they start. The mark
+# `compiled_as_for_users` has all of XLA's optimizations again, and `flaxsent parity` has them always.
+os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
 
 import jax
 import jaxtyping
@@ -81,6 +84,21 @@ def pytest_collection_modifyitems(items):
             item.add_marker(pytest.mark.skip(reason="needs the Flax classes of transformers 4"))
 
 
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_protocol(item):
+    """A test with the mark `compiled_as_for_users` has them, and so have its fixtures and the processes it starts."""
+    if item.get_closest_marker("compiled_as_for_users") is None:
+        return (yield)
+    before = jax.config.read("jax_disable_most_optimizations")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("JAX_DISABLE_MOST_OPTIMIZATIONS", "0")
+        jax.config.update("jax_disable_most_optimizations", False)
+        try:
+            return (yield)
+        finally:
+            jax.config.update("jax_disable_most_optimizations", before)
+
+
 @pytest.fixture(scope="session")
 def tiny_folder(tmp_path_factory):
     """`tiny_folder(family, **changes)`: a checkpoint folder of random weights; changes go into its config.json."""
@@ -94,15 +112,6 @@ def tiny_folder(tmp_path_factory):
         return made[key]
 
     return make
-
-
-@pytest.fixture
-def compiles_fast():
-    """Tests of small models spend their time compiling."""
-    before = jax.config.read("jax_disable_most_optimizations")
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", before)
 
 
 @pytest.fixture(scope="module")

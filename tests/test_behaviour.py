@@ -9,6 +9,8 @@ import pytest
 
 from flaxsent import Engine
 
+pytestmark = pytest.mark.compiled_as_for_users
+
 NEGATION = [
     ("not bad at all", "POSITIVE"),
     ("The plot is not good.", "NEGATIVE"),

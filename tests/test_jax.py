@@ -7,6 +7,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+pytestmark = pytest.mark.compiled_as_for_users
+
 
 @pytest.mark.parametrize("num_rows", [32_768, 32_769, 39_999, 65_537])
 @pytest.mark.parametrize("size", [1, 2, 16, 200])

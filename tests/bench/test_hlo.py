@@ -167,6 +167,7 @@ def test_collectives_are_told_by_kind():
     assert figures(text, row_length=128).collectives == {"all-reduce": 4 * (768 + 768**2), "all-gather": 4 * 64}
 
 
+@pytest.mark.compiled_as_for_users
 @pytest.mark.parametrize("is_backwards", [False, True])
 def test_a_scan_that_xla_compiled_here_is_read(is_backwards):
     def scanned(w_LDD, x_RD):

@@ -184,6 +184,7 @@ def test_another_error_of_the_compiler_is_not_taken_for_a_full_chip(told):
 # the whole flow
 
 
+@pytest.mark.compiled_as_for_users
 @pytest.mark.parametrize("family", ["bert", "bart"])
 def test_the_engines_step_is_planned(tiny_folder, family):
     classifier = flaxsent.load(tiny_folder(family), backend="native")
@@ -197,6 +198,7 @@ def test_the_engines_step_is_planned(tiny_folder, family):
         assert step.products.passes == 6 * step.products.operations > 0
 
 
+@pytest.mark.compiled_as_for_users
 def test_the_trainers_step_is_planned(tiny_folder):
     classifier = flaxsent.load(tiny_folder("bert", num_hidden_layers=1), backend="native")
     planned = train_work.training(classifier, HERE.devices, tokens_per_step=256, dtype="bfloat16")

@@ -16,6 +16,9 @@ from flaxsent.cli import main
 from flaxsent.engine import Engine
 from flaxsent.parity.random_checkpoints import random_checkpoint
 
+# Which instructions there are, and what each was made of, is asked of the programs that users run.
+pytestmark = pytest.mark.compiled_as_for_users
+
 HOST = {"tokenizing", "packing", "transfer", "launching", "waiting for results", "waiting for texts"}
 
 

@@ -20,11 +20,8 @@ from flaxsent.transforms import lora
 from tests.conftest import NATIVE, texts_of_lengths
 from tests.models.reference import TOLERANCE
 
-pytestmark = [
-    pytest.mark.usefixtures("compiles_fast"),
-    # PEFT asks it of transformers 5
-    pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning"),
-]
+# PEFT asks it of transformers 5
+pytestmark = pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")
 FIRST = ("bert",)
 FAMILIES = [*FIRST, *(pytest.param(name, marks=pytest.mark.slow) for name in NATIVE if name not in FIRST)]
 TEXTS = texts_of_lengths([0, 1, 7, 30])

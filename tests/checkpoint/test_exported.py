@@ -110,18 +110,19 @@ def test_what_is_carried_is_what_the_classifier_has(bert):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("family", NATIVE)
+@pytest.mark.parametrize("family", ["albert", "bart", "bert", "deberta-v2", "modernbert"])  # all lower by one function
 def test_gradients_flow_through_it(tiny_folder, tmp_path, family):
     classifier = flaxsent.load(tiny_folder(family), backend="native")
-    flaxsent.export(classifier, tmp_path / "export")
+    flaxsent.export(classifier, tmp_path / "export", platforms=["cpu"])
     carried = flaxsent.load(tmp_path / "export")
     tokens, targets = carried.tokenize(TEXTS[:6]), jnp.arange(6) % 3
 
     def loss(params, predict):
         return -jnp.mean(jnp.log(predict(params, tokens)[jnp.arange(6), targets]))
 
-    ours = jax.grad(loss)(carried.params, carried.predict)
-    theirs = jax.grad(loss)(classifier.params, classifier.predict)
+    gradient = jax.jit(jax.grad(loss), static_argnums=1)
+    ours = gradient(carried.params, carried.predict)
+    theirs = gradient(classifier.params, classifier.predict)
     assert max(np.abs(leaf).max() for leaf in jax.tree.leaves(theirs)) > 0.1
     # Gradients of up to 10 are sums over tokens, in another order.
     jax.tree.map(lambda one, other: np.testing.assert_allclose(one, other, rtol=1e-4, atol=1e-5), ours, theirs)

@@ -114,6 +114,7 @@ def temporary_bytes(function, *shapes):
 LENGTH = 4096
 
 
+@pytest.mark.compiled_as_for_users
 @pytest.mark.parametrize("differentiate", [False, True], ids=["forward", "gradient"])
 def test_a_window_makes_no_array_of_all_pairs_of_tokens(differentiate):
     row = jax.ShapeDtypeStruct((LENGTH, HEADS * SIZE), jnp.float32)
@@ -131,6 +132,7 @@ def test_a_window_makes_no_array_of_all_pairs_of_tokens(differentiate):
     assert bytes_of(LENGTH) >= HEADS * of_block * 4, "an array of scores would be seen"
 
 
+@pytest.mark.compiled_as_for_users
 def test_no_layer_of_a_long_row_makes_an_array_of_all_pairs_of_tokens():
     changes = {"max_position_embeddings": 2 * LENGTH, "local_attention": 128}
     config = read_config(json.dumps(models.FAMILIES["modernbert"].tiny_config | changes))

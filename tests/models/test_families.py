@@ -148,6 +148,9 @@ RICH = {
     "modernbert": MEAN,
 }
 
+# Those that differ in their layers; the others are made of BERT's or BART's, and every family is compared with PyTorch.
+UNLIKE = ("albert", "bart", "bert", "deberta-v2", "mbart", "modernbert", "mpnet")
+
 each_family = pytest.mark.parametrize("family", NATIVE)
 
 
@@ -211,12 +214,12 @@ def test_one_token_equals_pytorch(tiny_folder, family):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("family", [*NATIVE, "modernbert, cls"])
+@pytest.mark.parametrize("family", [*UNLIKE, "modernbert, cls"])
 def test_a_text_alone_equals_the_text_padded_and_packed(tiny_folder, family):
     """Texts are longer than ModernBERT's windows, and short ones lie within a window of their neighbours in the row."""
     family, *without = family.split(", ")
     classifier = flaxsent.load(tiny_folder(family, **({} if without else RICH.get(family, {}))), backend="native")
-    texts = texts_of_lengths([0, 5, 38, 2, 0], seed=2)
+    texts = texts_of_lengths([0, 5, 38, 5, 0], seed=2)
     forward = jax.jit(classifier.forward)
     alone = np.concatenate([forward(classifier.params, classifier.tokenize([text])) for text in texts])
     for ours in padded_and_packed_logits(classifier, classifier.tokenizer.encode(texts), row_length=60):
@@ -291,32 +294,34 @@ def test_gradient_at_the_embeddings_is_that_of_differences(tiny_folder, family):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("dtype", "tolerance"), [("float32", 0), ("float16", 0.03), ("bfloat16", 0.3)])
 @each_family
-def test_padding_and_halves_give_numbers(tiny_folder, family, dtype, tolerance):
+def test_padding_and_halves_give_numbers(tiny_folder, family):
     """Rows: nothing but padding, one token alone, a long text.
 
     float16 has 11 bits, bfloat16 8: of a logit of 10, the last is 0.01 and 0.06, and several roundings add up.
     """
     folder = tiny_folder(family, **RICH.get(family, {}))
-    exact, classifier = (flaxsent.load(folder, backend="native", dtype=name) for name in ("float32", dtype))
-    first = classifier.config.first_position
-    tokens = pad(Encodings([[], [5], list(range(40))], [[], [0], [0] * 40], first_position=first))
-
-    @jax.jit
-    def both(params):
-        return classifier.hidden_states(params, tokens), classifier.forward(params, tokens)
-
-    hidden, logits = both(classifier.params)
-    assert np.isfinite(np.asarray(hidden, np.float32)).all()
-    assert np.isfinite(logits).all()
-    assert hidden.dtype == dtype
-    assert logits.dtype == np.float32
-    assert np.abs(logits - both(exact.params)[1])[1:].max() <= tolerance
+    exact = None
+    for dtype, tolerance in (("float32", None), ("float16", 0.03), ("bfloat16", 0.3)):
+        classifier = flaxsent.load(folder, backend="native", dtype=dtype)
+        first = classifier.config.first_position
+        tokens = pad(Encodings([[], [5], list(range(40))], [[], [0], [0] * 40], first_position=first))
+        both = jax.jit(
+            lambda params, of=classifier, tokens=tokens: (of.hidden_states(params, tokens), of.forward(params, tokens))
+        )
+        hidden, logits = both(classifier.params)
+        assert np.isfinite(np.asarray(hidden, np.float32)).all()
+        assert np.isfinite(logits).all()
+        assert hidden.dtype == dtype
+        assert logits.dtype == np.float32
+        if tolerance is None:
+            exact = logits
+        else:
+            assert np.abs(logits - exact)[1:].max() <= tolerance
 
 
 @pytest.mark.slow
-@each_family
+@pytest.mark.parametrize("family", UNLIKE)
 def test_gradients_are_numbers_with_padding_and_missing_texts(tiny_folder, family):
     classifier = flaxsent.load(tiny_folder(family, **RICH.get(family, {})), backend="native")
     tokens = pad(Encodings([[], [5, 6]], [[], [0, 0]], first_position=classifier.config.first_position), length=9)
@@ -373,7 +378,7 @@ RATES = dict.fromkeys(NATIVE, _BERT_RATES) | {
 
 
 @pytest.mark.slow
-@of_each(RATES)
+@of_each({family: rates for family, rates in RATES.items() if family not in ("camembert", "xlm-roberta")})
 def test_each_dropout_acts_by_itself_from_its_place_on(tiny_folder, family, entry):
     changes = RICH.get(family, {}) | dict.fromkeys(RATES[family], 0) | {entry: 0.3}
     classifier = flaxsent.load(tiny_folder(family, **changes), backend="native")

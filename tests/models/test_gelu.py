@@ -7,6 +7,7 @@ import pytest
 
 from flaxsent.models.activations import ACTIVATIONS, gelu
 
+pytestmark = pytest.mark.compiled_as_for_users
 scipy_special = pytest.importorskip("scipy.special")
 X = np.linspace(-14, 14, 200_001).astype(np.float32)
 

@@ -13,6 +13,8 @@ import flaxsent
 from flaxsent.checkpoint.hub import EMBEDDED
 from tests.conftest import HAS_TORCH
 
+pytestmark = pytest.mark.compiled_as_for_users
+
 # float32 sums of 768 and 3072 terms in another order; logits are of size 1 to 10.
 TOLERANCE = 2e-5
 

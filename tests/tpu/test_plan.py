@@ -21,7 +21,7 @@ from flaxsent.bench.plan import cycles, matrix_use, plan
 from flaxsent.bench.work import Work
 from flaxsent.packing import StepShape
 
-pytestmark = pytest.mark.tpu
+pytestmark = [pytest.mark.tpu, pytest.mark.compiled_as_for_users]
 
 BASE = {"hidden_size": 768, "num_attention_heads": 12, "intermediate_size": 3072, "max_position_embeddings": 512}
 """The sizes of a base model; of its layers as many as make one in the middle, as the last one is computed for the

@@ -19,6 +19,9 @@ ROWS = [
     )
 ]
 
+ONE_LAYER = {"num_hidden_layers": 1}
+"""Of the tiny checkpoint, where training is not about depth: most of a run is compiling its layers."""
+
 COMMAND = [sys.executable, "-c", "import sys; from flaxsent.cli import main; sys.exit(main())"]
 ENVIRONMENT = os.environ | {"PYTHONDONTWRITEBYTECODE": "1"}
 

@@ -14,9 +14,7 @@ from flaxsent.models.adapters import is_trained
 from flaxsent.training.options import TrainOptions
 from flaxsent.training.trainer import Trainer, fit
 from tests.conftest import accuracy
-from tests.training.runs import arguments_of, refused, run
-
-pytestmark = pytest.mark.usefixtures("compiles_fast")
+from tests.training.runs import ONE_LAYER, arguments_of, refused, run
 
 DATA = Examples([f"{word} film" for word in ("good", "bad") * 20], [0, 1] * 20)
 OPTIONS = TrainOptions(
@@ -47,7 +45,9 @@ def test_adapters_and_head_are_trained_and_nothing_else(tiny_folder):
 @pytest.mark.flax_auto
 def test_what_the_flax_backend_loads_is_trained_by_the_native_encoder(tiny_folder):
     labels = ["a", "b"]
-    native, by_flax = (flaxsent.load(tiny_folder("bert"), backend=name, labels=labels) for name in ("native", "flax"))
+    native, by_flax = (
+        flaxsent.load(tiny_folder("bert", **ONE_LAYER), backend=name, labels=labels) for name in ("native", "flax")
+    )
     ours, theirs = (fit(each, DATA, options=OPTIONS) for each in (native, by_flax))
     assert theirs.backend == "native"
     for one, other in zip(jax.tree.leaves(ours.params), jax.tree.leaves(theirs.params), strict=True):
@@ -61,16 +61,16 @@ def _last_accuracy(printed: str) -> float:
 @pytest.mark.slow
 def test_a_run_writes_an_adapter_that_every_command_reads(capsys, tmp_path, files, tiny_folder):
     output, more = tmp_path / "out", ("--lora-rank", "3", "--lora-alpha", "6", "--lora-targets", "query,dense")
-    code, out, err = run(capsys, *arguments_of(tiny_folder("bert"), files, output, *more))
+    code, out, err = run(capsys, *arguments_of(tiny_folder("bert", **ONE_LAYER), files, output, *more))
     assert (code, err) == (0, "")
     assert {path.name for path in output.iterdir()} > {adapters.CONFIG, adapters.WEIGHTS, "tokenizer.json", "log.jsonl"}
     assert not (output / "model.safetensors").exists()
     assert "library_name: peft" in (output / "README.md").read_text(encoding="utf-8")
     settings = adapters.read_settings(output)
-    assert (settings.base, settings.rank, settings.alpha) == (str(tiny_folder("bert").resolve()), 3, 6)
+    assert (settings.base, settings.rank, settings.alpha) == (str(tiny_folder("bert", **ONE_LAYER).resolve()), 3, 6)
     assert accuracy(flaxsent.load(output), read(files[1])) == pytest.approx(_last_accuracy(out), abs=1e-4)
     assert run(capsys, "evaluate", "--model", str(output), "--data", files[1])[0] == 0
-    again = arguments_of(tiny_folder("bert"), files, output, *more)
+    again = arguments_of(tiny_folder("bert", **ONE_LAYER), files, output, *more)
     assert run(capsys, *again, "--resume")[1] == f"{output} is complete; nothing to resume\n"
     assert run(capsys, *again, "--overwrite", "--lora-rank", "0")[0] == 0
     assert not (output / adapters.CONFIG).exists()
@@ -83,7 +83,7 @@ def read(file):
 
 
 def test_what_cannot_be_adapted_is_refused_before_a_step(capsys, tmp_path, files, tiny_folder):
-    start = arguments_of(tiny_folder("bert"), files, tmp_path / "out", "--lora-rank", "2")
+    start = arguments_of(tiny_folder("bert", **ONE_LAYER), files, tmp_path / "out", "--lora-rank", "2")
     code, _, err = run(capsys, *start, "--lora-targets", "qury")
     assert (code, err.count("\n")) == (2, 1)
     assert "the LoRA target 'qury' matches no layer" in err

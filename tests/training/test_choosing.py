@@ -15,12 +15,11 @@ from flaxsent.training.choosing import METRICS, Evaluation
 from flaxsent.training.log import Log
 from flaxsent.training.options import TrainOptions
 from flaxsent.training.trainer import Trainer
-from tests.training.runs import ROWS, arguments_of, refused, run, without_speed, write_tsv
+from tests.training.runs import ONE_LAYER, ROWS, arguments_of, refused, run, without_speed, write_tsv
 from tests.training.test_class_weights import config
 from tests.training.test_run import stop_at
 from tests.training.test_trainer import NAMES, SMALL, load, toy_data
 
-pytestmark = pytest.mark.usefixtures("compiles_fast")
 RNG = np.random.default_rng(0)
 LOGITS = RNG.normal(scale=3, size=(200, 3)).astype(np.float32)
 ONE = RNG.integers(0, 3, 200).astype(np.int32)
@@ -172,7 +171,15 @@ def test_few_texts_are_passed_over_until_there_are_enough_steps(tiny_folder):
     ],
 )
 def test_what_cannot_be_chosen_by_is_one_line_before_any_step(capsys, tmp_path, files, tiny_folder, more, message):
-    arguments = ("train", "--model", str(tiny_folder("bert")), "--train", files[0], "--output", str(tmp_path / "out"))
+    arguments = (
+        "train",
+        "--model",
+        str(tiny_folder("bert", **ONE_LAYER)),
+        "--train",
+        files[0],
+        "--output",
+        str(tmp_path / "out"),
+    )
     code, out, err = run(capsys, *arguments, *more)
     assert (code, err.count("\n")) == (2, 1), err
     assert message in err
@@ -183,7 +190,7 @@ def test_what_cannot_be_chosen_by_is_one_line_before_any_step(capsys, tmp_path, 
 def test_several_files_and_patterns_are_one(capsys, tmp_path, files, tiny_folder, monkeypatch):
     parts = [write_tsv(tmp_path / f"part-{n}.tsv", ROWS[n::3]) for n in range(3)]
     monkeypatch.setattr(Trainer, "__init__", lambda *_, **__: (_ for _ in ()).throw(KeyboardInterrupt))
-    arguments = ("train", "--model", str(tiny_folder("bert")), "--output", str(tmp_path / "out"))
+    arguments = ("train", "--model", str(tiny_folder("bert", **ONE_LAYER)), "--output", str(tmp_path / "out"))
     for train in ((str(tmp_path / "part-*.tsv"),), (*parts, parts[0])):
         code, out, _ = run(capsys, *arguments, "--train", *train)
         assert code == 130

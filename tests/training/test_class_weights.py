@@ -17,9 +17,7 @@ from flaxsent.training.class_weights import weights_of
 from flaxsent.training.options import TrainOptions
 from flaxsent.training.trainer import Trainer, forward_of_rows
 from tests.conftest import texts_of_lengths
-from tests.training.runs import arguments_of, refused, run
-
-pytestmark = pytest.mark.usefixtures("compiles_fast")
+from tests.training.runs import ONE_LAYER, arguments_of, refused, run
 
 
 def config(problem_type, labels=("a", "b", "c")):
@@ -71,7 +69,9 @@ def test_a_bad_file_is_one_line_before_any_step(capsys, tmp_path, files, tiny_fo
     if content is not None:
         (tmp_path / "weights.json").write_text(content)
     more = ("--class-weights", str(tmp_path / "weights.json"))
-    assert message in refused_after(capsys, *arguments_of(tiny_folder("bert"), files, tmp_path / "out", *more))
+    assert message in refused_after(
+        capsys, *arguments_of(tiny_folder("bert", **ONE_LAYER), files, tmp_path / "out", *more)
+    )
 
 
 def refused_after(capsys, *arguments) -> str:
@@ -94,7 +94,9 @@ def refused_after(capsys, *arguments) -> str:
 )
 def test_labels_that_cannot_be_balanced_are_told(tiny_folder, problem_type, labels, message):
     names = ["value"] if problem_type == "regression" else ["a", "b", "c"]
-    classifier = flaxsent.load(tiny_folder("bert"), backend="native", labels=names, problem_type=problem_type)
+    classifier = flaxsent.load(
+        tiny_folder("bert", **ONE_LAYER), backend="native", labels=names, problem_type=problem_type
+    )
     data, options = Examples(["x", "y", "z"], labels), TrainOptions(class_weights="balanced")
     if message is None:
         Trainer(classifier, data, options=options)
@@ -104,7 +106,9 @@ def test_labels_that_cannot_be_balanced_are_told(tiny_folder, problem_type, labe
 
 
 def test_focal_loss_is_refused_for_values(tiny_folder):
-    classifier = flaxsent.load(tiny_folder("bert"), backend="native", labels=["value"], problem_type="regression")
+    classifier = flaxsent.load(
+        tiny_folder("bert", **ONE_LAYER), backend="native", labels=["value"], problem_type="regression"
+    )
     with pytest.raises(FlaxsentError, match="focal_gamma is for labels; this is regression"):
         Trainer(classifier, Examples(["x"], [1.0]), options=TrainOptions(focal_gamma=2.0))
 
@@ -180,7 +184,9 @@ def test_a_run_with_weights_goes_on_and_another_files_weights_are_another_run(
 
     (tmp_path / "weights.json").write_text('{"POSITIVE": 3}')
     more = ("--class-weights", str(tmp_path / "weights.json"), "--focal-gamma", "1")
-    whole, stopped = (arguments_of(tiny_folder("bert"), files, tmp_path / name, *more) for name in ("whole", "stopped"))
+    whole, stopped = (
+        arguments_of(tiny_folder("bert", **ONE_LAYER), files, tmp_path / name, *more) for name in ("whole", "stopped")
+    )
     assert run(capsys, *whole)[0] == 0
     stop_at(monkeypatch, 3)
     assert run(capsys, *stopped)[0] == 130

@@ -34,7 +34,7 @@ OPTIONS = TrainOptions(num_epochs=60, learning_rate=1e-3, average_decay=0.5)
 
 
 @pytest.fixture
-def tiny(tiny_folder, compiles_fast):
+def tiny(tiny_folder):
     def load(problem_type="single_label_classification"):
         told = {"labels": [*WORDS, "more"], "problem_type": problem_type, "new_head": True}
         return flaxsent.load(tiny_folder("bert", num_hidden_layers=1), backend="native", **told)
@@ -110,7 +110,7 @@ def sentence_encoder(tmp_path, tiny_folder):
 
 @pytest.mark.slow
 @pytest.mark.torch
-def test_the_command_writes_a_folder_that_pytorch_opens(capsys, tmp_path, files, sentence_encoder, compiles_fast):
+def test_the_command_writes_a_folder_that_pytorch_opens(capsys, tmp_path, files, sentence_encoder):
     import torch
     from transformers import AutoModelForSequenceClassification
 

@@ -90,7 +90,7 @@ def examples(problem_type, num_texts, seed):
 
 
 @pytest.fixture
-def tiny(tiny_folder, compiles_fast):
+def tiny(tiny_folder):
     def load(problem_type, family="bert"):
         labels = ["value"] if problem_type == "regression" else ["good", "bad"]
         told = {"labels": labels, "problem_type": problem_type, "new_head": True}
@@ -163,7 +163,7 @@ def arguments(model, files, output, *more):
     return ("train", "--model", str(model), "--train", files[0], "--output", str(output), "--probe", *more)
 
 
-def test_the_command_writes_a_folder_and_does_nothing_again(capsys, tmp_path, files, tiny_folder, compiles_fast):
+def test_the_command_writes_a_folder_and_does_nothing_again(capsys, tmp_path, files, tiny_folder):
     model, output = tmp_path / "model", tmp_path / "out"
     shutil.copytree(tiny_folder("bert"), model)
     (model / "1_Pooling").mkdir()

@@ -23,7 +23,17 @@ from flaxsent.training import run as training
 from flaxsent.training.log import Log
 from flaxsent.training.options import RunOptions
 from tests.conftest import accuracy
-from tests.training.runs import COMMAND, ENVIRONMENT, ROWS, arguments_of, refused, run, without_speed, write_tsv
+from tests.training.runs import (
+    COMMAND,
+    ENVIRONMENT,
+    ONE_LAYER,
+    ROWS,
+    arguments_of,
+    refused,
+    run,
+    without_speed,
+    write_tsv,
+)
 
 
 def stop_at(monkeypatch, step):
@@ -41,7 +51,7 @@ def stop_at(monkeypatch, step):
 @pytest.mark.slow
 def test_a_run_leaves_a_whole_folder_with_its_log_and_curves_and_nothing_else(capsys, tmp_path, files, tiny_folder):
     output = tmp_path / "out"
-    code, out, err = run(capsys, *arguments_of(tiny_folder("bert"), files, output))
+    code, out, err = run(capsys, *arguments_of(tiny_folder("bert", **ONE_LAYER), files, output))
     assert (code, err) == (0, "")
     understood, *epochs = [line for line in out.splitlines() if not line.startswith("of the 12 texts of dev all")]
     assert understood == f"{files[0]}: 60 texts, 2 labels: NEGATIVE 40, POSITIVE 20; one label per text, on a new head"
@@ -55,7 +65,7 @@ def test_a_run_leaves_a_whole_folder_with_its_log_and_curves_and_nothing_else(ca
     assert trained.config.labels == ("NEGATIVE", "POSITIVE")
     dev = read_examples(files[1], labels=["NEGATIVE", "POSITIVE"], problem_type="single_label_classification")
     assert f"{accuracy(trained, dev):.4f}" == epochs[-1].split()[-3]
-    again = arguments_of(tiny_folder("bert"), files, output)
+    again = arguments_of(tiny_folder("bert", **ONE_LAYER), files, output)
     assert refused(capsys, *again) == f"{output} is there already; pass --overwrite to replace it.\n"
     code, out, _ = run(capsys, *again, "--resume")
     assert (code, out) == (0, f"{output} is complete; nothing to resume\n")
@@ -67,7 +77,7 @@ def test_a_run_leaves_a_whole_folder_with_its_log_and_curves_and_nothing_else(ca
 
 @pytest.mark.slow
 def test_a_run_that_was_stopped_goes_on_to_the_same_bytes(capsys, monkeypatch, tmp_path, files, tiny_folder):
-    model, whole, stopped = tiny_folder("bert"), tmp_path / "whole", tmp_path / "stopped"
+    model, whole, stopped = tiny_folder("bert", **ONE_LAYER), tmp_path / "whole", tmp_path / "stopped"
     assert run(capsys, *arguments_of(model, files, whole, "--early-stopping", "5"))[0] == 0
     again = arguments_of(model, files, stopped, "--early-stopping", "5")
     stop_at(monkeypatch, 5)
@@ -89,12 +99,16 @@ def test_a_run_that_was_stopped_goes_on_to_the_same_bytes(capsys, monkeypatch, t
 @pytest.mark.slow
 def test_a_run_with_a_teacher_goes_on_without_asking_it_again(capsys, monkeypatch, tmp_path, files, tiny_folder):
     flaxsent.save(
-        flaxsent.load(tiny_folder("bert"), backend="native", labels=["NEGATIVE", "POSITIVE"], new_head=True, seed=5),
+        flaxsent.load(
+            tiny_folder("bert", **ONE_LAYER), backend="native", labels=["NEGATIVE", "POSITIVE"], new_head=True, seed=5
+        ),
         tmp_path / "teacher",
     )
     (tmp_path / "more.txt").write_text("good film\nbad film\nno film\n")
     more = ("--teacher", str(tmp_path / "teacher"), "--unlabelled", str(tmp_path / "more.txt"))
-    whole, stopped = (arguments_of(tiny_folder("bert"), files, tmp_path / name, *more) for name in ("whole", "stopped"))
+    whole, stopped = (
+        arguments_of(tiny_folder("bert", **ONE_LAYER), files, tmp_path / name, *more) for name in ("whole", "stopped")
+    )
     assert run(capsys, *whole)[0] == 0
     stop_at(monkeypatch, 3)
     assert run(capsys, *stopped)[0] == 130
@@ -104,7 +118,7 @@ def test_a_run_with_a_teacher_goes_on_without_asking_it_again(capsys, monkeypatc
     weights = [(tmp_path / name / "model.safetensors").read_bytes() for name in ("whole", "stopped")]
     assert weights[0] == weights[1]
     monkeypatch.undo()
-    assert run(capsys, *arguments_of(tiny_folder("bert"), files, tmp_path / "fewer", *more[:2]))[0] == 0
+    assert run(capsys, *arguments_of(tiny_folder("bert", **ONE_LAYER), files, tmp_path / "fewer", *more[:2]))[0] == 0
     assert (tmp_path / "fewer" / "model.safetensors").read_bytes() != weights[0]
 
 
@@ -113,13 +127,15 @@ def test_a_run_with_a_teacher_goes_on_without_asking_it_again(capsys, monkeypatc
 )
 def test_unlabelled_texts_that_cannot_be_read_are_told(capsys, tmp_path, files, tiny_folder, content, message):
     (tmp_path / "more.txt").write_bytes(content)
-    more = ("--teacher", str(tiny_folder("bert")), "--unlabelled", str(tmp_path / "more.txt"))
-    assert message in refused(capsys, *arguments_of(tiny_folder("bert"), files, tmp_path / "out", *more))
+    more = ("--teacher", str(tiny_folder("bert", **ONE_LAYER)), "--unlabelled", str(tmp_path / "more.txt"))
+    assert message in refused(capsys, *arguments_of(tiny_folder("bert", **ONE_LAYER), files, tmp_path / "out", *more))
     assert sorted(path.name for path in tmp_path.iterdir()) == ["dev.tsv", "more.txt", "train.tsv"]
 
 
 def test_options_that_do_not_fit_leave_no_work_behind(capsys, tmp_path, files, tiny_folder):
-    code, _, err = run(capsys, *arguments_of(tiny_folder("bert"), files, tmp_path / "out", "--freeze", "no.such"))
+    code, _, err = run(
+        capsys, *arguments_of(tiny_folder("bert", **ONE_LAYER), files, tmp_path / "out", "--freeze", "no.such")
+    )
     assert code == 2
     assert "no parameter matches 'no.such'" in err
     assert sorted(path.name for path in tmp_path.iterdir()) == ["dev.tsv", "train.tsv"]
@@ -127,10 +143,10 @@ def test_options_that_do_not_fit_leave_no_work_behind(capsys, tmp_path, files, t
 
 @pytest.mark.slow
 def test_a_run_killed_at_any_moment_goes_on_to_the_same_bytes(tmp_path, files, tiny_folder):
-    model = tiny_folder("bert")
-    whole = [*COMMAND, *arguments_of(model, files, tmp_path / "whole", "--epochs", "20")]
+    model = tiny_folder("bert", **ONE_LAYER)
+    whole = [*COMMAND, *arguments_of(model, files, tmp_path / "whole", "--epochs", "10")]
     subprocess.run(whole, env=ENVIRONMENT, check=True, capture_output=True)
-    killed = [*COMMAND, *arguments_of(model, files, tmp_path / "killed", "--epochs", "20", "--resume")]
+    killed = [*COMMAND, *arguments_of(model, files, tmp_path / "killed", "--epochs", "10", "--resume")]
     num_kills = 0
     for _ in range(3):
         newest = last_checkpoint(tmp_path)
@@ -156,7 +172,7 @@ def last_checkpoint(folder: Path) -> int:
 @pytest.mark.slow
 def test_two_processes_give_the_losses_of_one(tmp_path, files, tiny_folder):
     """Over loopback, with the same global batch: each process has a device and half of the rows."""
-    model, more = tiny_folder("bert"), ("--tokens-per-step", "384")  # 4 rows of 96
+    model, more = tiny_folder("bert", **ONE_LAYER), ("--tokens-per-step", "384")  # 4 rows of 96
     one = [*COMMAND, *arguments_of(model, files, tmp_path / "one", *more)]
     subprocess.run(one, env=ENVIRONMENT, check=True, capture_output=True)
     with socket.socket() as free:
@@ -196,7 +212,9 @@ sys.exit(cli.main(sys.argv[1:]))
 def test_a_run_goes_on_with_another_number_of_devices_up_to_rounding(tmp_path, files, tiny_folder):
     """Begun on 2 devices with steps of 4 rows, it goes on with 8 of them, of which 4 have a row each."""
     more = ("--tokens-per-step", "384", "--epochs", "4")  # rows of 96
-    whole, moved = (arguments_of(tiny_folder("bert"), files, tmp_path / name, *more) for name in ("whole", "moved"))
+    whole, moved = (
+        arguments_of(tiny_folder("bert", **ONE_LAYER), files, tmp_path / name, *more) for name in ("whole", "moved")
+    )
     assert start(2, *COMMAND, *whole).returncode == 0
     assert start(2, sys.executable, "-c", STOPPED, *moved).returncode == 130
     resumed = start(8, *COMMAND, *moved, "--resume")
@@ -284,7 +302,6 @@ def starts(monkeypatch):
 
 
 @pytest.mark.slow
-@pytest.mark.usefixtures("compiles_fast")
 def test_a_bare_encoder_is_fine_tuned_on_numbers(capsys, tmp_path, tiny_folder):
     model = changed(tiny_folder("bert", num_hidden_layers=1), tmp_path / "model", **BARE, architectures=["BertModel"])
     rows = [(text, int(label == "POSITIVE")) for text, label in ROWS]
@@ -340,7 +357,9 @@ def test_a_classifier_that_has_lost_its_head_is_refused(capsys, tmp_path, tiny_f
         return {name: one for name, one in held.items() if not name.startswith("classifier")}
 
     model = changed(
-        *(tiny_folder("bert"), tmp_path / "model"), tensors=headless, architectures=["BertForSequenceClassification"]
+        *(tiny_folder("bert"), tmp_path / "model"),
+        tensors=headless,
+        architectures=["BertForSequenceClassification"],
     )
     files = [write_tsv(tmp_path / name, [("a", "LABEL_0"), ("b", "LABEL_1")]) for name in ("train.tsv", "dev.tsv")]
     line = refused(capsys, *arguments_of(model, files, tmp_path / "out"))

@@ -15,9 +15,8 @@ from flaxsent.training.options import TrainOptions
 from flaxsent.training.sweep import grid, parse, sweep
 from flaxsent.training.trainer import Trainer
 from tests.conftest import texts_of_lengths
-from tests.training.runs import arguments_of, refused, run
+from tests.training.runs import ONE_LAYER, arguments_of, refused, run
 
-pytestmark = pytest.mark.usefixtures("compiles_fast")
 TEXTS = texts_of_lengths(np.random.default_rng(0).integers(1, 20, 40).tolist())
 DATA = Examples(TEXTS, [int("good" in text) for text in TEXTS])
 OPTIONS = TrainOptions(num_epochs=2, tokens_per_step=256, learning_rate=1e-3)
@@ -58,7 +57,10 @@ RUNS = [
 
 @pytest.mark.slow
 def test_each_run_is_what_it_is_alone(tiny_folder):
-    begin, options = start(tiny_folder("bert", **NO_DROPOUT)), [dataclasses.replace(OPTIONS, **one) for one in RUNS]
+    begin, options = (
+        start(tiny_folder("bert", **NO_DROPOUT, **ONE_LAYER)),
+        [dataclasses.replace(OPTIONS, **one) for one in RUNS],
+    )
     runs = sweep(begin, DATA, DATA, options)
     found = [alone(begin(each.seed), each) for each in options]
     for each, expected in zip(runs, found, strict=True):
@@ -69,7 +71,7 @@ def test_each_run_is_what_it_is_alone(tiny_folder):
 
 @pytest.mark.slow
 def test_adapters_are_swept(tiny_folder):
-    begin = start(tiny_folder("bert", **NO_DROPOUT))
+    begin = start(tiny_folder("bert", **NO_DROPOUT, **ONE_LAYER))
     options = grid(dataclasses.replace(OPTIONS, lora_rank=2), {"lora_alpha": [2.0, 64.0]})
     runs = sweep(begin, DATA, DATA, options)
     for each, one in zip(runs, options, strict=True):
@@ -79,7 +81,7 @@ def test_adapters_are_swept(tiny_folder):
 @pytest.mark.slow
 @pytest.mark.parametrize("impl", ["threefry2x32", "unsafe_rbg"])  # which draws for all runs from the key of the first
 def test_dropout_of_a_run_is_its_own(tiny_folder, impl):
-    begin = start(tiny_folder("bert"))
+    begin = start(tiny_folder("bert", **ONE_LAYER))
     options = grid(dataclasses.replace(OPTIONS, num_epochs=1), {"seed": [0, 5]})
     with jax.default_prng_impl(impl):
         runs = sweep(begin, DATA, DATA, options)
@@ -111,14 +113,14 @@ def test_what_cannot_be_swept_is_told(texts, message):
 
 
 def test_what_cannot_be_swept_is_refused_before_a_step(tiny_folder, capsys, tmp_path, files):
-    begin = start(tiny_folder("bert"))
+    begin = start(tiny_folder("bert", **ONE_LAYER))
     with pytest.raises(FlaxsentError, match="seed is swept already"):
         grid(OPTIONS, {"seed": [1, 2]}, num_seeds=2)
     with pytest.raises(FlaxsentError, match="the runs differ in batch_size, which changes the program"):
         sweep(begin, DATA, DATA, [OPTIONS, dataclasses.replace(OPTIONS, batch_size=3)])
     with pytest.raises(FlaxsentError, match="leave out early_stopping"):
         sweep(begin, DATA, DATA, [dataclasses.replace(OPTIONS, early_stopping=1)])
-    arguments = arguments_of(tiny_folder("bert"), files, tmp_path / "out")
+    arguments = arguments_of(tiny_folder("bert", **ONE_LAYER), files, tmp_path / "out")
     assert "'epochs' cannot be swept" in refused(capsys, *arguments, "--sweep", "epochs=1,2")
     assert "--resume" in refused(capsys, *arguments, "--seeds", "2", "--resume")
     at = arguments.index("--dev")
@@ -130,7 +132,7 @@ def test_what_cannot_be_swept_is_refused_before_a_step(tiny_folder, capsys, tmp_
 def test_the_command_writes_the_best_run_and_tells_all(capsys, tmp_path, files, tiny_folder):
     output = tmp_path / "out"
     swept = ("--sweep", "learning_rate=1e-6,3e-3", "--seeds", "2")
-    code, out, err = run(capsys, *arguments_of(tiny_folder("bert"), files, output, *swept))
+    code, out, err = run(capsys, *arguments_of(tiny_folder("bert", **ONE_LAYER), files, output, *swept))
     assert (code, err) == (0, "")
     head, *rows = out.splitlines()[-5:]
     assert head.split() == ["learning_rate", "seed", "dev", "dev", "loss", "train", "loss"]

@@ -26,7 +26,6 @@ from flaxsent.training.options import TrainOptions
 from flaxsent.training.trainer import Trainer, forward_of_rows
 from tests.conftest import NATIVE, accuracy, texts_of_lengths
 
-pytestmark = pytest.mark.usefixtures("compiles_fast")
 TEXTS = texts_of_lengths([1, 7, 12, 30])
 ONE_LABEL = [0, 2, 1, 1]
 FIRST = ("bert", "distilbert", "modernbert")

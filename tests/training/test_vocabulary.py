@@ -14,7 +14,6 @@ from flaxsent.training.trainer import Trainer, fit
 from flaxsent.training.vocabulary import Vocabulary, vocabulary_of
 from tests.conftest import NATIVE
 
-pytestmark = pytest.mark.usefixtures("compiles_fast")
 TEXTS = ["good", "bad bad", "good bad good"]
 DATA = Examples(TEXTS, [1, 0, 1])
 

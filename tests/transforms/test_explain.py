@@ -24,7 +24,6 @@ TOLERANCE = 1e-4
 TEXTS = ["so good", "I hate this film so much!", "not bad", ("this film", "so bad, not good"), "x y 1"]
 # These tests spend their time compiling: what they share is compiled once, in one shape, and little optimised.
 SHAPE = StepShape(num_rows=16, row_length=64, num_segments=8)
-FAST_COMPILE = {"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes": True}
 
 METHODS = {
     "integrated gradients": functools.partial(integrated_gradients, steps=5),
@@ -50,7 +49,7 @@ def loaded(tiny_folder):
 @functools.cache
 def compiled(classifier, method, **options):
     function = METHODS[method](classifier, **options)
-    return jax.jit(function, static_argnums=2, compiler_options=FAST_COMPILE)
+    return jax.jit(function, static_argnums=2)
 
 
 def explained(classifier, method, texts, *, is_packed=True, **options):
@@ -142,6 +141,7 @@ class Theirs:
             for family in NATIVE
             for method in ("integrated gradients", "gradient × input")
             if (family, method) != ("bert", "integrated gradients")
+            if method == "integrated gradients" or family in ("albert", "bart", "bert", "deberta-v2", "modernbert")
         ],
     ],
 )
@@ -262,12 +262,13 @@ def test_occlusion_by_a_label_given_at_run_time_hides_the_text_alone(loaded, fam
     classifier = zero_shot(model, LABELS, template="it is {}", entailment="LABEL_0")
     found = explained(classifier, method, SINGLE)
     hidden = model.tokenizer.backend.token_to_id(token)
+    forward = jax.jit(model.forward)
     for index, text in enumerate(SINGLE):
         pair, is_text = pair_of(model, text, int(found.label[index]))
         tokens, places = model.tokenize([pair]), np.flatnonzero(is_text)
         rows = jax.tree.map(functools.partial(np.repeat, repeats=len(places) + 1, axis=0), tokens)
         rows.input_ids[1 + np.arange(len(places)), places] = hidden
-        own, *others = np.asarray(model.forward(model.params, rows))[:, 0]
+        own, *others = np.asarray(forward(model.params, rows))[:, 0]
         expected = np.zeros(len(found.scores[index]))
         expected[places] = own - np.array(others)
         np.testing.assert_allclose(found.scores[index], expected, atol=2e-5)
@@ -332,7 +333,7 @@ def test_each_text_has_its_best_label_or_the_one_that_is_named(loaded, method):
 def test_occlusion_is_the_fall_of_the_logit_without_each_token(loaded, family, method, token):
     classifier = loaded(family)
     found = explained(classifier, method, TEXTS)
-    forward = jax.jit(classifier.forward, compiler_options=FAST_COMPILE)
+    forward = jax.jit(classifier.forward)
     for index, text in enumerate(TEXTS):
         tokens, ids = classifier.tokenize([text], 40), classifier.tokenize([text]).input_ids[0]
         hidden, label, length = replaced(classifier, ids, token), int(found.label[index]), len(ids)

@@ -24,7 +24,6 @@ from tests.checkpoint.test_adapters import trained
 from tests.conftest import NATIVE, counted_compilations, texts_of_lengths
 from tests.models.reference import TOLERANCE
 
-pytestmark = pytest.mark.usefixtures("compiles_fast")
 TEXTS = texts_of_lengths([0, 1, 7, 30, 3, 3])
 
 

@@ -21,7 +21,7 @@ def means(states_BLD, mask_BL):
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_the_head_reads_the_mean_of_the_states_in_packed_rows_too(tiny_folder, compiles_fast, family):
+def test_the_head_reads_the_mean_of_the_states_in_packed_rows_too(tiny_folder, family):
     classifier = flaxsent.load(tiny_folder(family), backend="native")
     tokens = classifier.tokenize(TEXTS)
     expected = means(np.asarray(classifier.hidden_states(classifier.params, tokens)), tokens.attention_mask)
@@ -35,7 +35,7 @@ def test_the_head_reads_the_mean_of_the_states_in_packed_rows_too(tiny_folder, c
 
 @pytest.mark.torch
 @pytest.mark.parametrize("family", FAMILIES)
-def test_pytorch_opens_it_and_has_its_logits(tiny_folder, compiles_fast, tmp_path, family):
+def test_pytorch_opens_it_and_has_its_logits(tiny_folder, tmp_path, family):
     torch, transformers = pytest.importorskip("torch"), pytest.importorskip("transformers")
     changed = with_mean_layer(flaxsent.load(tiny_folder(family), backend="native"))
     save(changed, tmp_path / "out")

@@ -167,7 +167,8 @@ def test_gradients_of_each_text_equal_pytorch(one_label):
     [
         ("roberta", "multi_label_classification"),  # whose last layer lies deeper
         ("bert", "regression"),
-        *((family, "single_label_classification") for family in NATIVE),
+        # roberta's layers and head
+        *((name, "single_label_classification") for name in NATIVE if name not in ("camembert", "xlm-roberta")),
     ],
 )
 def test_influence_equals_the_product_of_explicit_gradients_of_the_last_layer(tiny_folder, family, problem_type):
