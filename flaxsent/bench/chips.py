@@ -34,6 +34,10 @@ class KernelCycles(NamedTuple):
     feed_forward: float
     feed_forward_narrow: float
     layer_norm: float
+    post_norm_layers: float
+    post_norm_layers_512: float
+    post_norm_layers_narrow: float
+    post_norm_layers_narrow_512: float
 
     def of(self, name: str) -> float:
         """Of a kernel by its name; of one that is not known the most."""
@@ -71,15 +75,16 @@ class Chip(NamedTuple):
 # rows and columns (v6e: 256). The compiler's estimate of large products comes to 88-97% of them. Cycles of kernels
 # are those of libtpu's last schedule (--xla_jf_dump_llo_text, file "…hlo-static-bundle-profile"), the most of hidden
 # sizes of 384, 768 and 1,024; of attention in rows of 128 to 384, of 512, of 1,024 and 8,192, and in windows of 129
-# tokens. Those of a v4 and a v5p were not read, and are a v5e's.
-_V5E_KERNELS = KernelCycles(5.6, 4.2, 4.7, 6.7, 0.2, 0.3, 3.5)
+# tokens; of stacked layers in rows of 128 and 256, and of 512. Those of a v4 and a v5p were not read, and are a v5e's.
+_V5E_KERNELS = KernelCycles(5.6, 4.2, 4.7, 6.7, 0.2, 0.3, 3.5, 2.3, 2.8, 3.5, 4.0)
+_V6E_KERNELS = KernelCycles(3.5, 2.3, 3.0, 5.6, 1.4, 2.7, 3.2, 2.3, 2.2, 3.0, 2.7)
 CHIPS = {
     chip.name: chip
     for chip in (
         Chip("v4", 32 << 30, 275e12, 8 * 2 * 128**2, 1228e9, _V5E_KERNELS, 3, 4096, "megacore"),
         Chip("v5e", 16 << 30, 197e12, 4 * 2 * 128**2, 819e9, _V5E_KERNELS, 2, 256),
         Chip("v5p", 95 << 30, 459e12, 8 * 2 * 128**2, 2765e9, _V5E_KERNELS, 3, 8960),
-        Chip("v6e", 32 << 30, 918e12, 4 * 2 * 256**2, 1640e9, KernelCycles(3.5, 2.3, 3.0, 5.6, 1.4, 2.7, 3.2), 2, 256),
+        Chip("v6e", 32 << 30, 918e12, 4 * 2 * 256**2, 1640e9, _V6E_KERNELS, 2, 256),
     )
 }
 

@@ -11,6 +11,7 @@ import jax.numpy as jnp
 from flaxsent.models.attention import attend_p
 from flaxsent.models.feed_forward import feed_forward_p
 from flaxsent.models.layers import dense_p
+from flaxsent.models.post_norm import layers_p
 
 
 class Products(NamedTuple):
@@ -49,6 +50,7 @@ def _of(jaxpr: Any) -> Products | None:
                 attend_p,
                 dense_p,
                 feed_forward_p,
+                layers_p,
             ):  # whatever computes it; of attention, all scores count
                 by_xla = functools.partial(equation.primitive.impl, **equation.params)
                 inner_jaxprs = [jax.make_jaxpr(by_xla)(*(operand.aval for operand in equation.invars)).jaxpr]

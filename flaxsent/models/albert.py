@@ -66,7 +66,7 @@ def _encode(
     # The same division as in PyTorch, whose rounding decides where groups meet that are not all of one size.
     names = [str(int(index / (config.num_layers / len(groups)))) for index in range(config.num_layers)]
     layers = [layer for name in names for layer in in_order(groups[name]["albert_layers"])]
-    layer = functools.partial(post_norm_layer, tokens=tokens, parts=_PARTS, config=config)
+    layer = functools.partial(post_norm_layer, segment_ids_T=tokens.segment_ids, parts=_PARTS, config=config)
     numbered_layers = {str(index): params for index, params in enumerate(layers)}
     states = run(lambda _: layer, numbered_layers, x_TD, at_Q=first_tokens(tokens, num_segments), key=key)
     return states[:: len(groups["0"]["albert_layers"])]

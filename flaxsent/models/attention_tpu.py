@@ -6,7 +6,7 @@ al. 2022); rows are short enough for that. Several heads share the 128 lanes of 
 
 import functools
 import math
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -149,22 +149,31 @@ def _unnormalized(
     return jnp.exp2(scores_QT - jnp.max(scores_QT, axis=-1, keepdims=True))
 
 
-def _kernel(
+def _kernel(q_ref: jax.Ref, *refs: jax.Ref, **kind: Any) -> None:
+    attend_block(q_ref, *refs, first_query=pl.program_id(2) * q_ref.shape[1], **kind)
+
+
+def attend_block(
     q_ref: jax.Ref,
     k_ref: jax.Ref,
     v_ref: jax.Ref,
     query_ids_ref: jax.Ref,
     key_ids_ref: jax.Ref,
     *refs: jax.Ref,
+    first_query: int | Int[Array, ""],
     num_heads: int,
     reach: int | None,
     is_causal: bool,
     scale: float,
     precision: jax.lax.Precision | None,
 ) -> None:
+    """Within a kernel: of queries `[B, Q, W]` that begin at `first_query`, and keys and values `[B, T, W]`.
+
+    Segment ids are `[B, Q, 1]` and `[B, 1, T]`; a bias follows them or none, then where the result goes.
+    """
     *bias_ref, o_ref = refs
     (B, Q, W), T = q_ref.shape, k_ref.shape[1]
-    H, first_query = W // num_heads, pl.program_id(2) * Q
+    H = W // num_heads
     G = math.lcm(H, LANES) if W % math.lcm(H, LANES) == 0 else W
     keys, first_key = T, 0
     if reach is not None and Q + 2 * _up(reach) < T:

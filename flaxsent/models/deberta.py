@@ -155,7 +155,7 @@ def _encode(
     options, encoder = _options(config), params["encoder"]
     layer = functools.partial(
         post_norm_layer,
-        tokens=tokens,
+        segment_ids_T=tokens.segment_ids,
         parts=_PARTS,
         config=config,
         bias=_bias(encoder, tokens, config=config) if options.is_relative else None,

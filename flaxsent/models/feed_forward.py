@@ -15,7 +15,7 @@ from flaxsent.models.dropout import OptionalKey, dropout
 from flaxsent.models.layers import dense
 from flaxsent.models.platforms import primitive
 
-_IN_KERNEL = {
+IN_KERNEL = {
     **dict.fromkeys(("gelu", "gelu_python"), gelu_by_tanh),
     **{name: ACTIVATIONS[name] for name in ("gelu_new", "gelu_fast", "gelu_pytorch_tanh", "relu", "silu", "swish")},
 }
@@ -33,7 +33,7 @@ def feed_forward(
 ) -> Float[Array, "*rows D"]:
     """`dense(down, activation(dense(up, x)))`, with dropout of what `down` reads; in bfloat16 on a TPU one kernel."""
     is_plain = all(set(one) == {"kernel", "bias"} and one["kernel"].dtype == jnp.bfloat16 for one in (up, down))
-    if not is_plain or activation not in _IN_KERNEL or (key is not None and dropout_rate):
+    if not is_plain or activation not in IN_KERNEL or (key is not None and dropout_rate):
         return dense(down, dropout(ACTIVATIONS[activation](dense(up, x)), dropout_rate, key))
     operands = [jnp.asarray(one[name]) for one in (up, down) for name in ("kernel", "bias")]
     return feed_forward_p.bind(x.astype(jnp.bfloat16), *operands, activation=activation)
@@ -50,7 +50,7 @@ def _on_tpu(x: Float[Array, "*rows D"], *operands: Float[Array, "..."], activati
 
     if block_of(x.shape, operands[0].shape[1], x.dtype.itemsize) is None:
         return _by_xla(x, *operands, activation=activation)
-    return feed_forward(x, *operands, activation=_IN_KERNEL[activation])
+    return feed_forward(x, *operands, activation=IN_KERNEL[activation])
 
 
 def _batch(operands: Sequence[Any], axes: Sequence[int | None], *, activation: str) -> tuple[Array, int]:

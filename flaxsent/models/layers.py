@@ -258,11 +258,12 @@ def run(
     *,
     at_Q: Int[Array, " Q"] | None,
     key: OptionalKey,
+    run_stacked: Callable[..., Float[Array, "T D"]] | None = None,
 ) -> list[Float[Array, "_ D"]]:
     """The input and the output of every layer; that of the last is computed at `at_Q` only.
 
-    Each layer has its params by its number, or those of a range are stacked (`stacking.py`) and run as one scan, of
-    which only the last output is given.
+    Each layer has its params by its number, or those of a range are stacked (`stacking.py`) and run as one, by `scan`
+    if nothing else is given; only their last output is given then.
     """
     ranges = sorted(((range_of(name), name) for name in layers), key=lambda found: found[0].start)
     keys = split_key(key, sum(len(numbers) for numbers, _ in ranges))
@@ -273,11 +274,11 @@ def run(
             x_QD = layer_of(numbers[0])(layers[name], states[-1], at_Q=at_Q if is_last else None, key=keys[numbers[0]])
             states.append(checkpoint_name(x_QD, STATE))
         else:
-            states.append(_scan(layer_of, layers[name], states[-1], numbers=numbers, keys=keys))
+            states.append((run_stacked or scan)(layer_of, layers[name], states[-1], numbers=numbers, keys=keys))
     return states
 
 
-def _scan(
+def scan(
     layer_of: Callable[[int], Layer],
     stacked: Params,
     x_TD: Float[Array, "T D"],
@@ -286,13 +287,13 @@ def _scan(
     keys: Sequence[OptionalKey],
 ) -> Float[Array, "T D"]:
     """The output of the last of stacked layers, whose kinds recur after as many as `stacked` has."""
-    period = len(stacked)
+    period, fetch = len(stacked), FETCH.get() or (lambda params: params)
     has_keys = keys[numbers.start] is not None
     keys_GP = jnp.stack(cast(list[Array], keys[numbers.start : numbers.stop])).reshape(-1, period) if has_keys else None
 
     def body(x_TD: Array, group: tuple[Params, Array | None]) -> tuple[Array, None]:
         params, keys_P = group
-        for index, layer_params in enumerate(in_order(FETCH.get()(params))):
+        for index, layer_params in enumerate(in_order(fetch(params))):
             layer_key = None if keys_P is None else keys_P[index]
             layer = layer_of(numbers.start + index)
             x_TD = checkpoint_name(layer(layer_params, x_TD, at_Q=None, key=layer_key), STATE)
@@ -301,7 +302,7 @@ def _scan(
     return jax.lax.scan(body, x_TD, (stacked, keys_GP))[0]
 
 
-FETCH: ContextVar[Callable[[Params], Params]] = ContextVar("fetch", default=lambda params: params)
+FETCH: ContextVar[Callable[[Params], Params] | None] = ContextVar("fetch", default=None)
 """What is done to the params of stacked layers, one after the other, before these compute: while a function is traced
 for devices that hold a part of each (`placement.Placement.call`), the other parts are fetched."""
 

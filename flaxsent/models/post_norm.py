@@ -6,18 +6,23 @@ where dropout is, and in what is added to the scores of attention.
 
 import dataclasses
 import functools
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Sequence
 from typing import Any
 
+import jax
 import jax.numpy as jnp
+from jax.interpreters import batching
 from jaxtyping import Array, Float, Int
 
-from flaxsent.base import Params, Tokens
+from flaxsent.base import AnyArray, Params, Tokens
 from flaxsent.models.attention import attend
 from flaxsent.models.dropout import OptionalKey, dropout, split_key
 from flaxsent.models.family import ModelConfig
-from flaxsent.models.feed_forward import feed_forward
+from flaxsent.models.feed_forward import IN_KERNEL, feed_forward
 from flaxsent.models.layers import (
+    FETCH,
+    Layer,
     add_and_norm,
     dense,
     dense_shapes,
@@ -26,8 +31,12 @@ from flaxsent.models.layers import (
     layer_norm_shapes,
     look_up,
     run,
+    scan,
     take,
 )
+from flaxsent.models.platforms import primitive
+
+_BF16 = jnp.dtype(jnp.bfloat16)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -93,15 +102,106 @@ def encode(
     **arguments: Any,
 ) -> list[Float[Array, "_ D"]]:
     """`Family.encode` of layers that run one after the other; `arguments` are those of `post_norm_layer`."""
-    layer = functools.partial(post_norm_layer, tokens=tokens, config=config, **arguments)
-    return run(lambda _: layer, part(params, branch), x_TD, at_Q=first_tokens(tokens, num_segments), key=key)
+    arguments |= {"segment_ids_T": jnp.asarray(tokens.segment_ids), "config": config}
+    layer = functools.partial(post_norm_layer, **arguments)
+    at_Q, run_stacked = first_tokens(tokens, num_segments), functools.partial(_run_stacked, **arguments)
+    return run(lambda _: layer, part(params, branch), x_TD, at_Q=at_Q, key=key, run_stacked=run_stacked)
+
+
+def _run_stacked(
+    layer_of: Callable[[int], Layer],
+    stacked: Params,
+    x_TD: Float[Array, "T D"],
+    *,
+    numbers: range,
+    keys: Sequence[OptionalKey],
+    segment_ids_T: Int[Array, " T"],
+    parts: Parts,
+    config: ModelConfig,
+    bias: Callable[..., Any] | None = None,
+    scale: float | None = None,
+) -> Float[Array, "T D"]:
+    """Stacked layers; in bfloat16 on a TPU all of them are one kernel, if they have nothing but BERT's parts."""
+    leaves, structure = jax.tree.flatten(stacked)
+    is_plain = bias is None and keys[numbers.start] is None and FETCH.get() is None
+    if is_plain and structure == _structure(parts, config) and {leaf.dtype for leaf in (x_TD, *leaves)} == {_BF16}:
+        return layers_p.bind(x_TD, segment_ids_T, *leaves, parts=parts, config=config, scale=scale)
+    return scan(layer_of, stacked, x_TD, numbers=numbers, keys=keys)
+
+
+def _structure(parts: Parts, config: ModelConfig) -> Any:
+    """Of layers of one kind that are stacked."""
+    return jax.tree.structure({"0": parts.shapes(config)}, is_leaf=lambda node: isinstance(node, tuple))
+
+
+def _by_scan(
+    x: Float[Array, "*rows T D"],
+    segment_ids: Int[Array, "*rows T"],
+    *leaves: Float[Array, "..."],
+    parts: Parts,
+    config: ModelConfig,
+    scale: float | None,
+) -> Float[Array, "*rows T D"]:
+    static = {"parts": parts, "config": config, "scale": scale}
+    if x.ndim > 2:
+        return jax.vmap(functools.partial(_by_scan, **static), (0, 0, *[None] * len(leaves)))(x, segment_ids, *leaves)
+    layer = functools.partial(post_norm_layer, segment_ids_T=segment_ids, **static)
+    stacked, numbers = jax.tree.unflatten(_structure(parts, config), leaves), range(len(leaves[0]))
+    return scan(lambda _: layer, stacked, x, numbers=numbers, keys=[None] * len(numbers))
+
+
+def _on_tpu(
+    x: Float[Array, "*rows T D"],
+    segment_ids: Int[Array, "*rows T"],
+    *leaves: Float[Array, "..."],
+    parts: Parts,
+    config: ModelConfig,
+    scale: float | None,
+) -> Float[Array, "*rows T D"]:
+    from flaxsent.models.post_norm_tpu import rows_of, run_layers  # Pallas takes a tenth of a second to import
+
+    activation, num_heads = IN_KERNEL.get(config.activation), config.num_heads
+    rows = rows_of(x.shape, config.intermediate_size, num_heads, x.dtype.itemsize)
+    if rows is None or activation is None:
+        return _by_scan(x, segment_ids, *leaves, parts=parts, config=config, scale=scale)
+    layers = jax.tree.unflatten(_structure(parts, config), leaves)["0"]
+    (T, D), names = x.shape[-2:], (parts.query, parts.key, parts.value, parts.attended, parts.up, parts.down)
+    y_RTD = run_layers(
+        x.reshape(-1, T, D),
+        segment_ids.reshape(-1, T),
+        [part(layers, name) for name in names],
+        [part(layers, name) for name in (parts.attended_norm, parts.down_norm)],
+        rows=rows,
+        num_heads=num_heads,
+        activation=activation,
+        eps=config.layer_norm_eps,
+        scale=1 / math.sqrt(D // num_heads) if scale is None else scale,
+    )
+    return y_RTD.reshape(x.shape)
+
+
+def _batch(operands: Sequence[Any], axes: Sequence[int | None], **static: Any) -> tuple[Array, int]:
+    if any(axis is not None for axis in axes[2:]):  # of several sets of params
+        return jax.vmap(functools.partial(_by_scan, **static), axes)(*operands), 0
+    size = next(x.shape[axis] for x, axis in zip(operands, axes, strict=True) if axis is not None)
+    rows = (
+        jnp.broadcast_to(x[None], (size, *x.shape)) if axis is None else jnp.moveaxis(x, axis, 0)
+        for x, axis in zip(operands[:2], axes, strict=False)
+    )
+    return layers_p.bind(*rows, *operands[2:], **static), 0
+
+
+layers_p = primitive("post_norm_layers", _by_scan, on_tpu=_on_tpu)
+"""Stacked layers that are all alike: inputs `[*rows, T, D]`, segment ids `[*rows, T]`, and the leaves of a layer's
+params, each with a leading axis of layers. Its gradient is by the scan."""
+batching.primitive_batchers[layers_p] = _batch
 
 
 def post_norm_layer(
     params: Params,
     x_TD: Float[Array, "T D"],
     *,
-    tokens: Tokens,
+    segment_ids_T: Int[AnyArray, " T"],
     at_Q: Int[Array, " Q"] | None,
     key: OptionalKey,
     parts: Parts,
@@ -120,7 +220,7 @@ def post_norm_layer(
         q_QD,
         k_TD,
         v_TD,
-        tokens.segment_ids,
+        segment_ids_T,
         at_Q=at_Q,
         num_heads=config.num_heads,
         dropout_rate=config.attention_dropout,

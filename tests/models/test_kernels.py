@@ -2,12 +2,15 @@
 
 import contextlib
 import functools
+import json
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from flaxsent import models
+from flaxsent.base import Tokens
 from flaxsent.models import (
     activations,
     attention,
@@ -18,7 +21,12 @@ from flaxsent.models import (
     layers,
     norm_gpu,
     norm_tpu,
+    post_norm,
+    post_norm_tpu,
 )
+from flaxsent.models.config import read_config
+from flaxsent.models.stacking import stack
+from flaxsent.parity.random_checkpoints import CONFIGS, random_params
 from tests.models.reference import TOLERANCE
 
 # rows, tokens, hidden size, heads: heads of 32 and 64 share lanes, some of 12 fill none, one of 128 fills all
@@ -126,12 +134,12 @@ def feed_forward_of(dtype, *batch):
     return up, down, jnp.asarray(rng.normal(0, 1, (*batch, 128)), dtype)
 
 
-@pytest.mark.parametrize("activation", feed_forward._IN_KERNEL)
+@pytest.mark.parametrize("activation", feed_forward.IN_KERNEL)
 @pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
 def test_the_feed_forward_equals_its_two_layers(activation, dtype):
     up, down, x = feed_forward_of(dtype, 3, 256)
     params = (up["kernel"], up["bias"], down["kernel"], down["bias"])
-    in_kernel = feed_forward._IN_KERNEL[activation]
+    in_kernel = feed_forward.IN_KERNEL[activation]
     ours = feed_forward_tpu.feed_forward(x, *params, activation=in_kernel, interpret=True)
     exact = layers.in_float32({"up": up, "down": down, "x": x})
     theirs = layers.dense(exact["down"], activations.ACTIVATIONS[activation](layers.dense(exact["up"], exact["x"])))
@@ -140,6 +148,95 @@ def test_the_feed_forward_equals_its_two_layers(activation, dtype):
     is_fitted = in_kernel is activations.gelu_by_tanh
     tolerance = 0.032 if dtype == jnp.bfloat16 else 2e-4 if is_fitted else 1e-5
     assert np.abs(ours.astype(jnp.float32) - theirs).max() <= tolerance
+
+
+def stacked_layers(dtype, *, num_heads, hidden_act="gelu_new", D=256, F=384, L=3):
+    """The static parts of layers, and the leaves of their params, as large as trained ones."""
+    sizes = {"hidden_size": D, "intermediate_size": F, "num_attention_heads": num_heads, "num_hidden_layers": L}
+    config = read_config(json.dumps(CONFIGS["bert"] | sizes | {"hidden_act": hidden_act}))
+    params = random_params(models.shapes(config))["bert"]["encoder"]["layer"]
+    leaves = jax.tree.leaves(jax.tree.map(lambda *layers: jnp.stack(layers), *(params[str(at)] for at in range(L))))
+    static = {"parts": post_norm.Parts(), "config": config, "scale": None}
+    return static, [leaf.astype(dtype) for leaf in leaves]
+
+
+@pytest.mark.parametrize(
+    ("R", "T", "num_heads", "rows"),
+    [(6, 128, 4, 6), (10, 128, 8, 5), (11, 128, 2, 1), (3, 512, 4, 1), (4, 256, 4, 4)],
+)
+def test_stacked_layers_in_one_kernel_equal_their_scan(monkeypatch, R, T, num_heads, rows):
+    (static, leaves), (x, *_, ids) = stacked_layers(jnp.float32, num_heads=num_heads), operands_of(R, T, 256, 2, None)
+    run_layers = post_norm_tpu.run_layers
+    monkeypatch.setattr(post_norm_tpu, "run_layers", functools.partial(run_layers, interpret=True))
+    assert post_norm_tpu.rows_of(x.shape, 384, num_heads, 4) == rows
+    ours = jax.jit(functools.partial(post_norm._on_tpu, **static))(x, ids, *leaves)
+    theirs = jax.jit(functools.partial(post_norm._by_scan, **static))(x, ids, *leaves)
+    assert np.abs(theirs).max() > 3
+    # Results are up to 5; each of three layers adds sums of 384 numbers in another order.
+    assert np.abs(ours - theirs).max() <= 2e-5
+
+
+def test_stacked_layers_in_one_kernel_round_no_more_than_their_scan(monkeypatch):
+    monkeypatch.setattr(post_norm_tpu, "run_layers", functools.partial(post_norm_tpu.run_layers, interpret=True))
+    (static, leaves), (x, *_, ids) = stacked_layers(jnp.bfloat16, num_heads=4), operands_of(4, 128, 256, 4, None)
+    of_16_bits = [x.astype(jnp.bfloat16), ids, *leaves]
+    exact = jax.jit(functools.partial(post_norm._by_scan, **static))(
+        *(one.astype(jnp.float32) if one.dtype == jnp.bfloat16 else one for one in of_16_bits)
+    )
+    ours, theirs = (
+        np.abs(jax.jit(functools.partial(by, **static))(*of_16_bits).astype(jnp.float32) - exact).mean()
+        for by in (post_norm._on_tpu, post_norm._by_scan)
+    )
+    assert ours <= 1.05 * theirs  # the kernel rounds once where the scan rounds twice: before each sum
+
+
+@pytest.mark.parametrize(
+    ("shape", "middle", "num_heads", "rows"),
+    [
+        ((64, 128, 384), 1536, 12, 8),
+        ((16, 512, 768), 3072, 12, 1),
+        ((64, 128, 1024), 4096, 16, 4),
+        ((8, 1024, 768), 3072, 12, None),  # long rows
+        ((64, 40, 768), 3072, 12, None),
+        ((64, 128, 312), 1200, 12, None),  # no whole lanes
+        ((1024, 128, 768), 3072, 12, None),  # states of 200 MB
+        ((64, 128, 2048), 8192, 16, None),  # params of 100 MB a layer
+    ],
+)
+def test_stacked_layers_have_blocks_that_fit_the_chip(shape, middle, num_heads, rows):
+    assert post_norm_tpu.rows_of(shape, middle, num_heads, 2) == rows
+
+
+def test_the_engines_stacked_layers_are_one_kernel_on_a_tpu():
+    kernels = {"tpu": 1, "cpu": 0, "cuda": 0}
+    for changes, of_platform in (
+        ({}, kernels),
+        ({"is_gradient": True}, dict.fromkeys(kernels, 0)),
+        ({"dtype": jnp.float32}, dict.fromkeys(kernels, 0)),
+        ({"T": 40}, dict.fromkeys(kernels, 0)),
+    ):
+        for platform, count in of_platform.items():
+            text = lowered_encoder(platform, **changes)
+            assert text.count("post_norm_layers") == count, (platform, changes)
+
+
+def lowered_encoder(platform, *, dtype=jnp.bfloat16, T=128, is_gradient=False):
+    sizes = {"hidden_size": 128, "intermediate_size": 256, "num_attention_heads": 2, "num_hidden_layers": 4}
+    config = read_config(json.dumps(CONFIGS["bert"] | sizes))
+    params = stack(jax.tree.map(lambda leaf: leaf.astype(dtype), random_params(models.shapes(config))), config=config)
+
+    def states(params, x_RTD, ids_RT):
+        def row(x_TD, ids_T):
+            tokens = Tokens(ids_T, ids_T, ids_T, ids_T)
+            return models.FAMILIES["bert"].encode(
+                params["bert"], x_TD, tokens, config=config, num_segments=None, key=None
+            )[-1]
+
+        return jax.vmap(row)(x_RTD, ids_RT)
+
+    function = jax.grad(lambda *given: states(*given).astype(jnp.float32).sum()) if is_gradient else states
+    shapes = params, jnp.ones((4, T, 128), dtype), jnp.ones((4, T), jnp.int32)
+    return lowered_feed_forward(platform, function, *shapes)
 
 
 @pytest.mark.parametrize(

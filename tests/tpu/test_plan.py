@@ -28,6 +28,7 @@ BASE = {"hidden_size": 768, "num_attention_heads": 12, "intermediate_size": 3072
 classified tokens alone."""
 MODELS = {
     "bert": BASE | {"num_hidden_layers": 2},
+    "distilbert": {"dim": 384, "n_heads": 12, "hidden_dim": 1536, "n_layers": 4, "max_position_embeddings": 512},
     "deberta-v2": BASE | {"num_hidden_layers": 2, "position_buckets": 256},
     "modernbert": BASE | {"num_hidden_layers": 3, "intermediate_size": 1152, "max_position_embeddings": 8192},
 }
@@ -56,6 +57,8 @@ def of_step(step, chips) -> Bounds:
 BOUNDS = {
     ("bert", 128): Bounds(temporaries=4.5, scores=0, memory=33, cycles=1.78),
     ("bert", 512): Bounds(temporaries=4.5, scores=0, memory=33, cycles=2.06),
+    # Three of four layers are one kernel.
+    ("distilbert", 128): Bounds(temporaries=9, scores=0, memory=25, cycles=2),
     # What its distances add to the scores does go to memory.
     ("deberta-v2", 128): Bounds(temporaries=286, scores=212, memory=1880, cycles=7.95),
     ("deberta-v2", 512): Bounds(temporaries=1105, scores=1060, memory=14_000, cycles=37),
