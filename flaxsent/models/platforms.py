@@ -14,6 +14,18 @@ from jax.interpreters import ad, mlir
 
 Implementation = Callable[..., jax.Array]
 
+_SMALL = frozenset(("TPU v2", "TPU v3", "TPU v4"))
+
+
+def _device_kind(axes: Any) -> str:
+    """What it is compiled for, by the context of a lowering; "" where no device is named."""
+    mesh = getattr(axes, "mesh", None)
+    devices = getattr(axes, "device_assignment", None) or ()
+    if isinstance(mesh, jax.sharding.Mesh):
+        devices = mesh.devices.flat
+    abstract = getattr(mesh, "abstract_device", None)
+    return next((device.device_kind for device in (*devices, *([abstract] if abstract else ()))), "")
+
 
 def primitive(
     name: str,
@@ -23,12 +35,14 @@ def primitive(
     on_tpu: Implementation | None = None,
     on_gpu: Implementation | None = None,
     on_cpu: Implementation | None = None,
+    is_large: bool = False,
 ) -> Primitive:
     """A function of arrays and static keywords; `batching` is the caller's.
 
     `result_of` gives shape and dtype of the result from those of the operands; by default they are the first operand's.
     A TPU computes it by `on_tpu` and NVIDIA's GPUs by `on_gpu`, but for gradients, which are those of `by_xla`, and for
-    programs that XLA divides among devices by itself, which it cannot do with a kernel; `jax.shard_map` can.
+    programs that XLA divides among devices by itself, which it cannot do with a kernel; `jax.shard_map` can. TPUs up to
+    the v4 have 16 MiB on the chip and get no kernel that `is_large`.
     """
     bound = Primitive(name)
 
@@ -50,7 +64,8 @@ def primitive(
         def rule(context: mlir.LoweringRuleContext, *operands: Any, **static: Any) -> Any:
             axes = context.module_context.axis_context
             is_divided_by_xla = not hasattr(axes, "manual_axes") and (getattr(axes, "num_devices", 1) or 1) > 1
-            return (xla_rule if is_divided_by_xla else kernel_rule)(context, *operands, **static)
+            has_room = not is_large or _device_kind(axes) not in _SMALL
+            return (kernel_rule if has_room and not is_divided_by_xla else xla_rule)(context, *operands, **static)
 
         return rule
 

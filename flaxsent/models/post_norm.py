@@ -191,7 +191,7 @@ def _batch(operands: Sequence[Any], axes: Sequence[int | None], **static: Any) -
     return layers_p.bind(*rows, *operands[2:], **static), 0
 
 
-layers_p = primitive("post_norm_layers", _by_scan, on_tpu=_on_tpu)
+layers_p = primitive("post_norm_layers", _by_scan, on_tpu=_on_tpu, is_large=True)
 """Stacked layers that are all alike: inputs `[*rows, T, D]`, segment ids `[*rows, T]`, and the leaves of a layer's
 params, each with a leading axis of layers. Its gradient is by the scan."""
 batching.primitive_batchers[layers_p] = _batch

@@ -83,6 +83,15 @@ def test_the_engines_step_keeps_its_bounds(classifier_of, family, row_length):
     assert step.figures.uncounted_loops == 0
 
 
+def test_chips_with_little_room_have_no_kernel_of_stacked_layers(classifier_of):
+    for name, has_kernel in (("v4:1x1x1", False), ("v5e:1x1", True), ("v5e:2x2", True)):
+        chips = topology(name)
+        planned = work.inference(classifier_of("distilbert"), chips.devices, row_lengths=[128], tokens_per_step=TOKENS)
+        (step,) = plan(planned, chips, finds_largest=False).steps
+        assert ("post_norm_layers_narrow" in step.figures.kernels) == has_kernel, name
+        assert step.shape == step.asked
+
+
 TRAINING = Bounds(temporaries=15.3, scores=0, memory=274, cycles=1.3)
 
 
