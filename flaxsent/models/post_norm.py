@@ -151,19 +151,15 @@ def _by_scan(
 
 
 def _on_tpu(
-    x: Float[Array, "*rows T D"],
-    segment_ids: Int[Array, "*rows T"],
-    *leaves: Float[Array, "..."],
-    parts: Parts,
-    config: ModelConfig,
-    scale: float | None,
+    x: Float[Array, "*rows T D"], segment_ids: Int[Array, "*rows T"], *leaves: Float[Array, "..."], **static: Any
 ) -> Float[Array, "*rows T D"]:
     from flaxsent.models.post_norm_tpu import rows_of, run_layers  # Pallas takes a tenth of a second to import
 
+    parts, config, scale = static["parts"], static["config"], static["scale"]
     activation, num_heads = IN_KERNEL.get(config.activation), config.num_heads
     rows = rows_of(x.shape, config.intermediate_size, num_heads, x.dtype.itemsize)
     if rows is None or activation is None:
-        return _by_scan(x, segment_ids, *leaves, parts=parts, config=config, scale=scale)
+        return _by_scan(x, segment_ids, *leaves, **static)
     layers = jax.tree.unflatten(_structure(parts, config), leaves)["0"]
     (T, D), names = x.shape[-2:], (parts.query, parts.key, parts.value, parts.attended, parts.up, parts.down)
     y_RTD = run_layers(
