@@ -15,7 +15,7 @@ from flaxsent import models
 from flaxsent.base import FlaxsentError, Params
 from flaxsent.models.layers import to_int8
 
-_WORD_TABLES = ("word_embeddings", "tok_embeddings", "shared")
+_WORD_TABLES = {family.words[-2] for family in models.FAMILIES.values()}
 
 
 def quantize(params: Params, *, mode: str = "weights") -> dict[str, Any]:
