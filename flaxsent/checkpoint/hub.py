@@ -69,7 +69,7 @@ def pools_mean(source: str | os.PathLike | None) -> bool:
             _download_if_there(str(source), _POOLING, commit=folder.name, is_silent=False)
     try:
         told = json.loads((folder / _POOLING).read_bytes())
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         return False
     names = [name for name, is_so in told.items() if is_so is True] if isinstance(told, dict) else []
     return [name for name in names if name.startswith("pooling_mode_")] == ["pooling_mode_mean_tokens"]

@@ -124,7 +124,7 @@ def read(folder: Path) -> Manifest | None:
         return Manifest(**json.loads(file.read_bytes()))
     except FileNotFoundError:
         return None
-    except (ValueError, TypeError) as err:
+    except (ValueError, TypeError, RecursionError) as err:
         raise FlaxsentError(f"{file} is damaged; delete {folder} to start over.") from err
 
 
@@ -252,7 +252,7 @@ def _finished(job: Job) -> list[dict[str, Any]]:
     try:
         entries = json.loads(job.record.read_bytes())
         return [entry for entry in entries if {"run", "facts", "stream"} <= entry.keys()]
-    except (FileNotFoundError, ValueError, TypeError, AttributeError):
+    except (FileNotFoundError, ValueError, TypeError, AttributeError, RecursionError):
         return []
 
 

@@ -2,7 +2,8 @@
 
 import json
 import math
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -27,11 +28,20 @@ def read(told: str) -> str | dict[str, Any]:
     if not Path(told).is_file():
         raise FileNotFoundError(f"class_weights: {told}: no such file; expected it or {BALANCED}.")
     try:
-        weights = json.loads(Path(told).read_bytes())
-    except ValueError as err:
+        weights = json.loads(Path(told).read_bytes(), object_pairs_hook=_once_each)
+    except (json.JSONDecodeError, UnicodeDecodeError, RecursionError) as err:
         raise FlaxsentError(f"class_weights: {told} is not JSON: {err}.") from err
     if not isinstance(weights, dict):
         raise FlaxsentError(f"class_weights: {told} holds no JSON object; expected {{label: weight, ...}}.")
+    return weights
+
+
+def _once_each(pairs: Sequence[tuple[str, Any]]) -> dict[str, Any]:
+    """A JSON object of which no key comes twice: `json` would keep the last one and tell nobody."""
+    weights = dict(pairs)
+    if len(weights) < len(pairs):
+        (label, count), *_ = Counter(label for label, _ in pairs).most_common(1)
+        raise FlaxsentError(f"class_weights: the label {label} comes {count} times; give it one weight.")
     return weights
 
 

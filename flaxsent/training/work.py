@@ -186,7 +186,7 @@ def _read(file: Path) -> Facts | None:
         facts = json.loads(file.read_bytes())
     except (FileNotFoundError, NotADirectoryError):
         return None
-    except ValueError as err:
+    except (ValueError, RecursionError) as err:
         raise FlaxsentError(f"{file} is not JSON: {err}; it is not as flaxsent train wrote it.") from err
     return facts if isinstance(facts, dict) else {}
 

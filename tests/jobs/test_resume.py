@@ -279,7 +279,7 @@ def test_work_of_a_run_that_has_ended_is_cleared_and_never_used(folder, engine):
 
 def test_a_damaged_manifest_is_one_line(folder, engine, interrupt):
     interrupt()
-    for content in ("", "[]", "{}", '{"run": 1'):
+    for content in ("", "[]", "{}", '{"run": 1', "[" * 100_000):
         (folder / ".out.csv.parts" / plans.MANIFEST).write_text(content)
         with pytest.raises(ValueError, match=r"manifest.json is damaged; delete .*out.csv.parts to start over.$"):
             do(engine, folder / "in.csv", folder / "out.csv", resume=True)

@@ -56,6 +56,8 @@ def test_a_file_names_the_labels_that_do_not_weigh_1(tmp_path):
     ("content", "message"),
     [
         ("{", "weights.json is not JSON"),
+        ("[" * 100_000, "weights.json is not JSON: maximum recursion depth exceeded"),
+        ('{"POSITIVE": 1, "POSITIVE": 2}', "class_weights: the label POSITIVE comes 2 times; give it one weight"),
         ("[1, 2]", "weights.json holds no JSON object; expected {label: weight, ...}"),
         ('{"good": 1}', "class_weights: 'good' is no label; expected NEGATIVE, POSITIVE"),
         ('{"POSITIVE": "much"}', "class_weights: POSITIVE weighs 'much'; expected a positive number"),

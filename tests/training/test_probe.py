@@ -220,6 +220,7 @@ def test_what_does_not_go_with_it_is_said_before_any_file_is_read(capsys, tmp_pa
         ('{"pooling_mode_cls_token": true}', False),
         ("[1]", False),
         ("{", False),
+        ("[" * 100_000, False),
         (None, False),
     ],
 )
