@@ -96,7 +96,7 @@ class Checkpoints:
         leaves = [read.arrays[name] for name in _numbered(like)]
         snapshot: Snapshot = jax.tree.unflatten(jax.tree.structure(like), leaves)
         key = jax.random.wrap_key_data(snapshot.state.key, impl=jax.random.key_impl(start.state.key))
-        evaluations = tuple(Evaluation(**evaluation) for evaluation in read.evaluations["evaluations"])
+        evaluations = tuple(map(_evaluation, read.evaluations["evaluations"]))
         return Snapshot(snapshot.state._replace(key=key), snapshot.best, evaluations)
 
     def __enter__(self) -> "Checkpoints":
@@ -139,6 +139,12 @@ def _without_key(snapshot: Snapshot) -> Snapshot:
     """The arrays of a snapshot: keys are not arrays."""
     state = snapshot.state._replace(key=jax.random.key_data(snapshot.state.key))
     return Snapshot(state, snapshot.best)
+
+
+def _evaluation(told: dict[str, Any]) -> Evaluation:
+    """JSON makes a list of a tuple."""
+    found = Evaluation(**told)
+    return found._replace(thresholds=None if found.thresholds is None else tuple(found.thresholds))
 
 
 def _numbered(snapshot: Snapshot) -> dict[str, Any]:

@@ -1,19 +1,21 @@
 """Logits of dev → an `Evaluation`, by the figures of `flaxsent evaluate`, and which evaluation of a run is the best."""
 
+import dataclasses
 import itertools
 import math
 from collections.abc import Sequence
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float, Shaped
 
 from flaxsent.base import FlaxsentError, ProblemType
+from flaxsent.classifier import Classifier, with_thresholds
 from flaxsent.evaluation.report import measure
 from flaxsent.losses import losses
 from flaxsent.models.config import ModelConfig, as_trained
-from flaxsent.postprocessing import probabilities
+from flaxsent.postprocessing import probabilities, tune_thresholds
 from flaxsent.training.options import Metric, TrainOptions
 
 
@@ -24,9 +26,11 @@ class Evaluation(NamedTuple):
     loss: float
     """The mean loss of a text, without class weights."""
     score: float
-    """The figure by which the best evaluation is chosen."""
+    """The figure by which the best evaluation is chosen: that of the classifier with the thresholds."""
     warning: str = ""
     """What is wrong with the answers as a whole: that all of them are one."""
+    thresholds: tuple[float, ...] | None = None
+    """Of several labels at once, where they were to be tuned: those with the best F1 on these texts."""
 
 
 class Figure(NamedTuple):
@@ -76,11 +80,6 @@ def metric_of(problem_type: ProblemType, told: Metric | None) -> Metric:
     return told
 
 
-def average_of(metric: Metric) -> Literal["macro", "micro"]:
-    """The F1 that thresholds are tuned for: that of all labels together where this is the metric, else each one's."""
-    return "micro" if metric == "micro-f1" else "macro"
-
-
 def evaluate(
     logits_BC: Float[np.ndarray, "B C"],
     labels: Shaped[np.ndarray, "*B_or_C"],
@@ -88,9 +87,18 @@ def evaluate(
     *,
     metric: Metric,
     step: int = 0,
+    tunes_thresholds: bool = True,
 ) -> Evaluation:
-    """Of dev's logits and of its labels as `labels_as_arrays` makes them."""
-    config, is_value = as_trained(config), config.problem_type == _VALUE
+    """Of dev's logits and of its labels as `labels_as_arrays` makes them.
+
+    Of several labels at once, it has the thresholds that `as_evaluated` gives the classifier, unless `tunes_thresholds`
+    is False: those of the best F1 of all labels together where this is the metric, else of each label's.
+    """
+    config, is_value, thresholds = as_trained(config), config.problem_type == _VALUE, None
+    if config.problem_type == _SEVERAL and tunes_thresholds:
+        probs_BC = probabilities(logits_BC, problem_type=_SEVERAL)
+        thresholds = tune_thresholds(probs_BC, labels, average="micro" if metric == "micro-f1" else "macro")
+        config = dataclasses.replace(config, label_thresholds=thresholds)
     each = losses(jnp.asarray(logits_BC), jnp.asarray(labels), problem_type=config.problem_type)
     figures = measure(logits_BC, labels[:, None] if is_value else labels, config).figures
     if is_value:
@@ -101,23 +109,29 @@ def evaluate(
     score = float(figures[METRICS[metric].name])
     # Of values that are all the same there is no correlation: the worst of them, which may get better.
     score = 0.0 if math.isnan(score) else score
-    return Evaluation(
-        step, float(np.mean(np.asarray(each), dtype=np.float64)), score, _warning(logits_BC, labels, config)
-    )
+    loss = float(np.mean(np.asarray(each), dtype=np.float64))
+    return Evaluation(step, loss, score, _warning(logits_BC, labels, config), thresholds)
+
+
+def as_evaluated(classifier: Classifier, evaluation: Evaluation | None) -> Classifier:
+    """The classifier that has the evaluation's score: with its thresholds, if there are any."""
+    if evaluation is None or evaluation.thresholds is None:
+        return classifier
+    return with_thresholds(classifier, evaluation.thresholds)
 
 
 def _warning(logits_BC: Float[np.ndarray, "B C"], labels: Shaped[np.ndarray, "*B_or_C"], config: ModelConfig) -> str:
-    start, remedy = f"of the {len(labels):,} texts of dev", "train longer (--min-steps, --epochs) or weigh the labels"
+    texts = f"the {len(labels):,} texts of dev"
+    remedy = "train longer (--min-steps, --epochs) or weigh the labels (--class-weights balanced)"
     match config.problem_type:
         case "single_label_classification":
             given = np.unique(logits_BC.argmax(axis=1))
             if len(given) == 1 < len(np.unique(labels)):
-                return f"{start} all are given the label {config.labels[given[0]]}: {remedy} (--class-weights balanced)"
+                return f"of {texts} all are given the label {config.labels[given[0]]}: {remedy}"
         case "multi_label_classification":
             scores_BC = np.asarray(probabilities(logits_BC, problem_type=config.problem_type))
             if not (scores_BC > 0.5).any() and labels.any():
-                most = f"the highest score is {scores_BC.max():.2f}"
-                return f"{start} none is given a label ({most}): {remedy} (--class-weights balanced)"
+                return f"on {texts} no score is above {scores_BC.max():.2f}: {remedy}"
     return ""
 
 

@@ -80,7 +80,7 @@ def validate(
                 _keep(engine(select(data, own).texts), file)
             distributed.wait(f"fold {fold + 1} was written")
         logits_BC[own] = np.load(file)
-        by_fold.append(choosing.evaluate(logits_BC[own], labels[own], config, metric=metric))
+        by_fold.append(choosing.evaluate(logits_BC[own], labels[own], config, metric=metric, tunes_thresholds=False))
         report(f"fold {fold + 1} {METRICS[metric].told} {by_fold[-1].score:.4f} loss {by_fold[-1].loss:.4f}")
     scores_BC = np.asarray(probabilities(logits_BC, problem_type=config.problem_type))
     found = Validated(metric, by_fold, scores_BC)

@@ -78,7 +78,7 @@ class Log:
             )
             self._losses, self._num_texts, self._since = [], 0, now
         if event.evaluation is not None:
-            name, (_, loss, score, _) = METRICS[self._trainer.metric].told, event.evaluation
+            name, loss, score = METRICS[self._trainer.metric].told, event.evaluation.loss, event.evaluation.score
             self._write({"step": event.step, "epoch": event.epoch, "dev_loss": loss, "dev_score": score, "is": name})
             with tqdm.external_write_mode(file=sys.stderr):
                 at = "" if event.is_epoch_end else f" step {event.step}"

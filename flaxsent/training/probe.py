@@ -17,18 +17,18 @@ from jaxtyping import Array, Bool, Float, Int, Shaped
 
 from flaxsent import models
 from flaxsent.base import FlaxsentError, Params, ProblemType, Text
-from flaxsent.classifier import Classifier, check_has_own_labels, with_thresholds
+from flaxsent.classifier import Classifier, check_has_own_labels
 from flaxsent.data.labels import Examples
 from flaxsent.engine import Engine
 from flaxsent.files import require
 from flaxsent.losses import losses
 from flaxsent.models.config import as_trained
 from flaxsent.placement import device_of
-from flaxsent.postprocessing import postprocess, probabilities, tune_thresholds
+from flaxsent.postprocessing import postprocess
 from flaxsent.training import choosing, class_weights, splits
 from flaxsent.training.batches import labels_as_arrays
 from flaxsent.training.choosing import Evaluation
-from flaxsent.training.options import Metric, RunOptions, TrainOptions
+from flaxsent.training.options import RunOptions, TrainOptions
 from flaxsent.training.prior import prior_bias
 
 if TYPE_CHECKING:
@@ -166,19 +166,10 @@ def probe(
     penalty, best_MC = _choose(unseen, lambda logits_MC: _mean_loss(logits_MC, checked, kind))
     layer = fitted(penalty=penalty)
     report(f"{start} {penalty:g}, by {'dev' if dev is not None else 'cross-validation'}")
-    probed = _with_thresholds(_with_layer(classifier, layer, mean_D, spread_D, scale), best_MC, checked, metric)
-    return Probed(probed, choosing.evaluate(best_MC, checked, config, metric=metric))
-
-
-def _with_thresholds(
-    classifier: Classifier, logits_MC: Float[np.ndarray, "M C"], targets: Shaped[np.ndarray, "*M_or_C"], metric: Metric
-) -> Classifier:
-    """Of several labels at once, those that are best on texts that were not seen."""
-    kind = classifier.config.problem_type
-    if kind != "multi_label_classification":
-        return classifier
-    probs_MC, average = probabilities(logits_MC, problem_type=kind), choosing.average_of(metric)
-    return with_thresholds(classifier, tune_thresholds(probs_MC, targets, average=average))
+    evaluation = choosing.evaluate(best_MC, checked, config, metric=metric)
+    return Probed(
+        choosing.as_evaluated(_with_layer(classifier, layer, mean_D, spread_D, scale), evaluation), evaluation
+    )
 
 
 def _choose(

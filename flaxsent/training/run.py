@@ -24,23 +24,22 @@ from tqdm import tqdm
 from flaxsent.base import FlaxsentError, Params, Tokens
 from flaxsent.checkpoint import adapters, hub
 from flaxsent.checkpoint.folder import load, save, save_adapter
-from flaxsent.classifier import Classifier, with_thresholds
-from flaxsent.data.labels import Examples, Task, describe, keeps_head
+from flaxsent.classifier import Classifier
+from flaxsent.data.labels import Task, describe, keeps_head
 from flaxsent.engine import Engine
 from flaxsent.files import require, write
 from flaxsent.models.config import ModelConfig
 from flaxsent.packing import StepShape
 from flaxsent.placement import on_host
-from flaxsent.postprocessing import probabilities, tune_thresholds
+from flaxsent.postprocessing import probabilities
 from flaxsent.training import choosing, class_weights, contrastive, distributed, folds, patterns
 from flaxsent.training import probe as probing
 from flaxsent.training import sweep as sweeps
-from flaxsent.training.batches import labels_as_arrays
 from flaxsent.training.card import write_card
 from flaxsent.training.choosing import Evaluation
 from flaxsent.training.log import draw_curves, read_log
 from flaxsent.training.loop import make_steps
-from flaxsent.training.options import Metric, RunOptions, TrainOptions
+from flaxsent.training.options import RunOptions, TrainOptions
 from flaxsent.training.reading import Data, own_config, read_data
 from flaxsent.training.trainer import Snapshot, Trainer
 from flaxsent.training.work import CURVES, LOG, SWEEP, SWEEP_CURVES, VALIDATION, Facts, Work, difference, plan
@@ -150,19 +149,7 @@ def _result(
     if options.contrastive:
         return contrastive.fit_layer(result, data.train, data.dev, train_options, report=report)
     chosen = trainer.chosen(snapshot, report)
-    return probing.Probed(_with_thresholds(result, data.dev, trainer.metric), chosen)
-
-
-def _with_thresholds(classifier: Classifier, dev: Examples | None, metric: Metric) -> Classifier:
-    """Of several labels at once: with the thresholds that have the best F1 on dev, by the metric of each or of all."""
-    if dev is None or classifier.config.problem_type != "multi_label_classification":
-        return classifier
-    with Engine(classifier, function=classifier.logits) as engine:
-        probs_BC = probabilities(engine(dev.texts), problem_type=classifier.config.problem_type)
-    average = choosing.average_of(metric)
-    return with_thresholds(
-        classifier, tune_thresholds(probs_BC, labels_as_arrays(dev, classifier.config), average=average)
-    )
+    return probing.Probed(result, chosen)
 
 
 def _tell_data(data: Data, options: RunOptions, has_new_head: bool, report: Callable[[str], None]) -> None:
@@ -213,9 +200,7 @@ def _sweep(options: RunOptions, train_options: TrainOptions, *, report: Callable
     chosen = found[sweeps.best(found)]
 
     def write_into(folder: Path) -> None:
-        metric = choosing.metric_of(data.task.problem_type, chosen.options.metric)
-        result = _with_thresholds(chosen.classifier, data.dev, metric)
-        _save(result, folder, options, chosen.options, data, chosen.evaluations[-1])
+        _save(chosen.classifier, folder, options, chosen.options, data, chosen.evaluations[-1])
         write(folder / SWEEP, sweeps.to_json(found, names=names))
         write(folder / SWEEP_CURVES, sweeps.to_csv(found, names=names))
 

@@ -220,7 +220,10 @@ class Trainer:
         return choosing.evaluate(logits_BC, self._dev.labels, config, metric=self.metric, step=step)
 
     def result(self, snapshot: Snapshot) -> Classifier:
-        """The classifier with the average of the last step, or of the best evaluation where that is kept."""
+        """The classifier with the average of the last step, or of the best evaluation where that is kept.
+
+        Of several labels at once, it has the thresholds of that evaluation.
+        """
         params = snapshot.state.average if snapshot.best is None else snapshot.best
         own = self.classifier.params
         first = jax.tree.leaves(own)[0]
@@ -233,16 +236,20 @@ class Trainer:
             copied = jax.tree.map(copy, self.vocabulary.whole(params, own), own, frozen)
         config = as_trained(self.classifier.config)
         scores = functools.partial(postprocess, config=config)
-        return dataclasses.replace(self.classifier, params=copied, config=config, postprocess=scores)
+        result = dataclasses.replace(self.classifier, params=copied, config=config, postprocess=scores)
+        return choosing.as_evaluated(result, self._of_result(snapshot))
 
     def chosen(self, snapshot: Snapshot, report: Callable[[str], None]) -> Evaluation | None:
         """The evaluation of the parameters that `result` gives, after telling its warning."""
-        if not snapshot.evaluations:
-            return None
-        chosen = snapshot.evaluations[choosing.best(snapshot.evaluations, self.metric) if self.keeps_best else -1]
-        if chosen.warning:
+        chosen = self._of_result(snapshot)
+        if chosen is not None and chosen.warning:
             report(chosen.warning)
         return chosen
+
+    def _of_result(self, snapshot: Snapshot) -> Evaluation | None:
+        if not snapshot.evaluations:
+            return None
+        return snapshot.evaluations[-1 if snapshot.best is None else choosing.best(snapshot.evaluations, self.metric)]
 
     def _corpus(
         self, data: Examples, unlabelled: Sequence[Text] = (), teacher: Float[np.ndarray, "N C"] | None = None

@@ -1,5 +1,6 @@
 """Choosing: figures of dev by scikit-learn and SciPy, the best evaluation, when dev is scored, dev parts and folds."""
 
+import dataclasses
 import json
 
 import jax
@@ -10,6 +11,8 @@ import flaxsent
 from flaxsent import cli
 from flaxsent.base import FlaxsentError
 from flaxsent.data.labels import Examples
+from flaxsent.evaluation.report import measure
+from flaxsent.postprocessing import probabilities, tune_thresholds
 from flaxsent.training import choosing, folds
 from flaxsent.training.choosing import METRICS, Evaluation
 from flaxsent.training.log import Log
@@ -20,6 +23,7 @@ from tests.training.test_class_weights import config
 from tests.training.test_run import stop_at
 from tests.training.test_trainer import NAMES, SMALL, load, toy_data
 
+_SEVERAL = "multi_label_classification"
 RNG = np.random.default_rng(0)
 LOGITS = RNG.normal(scale=3, size=(200, 3)).astype(np.float32)
 ONE = RNG.integers(0, 3, 200).astype(np.int32)
@@ -27,12 +31,17 @@ SEVERAL = RNG.integers(0, 2, (200, 3)).astype(np.float32)
 VALUES = RNG.normal(size=200).astype(np.float32)
 
 
+@pytest.mark.parametrize("tunes_thresholds", [True, False])
 @pytest.mark.parametrize("metric", METRICS)
-def test_the_figures_are_scikit_learns_and_scipys(metric):
+def test_the_figures_are_scikit_learns_and_scipys(metric, tunes_thresholds):
     sklearn, stats = pytest.importorskip("sklearn.metrics"), pytest.importorskip("scipy.stats")
-    best, given = LOGITS.argmax(1), LOGITS > 0
+    best, thresholds = LOGITS.argmax(1), (0.5,) * 3
     softmax = np.exp(LOGITS) / np.exp(LOGITS).sum(1, keepdims=True)
     sigmoid = 1 / (1 + np.exp(-LOGITS))
+    if tunes_thresholds:
+        average = "micro" if metric == "micro-f1" else "macro"
+        thresholds = tune_thresholds(probabilities(LOGITS, problem_type=_SEVERAL), SEVERAL, average=average)
+    given = sigmoid > thresholds
     expected = {
         "accuracy": (sklearn.accuracy_score(ONE, best), sklearn.accuracy_score(SEVERAL, given)),
         "macro-f1": tuple(sklearn.f1_score(*of, average="macro") for of in ((ONE, best), (SEVERAL, given))),
@@ -49,8 +58,10 @@ def test_the_figures_are_scikit_learns_and_scipys(metric):
         labels = {"single": ONE, "multi_": SEVERAL, "regres": VALUES}[problem_type[:6]]
         logits = LOGITS[:, :1] if problem_type == "regression" else LOGITS
         names = ("value",) if problem_type == "regression" else ("a", "b", "c")
-        found = choosing.evaluate(logits, labels, config(problem_type, names), metric=metric)
+        own = config(problem_type, names)
+        found = choosing.evaluate(logits, labels, own, metric=metric, tunes_thresholds=tunes_thresholds)
         assert found.score == pytest.approx(figure, rel=1e-5), problem_type  # scores are float32
+        assert found.thresholds == (thresholds if tunes_thresholds and problem_type == _SEVERAL else None)
 
 
 def test_of_losses_the_least_is_the_best_and_of_equals_the_first():
@@ -91,13 +102,61 @@ def test_answers_that_are_all_the_same_are_told():
     found = choosing.evaluate(
         np.full((3, 3), -1.0, np.float32), np.eye(3, dtype=np.float32), several, metric="accuracy"
     )
-    assert found.warning.startswith("of the 3 texts of dev none is given a label (the highest score is 0.27)")
+    assert found.warning.startswith("on the 3 texts of dev no score is above 0.27: train longer")
     for logits, labels, one in (
         (LOGITS, ONE, config("single_label_classification")),
         (LOGITS, SEVERAL, several),
         (np.zeros((2, 3), np.float32), np.array([0, 0], np.int32), config("single_label_classification")),
     ):
         assert choosing.evaluate(logits, labels, one, metric="accuracy").warning == ""
+
+
+@pytest.mark.parametrize("metric", [None, "macro-f1"])
+def test_a_result_with_several_labels_has_the_score_of_its_evaluation(tiny_folder, metric):
+    """Each label is rare, so that after so few steps no score is above 0.5."""
+    classifier = load(tiny_folder("bert", **SMALL), problem_type=_SEVERAL, seed=1)
+    data = toy_data(64)
+    data = Examples(data.texts, [(label,) if index % 4 == 0 else () for index, label in enumerate(data.labels)])
+    options = TrainOptions(learning_rate=1e-4, batch_size=16, num_epochs=3, metric=metric)
+    trainer = Trainer(classifier, data, data, options=options)
+    *_, event = trainer.events(trainer.start())
+    result, told = trainer.result(event.snapshot), trainer.chosen(event.snapshot, print)
+    assert result.config.label_thresholds == told.thresholds is not None
+    logits = np.asarray(result.forward(result.params, result.tokenize(data.texts)))
+    labels = np.array([[index in own for index in range(3)] for own in data.labels], np.float32)
+    figures = measure(logits, labels, result.config).figures
+    assert told.score == pytest.approx(figures["macro_f1" if metric else "micro_f1"], rel=1e-6)
+    at_a_half = dataclasses.replace(result.config, label_thresholds=None)
+    assert measure(logits, labels, at_a_half).figures["micro_f1"] < told.score
+
+
+def test_a_checkpoint_of_a_run_with_several_labels_has_the_figures_of_its_card(capsys, tmp_path, tiny_folder):
+    """Of one that goes on, and of the best of a sweep."""
+    rows = [("so good" if index % 4 == 0 else "so", "good|film" if index % 4 == 0 else "[]") for index in range(80)]
+    files = [write_tsv(tmp_path / name, rows) for name in ("train.tsv", "dev.tsv")]
+    more = ("--label-separator", "|", "--batch-size", "20", "--epochs", "3", "--metric", "micro-f1")
+    command = arguments_of(tiny_folder("bert", **ONE_LAYER), files, tmp_path / "out", *more)
+    with pytest.MonkeyPatch.context() as patch:
+        stop_at(patch, 5)
+        assert run(capsys, *command)[0] == 130
+    for output, again in (("out", ("--resume",)), ("swept", ("--seeds", "2"))):
+        command = arguments_of(tiny_folder("bert", **ONE_LAYER), files, tmp_path / output, *more, *again)
+        code, out, err = run(capsys, *command)
+        assert code == 0, (out, err)
+        evaluate = (
+            "evaluate",
+            "--model",
+            str(tmp_path / output),
+            "--data",
+            str(files[1]),
+            "--label-separator",
+            "|",
+            "--json",
+        )
+        figures = json.loads(run(capsys, *evaluate)[1])
+        card = (tmp_path / output / "README.md").read_text()
+        assert figures["micro_f1"] > 0
+        assert str(figures["micro_f1"])[:6] in card, card
 
 
 def test_dev_has_the_same_scores_in_whatever_rows(tiny_folder):
