@@ -8,8 +8,9 @@ import importlib.util
 import json
 import os
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
+from typing import Any
 
 # No test reads or fills the cache of whoever runs it.
 _CACHE = tempfile.TemporaryDirectory(prefix="flaxsent-tests-")
@@ -73,7 +74,26 @@ AWKWARD_TEXTS = [
 """Empty, spaces, scripts, emoji, special tokens spelt out, control characters, long ones."""
 
 
-def pytest_collection_modifyitems(items):
+def others_slow(first: Iterable[Any], everything: Iterable[Any]) -> list[Any]:
+    """Arguments for `parametrize`: `first` for every run, the others of `everything` with the mark `slow`.
+
+    A tuple is one argument for each name.
+    """
+    first = [*first]
+    others = [one if isinstance(one, tuple) else (one,) for one in everything if one not in first]
+    return [*first, *(pytest.param(*one, marks=pytest.mark.slow) for one in others)]
+
+
+def pytest_addoption(parser):
+    parser.addoption(
+        "--one-of-each",
+        action="store_true",
+        help="of a test with several arguments, run the first that can run here; all with the mark each_of_all",
+    )
+
+
+@pytest.hookimpl(trylast=True)  # after -m
+def pytest_collection_modifyitems(config, items):
     """Tests that need a package which this environment does not have say so, one by one."""
     for item in items:
         if item.get_closest_marker("torch") and not HAS_TORCH:
@@ -82,6 +102,16 @@ def pytest_collection_modifyitems(items):
             item.add_marker(pytest.mark.skip(reason="needs libtpu"))
         if item.get_closest_marker("flax_auto") and not HAS_FLAX_AUTO:
             item.add_marker(pytest.mark.skip(reason="needs the Flax classes of transformers 4"))
+    if config.getoption("one_of_each"):
+        again, seen = [], set()
+        for item in items:
+            function = (item.path, getattr(item, "originalname", item.name))
+            if function in seen:
+                again.append(item)
+            elif not any(map(item.get_closest_marker, ("skip", "each_of_all"))):
+                seen.add(function)
+        items[:] = [item for item in items if item not in {*again}]
+        config.hook.pytest_deselected(items=again)
 
 
 @pytest.hookimpl(wrapper=True)

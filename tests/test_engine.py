@@ -53,7 +53,7 @@ def mixed_texts(number, seed=0):
     [
         ("bert", "native", SHAPES),
         ("bert", "native", {"row_lengths": [40], "tokens_per_step": 1}),
-        ("bart", "native", SHAPES),
+        pytest.param("bart", "native", SHAPES, marks=pytest.mark.slow),
         pytest.param("deberta-v2", "native", SHAPES, marks=pytest.mark.slow),
         pytest.param("roberta", "native", SHAPES, marks=pytest.mark.slow),
         ("bert", "native", {"layout": "padded", "row_lengths": [24, 40], "tokens_per_step": 256}),

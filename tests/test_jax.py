@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-pytestmark = pytest.mark.compiled_as_for_users
+pytestmark = [pytest.mark.compiled_as_for_users, pytest.mark.each_of_all]
 
 
 @pytest.mark.parametrize("num_rows", [32_768, 32_769, 39_999, 65_537])

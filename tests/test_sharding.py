@@ -161,28 +161,23 @@ def check_scores(family, found):
         assert names.keys() <= {"all-gather", "all-reduce"} | permuted, how
 
 
-FEW = {"bert": HOWS, "deberta-v2": HOWS[-1:], "modernbert": HOWS[-1:]}
+def stacked(tiny_folder, family, num_layers):
+    return ("scores", tiny_folder(family, **even(family, num_hidden_layers=num_layers)), HOWS[::2], "stacked")
 
 
 @pytest.fixture(scope="module")
 def found(tiny_folder):
-    """Of a few families, and of training, in one process: it takes some seconds to begin."""
-    scores = [("scores", tiny_folder(family, **even(family)), hows) for family, hows in FEW.items()]
+    """In one process: it takes some seconds to begin."""
+    scores = ("scores", tiny_folder("bert", **even("bert")), HOWS)
     no_dropout = {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
     folder = tiny_folder("bert", **even("bert", num_hidden_layers=1, **no_dropout))
-    names = [*FEW, "bert stacked", "modernbert stacked", "training"]
-    stacked = [
-        ("scores", tiny_folder(family, **even(family, num_hidden_layers=num)), HOWS[::2], "stacked")
-        for family, num in (("bert", 4), ("modernbert", 7))
-    ]
-    results = on_eight_devices(*scores, *stacked, ("training", folder, ["data", HOWS[-1]], 1))
-    return dict(zip(names, results, strict=True))
+    results = on_eight_devices(scores, stacked(tiny_folder, "bert", 4), ("training", folder, ["data", HOWS[-1]], 1))
+    return dict(zip(["scores", "stacked", "training"], results, strict=True))
 
 
 @pytest.mark.compiled_as_for_users
-@pytest.mark.parametrize("family", FEW)
-def test_scores_are_those_of_one_device_with_less_memory_and_megatrons_two_sums_a_layer(found, family):
-    check_scores(family, found[family])
+def test_scores_are_those_of_one_device_with_less_memory_and_megatrons_two_sums_a_layer(found):
+    check_scores("bert", found["scores"])
 
 
 @pytest.mark.compiled_as_for_users
@@ -209,12 +204,21 @@ def test_int8_is_cut_likewise(tiny_folder, mode):
         assert names["all-reduce"] == (num_sums if "tensor" in how else 0), how
 
 
-@pytest.mark.compiled_as_for_users
-@pytest.mark.parametrize("family", ["bert", "modernbert"])
-def test_layers_in_a_loop_are_fetched_one_by_one(found, family):
-    for how, one in found[f"{family} stacked"].items():
+def check_stacked(found):
+    for how, one in found.items():
         assert one["difference"] <= TOLERANCE, how
         check_fetched(one)
+
+
+@pytest.mark.compiled_as_for_users
+def test_layers_in_a_loop_are_fetched_one_by_one(found):
+    check_stacked(found["stacked"])
+
+
+@pytest.mark.compiled_as_for_users
+@pytest.mark.slow
+def test_so_are_layers_of_several_kinds(tiny_folder):
+    check_stacked(*on_eight_devices(stacked(tiny_folder, "modernbert", 7)))
 
 
 # training

@@ -17,13 +17,13 @@ from flaxsent.checkpoint import adapters
 from flaxsent.checkpoint.folder import save_adapter
 from flaxsent.models.adapters import attach, has_adapters, is_trained, merge, part_of
 from flaxsent.transforms import lora
-from tests.conftest import NATIVE, texts_of_lengths
+from tests.conftest import NATIVE, others_slow, texts_of_lengths
 from tests.models.reference import TOLERANCE
 
 # PEFT asks it of transformers 5
 pytestmark = pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")
 FIRST = ("bert",)
-FAMILIES = [*FIRST, *(pytest.param(name, marks=pytest.mark.slow) for name in NATIVE if name not in FIRST)]
+FAMILIES = others_slow(FIRST, NATIVE)
 TEXTS = texts_of_lengths([0, 1, 7, 30])
 
 
@@ -105,9 +105,7 @@ KINDS = {
 
 
 @pytest.mark.torch
-@pytest.mark.parametrize(
-    "kind", [name if name == "plain" else pytest.param(name, marks=pytest.mark.slow) for name in KINDS]
-)
+@pytest.mark.parametrize("kind", others_slow(["plain"], KINDS))
 def test_we_open_what_peft_trains(tiny_folder, tmp_path, kind):
     open_as_peft_trains(tiny_folder, tmp_path, "bert", **({"target_modules": ["query", "value"]} | KINDS[kind]))
 

@@ -25,6 +25,7 @@ import safetensors.numpy
 import flaxsent
 from flaxsent.checkpoint.folder import save_adapter
 from flaxsent.transforms import lora
+from tests.conftest import others_slow
 
 TEXTS = ["i hate this so much !", "the film is not bad"]
 FIRST, SECOND = "a" * 40, "b" * 40
@@ -380,7 +381,7 @@ def endpoints():
     assert broken.asked <= 1
 
 
-@pytest.mark.parametrize("what", ["refuses", "has no address", "is broken", "is silent"])
+@pytest.mark.parametrize("what", others_slow(["refuses", "has no address"], ["is broken", "is silent"]))
 def test_a_hub_that_does_not_answer_is_one_line_within_a_few_seconds(tmp_path, endpoints, what):
     endpoint, part = endpoints[what]
     code, out, err, seconds = flaxsent_process(tmp_path, endpoint, "classify", "--model", "acme/tiny", "hi")

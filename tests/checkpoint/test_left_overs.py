@@ -10,7 +10,7 @@ import safetensors.numpy
 
 import flaxsent
 from flaxsent.packing import pad
-from tests.conftest import NATIVE
+from tests.conftest import NATIVE, others_slow
 from tests.models.reference import SINGLES, TOLERANCE
 
 ZEROS = functools.partial(np.zeros, dtype=np.float32)
@@ -69,10 +69,7 @@ def their_logits(folder, encodings):
 @pytest.mark.torch
 @pytest.mark.parametrize(
     "family",
-    [
-        *("bert", "roberta", "bart"),
-        *(pytest.param(family, marks=pytest.mark.slow) for family in ("mpnet", "albert", "deberta-v2", "modernbert")),
-    ],
+    others_slow(["bert", "roberta"], ["bart", "mpnet", "albert", "deberta-v2", "modernbert"]),
 )
 def test_logits_are_pytorchs_whatever_else_the_file_holds(folder_with, family, caplog):
     base = flaxsent.models.FAMILIES[family].base

@@ -77,7 +77,14 @@ class Page(html.parser.HTMLParser):
         self.text.append(data)
 
 
-@pytest.mark.parametrize("kind", [{}, MULTI, REGRESSION], ids=["one label", "several labels", "regression"])
+@pytest.mark.parametrize(
+    "kind",
+    [
+        pytest.param({}, id="one label"),
+        pytest.param(MULTI, id="several labels", marks=pytest.mark.slow),
+        pytest.param(REGRESSION, id="regression", marks=pytest.mark.slow),
+    ],
+)
 def test_a_page_has_all_that_is_found(few_draws, capsys, model, tmp_path, kind):
     folder, classifier, scores = model(**kind)
     names = classifier.config.labels

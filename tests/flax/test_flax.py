@@ -18,7 +18,7 @@ from flaxsent.base import FlaxsentError
 from flaxsent.checkpoint import weights
 from flaxsent.models import flax_auto
 from flaxsent.models.family import BERT_KEYS
-from tests.conftest import HAS_FLAX, NATIVE, texts_of_lengths
+from tests.conftest import HAS_FLAX, NATIVE, others_slow, texts_of_lengths
 from tests.models.reference import PAIRS, TOLERANCE, pytorch
 
 if not HAS_FLAX:
@@ -80,7 +80,7 @@ def compare(ours, theirs, mask_BL):
 
 
 @pytest.mark.torch
-@pytest.mark.parametrize("family", NATIVE)
+@pytest.mark.parametrize("family", others_slow(["bert", "bart", "deberta-v2"], NATIVE))
 def test_outputs_are_those_of_pytorch(tiny_folder, family):
     """The last state of all is compared in `tests/models`: ModernBERT's differs between transformers 4 and 5."""
     import inspect
@@ -101,9 +101,7 @@ def test_outputs_are_those_of_pytorch(tiny_folder, family):
 
 @quietly
 @pytest.mark.flax_auto
-@pytest.mark.parametrize(
-    "family", [name if name in ("bert", "roberta") else pytest.param(name, marks=pytest.mark.slow) for name in BOTH]
-)
+@pytest.mark.parametrize("family", others_slow(["bert", "roberta"], BOTH))
 def test_outputs_are_those_of_transformers_flax_class(tiny_folder, family):
     """BART's sees equal numbers of EOS only, and its decoder sees padding: texts of one length, no pairs."""
     import transformers

@@ -9,6 +9,7 @@ import pytest
 
 from flaxsent import files
 from flaxsent.jobs.plan import MANIFEST
+from tests.conftest import others_slow
 from tests.jobs.conftest import COMMAND, TEXTS, do, names, read_csv, write_csv
 from tests.jobs.test_kills import FORKS
 
@@ -68,9 +69,7 @@ print(num_refused)
 )
 
 
-@pytest.mark.parametrize(
-    "mode", ["plain", *(pytest.param(m, marks=pytest.mark.slow) for m in ("resume", "overwrite", "both"))]
-)
+@pytest.mark.parametrize("mode", others_slow(["plain"], ["resume", "overwrite", "both"]))
 def test_two_jobs_that_start_together_give_the_output_of_one(tmp_path, mode):
     script = TWO.replace(
         "from flaxsent.jobs import", "from flaxsent.base import FlaxsentError\nfrom flaxsent.jobs import"

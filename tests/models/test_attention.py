@@ -13,6 +13,7 @@ from flaxsent import models
 from flaxsent.base import Tokens
 from flaxsent.models import attention
 from flaxsent.models.config import read_config
+from tests.conftest import others_slow
 from tests.models.reference import TOLERANCE
 
 HEADS, SIZE = 3, 12
@@ -63,10 +64,16 @@ KINDS = {
 }
 
 
+OFTEN = [
+    (81, "window"),
+    (81, "whole texts in turn"),
+    (150, "window, some queries"),
+    (150, "whole texts in turn, causal"),
+]
 CASES = [(150, kind) for kind in KINDS] + [(81, "window"), (96, "window"), (81, "whole texts in turn")]
 
 
-@pytest.mark.parametrize(("row_length", "kind"), CASES)
+@pytest.mark.parametrize(("row_length", "kind"), others_slow(OFTEN, CASES))
 def test_blocks_equal_attention_at_once_and_so_do_their_gradients(monkeypatch, row_length, kind):
     monkeypatch.setattr(attention, "_MOST_SCORES", 300)  # rows that are long enough to be computed in turn
     kind = KINDS[kind]

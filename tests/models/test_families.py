@@ -18,7 +18,7 @@ from flaxsent.models.activations import ACTIVATIONS
 from flaxsent.models.config import read_config
 from flaxsent.packing import pack, pad
 from flaxsent.parity.random_checkpoints import letter_tokenizer
-from tests.conftest import NATIVE, texts_of_lengths
+from tests.conftest import NATIVE, others_slow, texts_of_lengths
 from tests.models.reference import (
     PAIRS,
     SINGLES,
@@ -32,6 +32,7 @@ from tests.models.reference import (
     with_padding_inside,
 )
 
+pytestmark = pytest.mark.each_of_all
 FULL, SLIDING = "full_attention", "sliding_attention"
 INNER = {"num_hidden_layers": 4, "num_hidden_groups": 2, "inner_group_num": 2}
 MEAN = {"classifier_pooling": "mean"}
@@ -266,9 +267,7 @@ def test_forward_is_head_of_encode_of_embed(tiny_folder, family):
         assert np.abs(np.asarray(last)[at].mean(axis=0) - read_by_head[segment]).max() <= TOLERANCE
 
 
-@pytest.mark.parametrize(
-    "family", ["bert", *(pytest.param(name, marks=pytest.mark.slow) for name in ("bart", "deberta-v2", "modernbert"))]
-)
+@pytest.mark.parametrize("family", others_slow(["bert"], ["bart", "deberta-v2", "modernbert"]))
 def test_gradient_at_the_embeddings_is_that_of_differences(tiny_folder, family):
     """Central differences of 2e-2 in float32 are right to a hundredth where the third derivative is of size 1."""
     classifier = flaxsent.load(tiny_folder(family, **MEAN if family == "modernbert" else {}), backend="native")

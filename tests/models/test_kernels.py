@@ -27,6 +27,7 @@ from flaxsent.models import (
 from flaxsent.models.config import read_config
 from flaxsent.models.stacking import stack
 from flaxsent.parity.random_checkpoints import CONFIGS, random_params
+from tests.conftest import others_slow
 from tests.models.reference import TOLERANCE
 
 # rows, tokens, hidden size, heads: heads of 32 and 64 share lanes, some of 12 fill none, one of 128 fills all
@@ -162,7 +163,7 @@ def stacked_layers(dtype, *, num_heads, hidden_act="gelu_new", D=256, F=384, L=3
 
 @pytest.mark.parametrize(
     ("R", "T", "num_heads", "rows"),
-    [(6, 128, 4, 6), (10, 128, 8, 5), (11, 128, 2, 1), (3, 512, 4, 1), (4, 256, 4, 4)],
+    others_slow([(6, 128, 4, 6), (3, 512, 4, 1)], [(10, 128, 8, 5), (11, 128, 2, 1), (4, 256, 4, 4)]),
 )
 def test_stacked_layers_in_one_kernel_equal_their_scan(monkeypatch, R, T, num_heads, rows):
     (static, leaves), (x, *_, ids) = stacked_layers(jnp.float32, num_heads=num_heads), operands_of(R, T, 256, 2, None)

@@ -15,6 +15,7 @@ from flaxsent.models.config import read_config
 from flaxsent.models.stacking import stack
 from flaxsent.parity.random_checkpoints import random_params
 from flaxsent.transforms import quantize
+from tests.conftest import others_slow
 from tests.models.reference import TOLERANCE
 
 MORE_LAYERS = {"modernbert": {"num_hidden_layers": 11}, "deberta-v2": {"num_hidden_layers": 4}}
@@ -54,7 +55,7 @@ def stacked_names(params, config):
     return found
 
 
-@pytest.mark.parametrize("name", FAMILIES)
+@pytest.mark.parametrize("name", others_slow(["bert", "modernbert"], FAMILIES))
 def test_logits_stay_and_so_does_dropout(name):
     config, params = of_family(name)
     small = stack(params, config=config)

@@ -118,7 +118,7 @@ def test_focal_loss_is_refused_for_values(tiny_folder):
 @pytest.mark.parametrize(
     ("problem_type", "labels"),
     [
-        ("single_label_classification", [0, 2, 1, 1]),
+        pytest.param("single_label_classification", [0, 2, 1, 1], marks=pytest.mark.slow),
         ("multi_label_classification", [(0, 2), (), (1,), (1, 2)]),
     ],
 )

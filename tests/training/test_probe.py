@@ -16,7 +16,7 @@ from flaxsent.training import choosing
 from flaxsent.training.batches import labels_as_arrays
 from flaxsent.training.options import TrainOptions
 from flaxsent.training.probe import PENALTIES, _choose, fit_layer, probe
-from tests.conftest import texts_of_lengths
+from tests.conftest import others_slow, texts_of_lengths
 from tests.training.runs import ROWS, refused, run
 
 RNG = np.random.default_rng(0)
@@ -148,7 +148,7 @@ def test_class_weights_move_what_is_answered(tiny):
     assert shares[0] < shares[1]
 
 
-@pytest.mark.parametrize("family", ["roberta", "distilbert", "modernbert"])
+@pytest.mark.parametrize("family", others_slow(["roberta"], ["distilbert", "modernbert"]))
 def test_other_heads_have_a_layer_to_fit_too(tiny, family):
     kind = "single_label_classification"
     train = examples(kind, 60, 1)

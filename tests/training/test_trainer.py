@@ -24,11 +24,10 @@ from flaxsent.training import trainer as training
 from flaxsent.training.batches import Batch
 from flaxsent.training.options import TrainOptions
 from flaxsent.training.trainer import Trainer, forward_of_rows
-from tests.conftest import NATIVE, accuracy, texts_of_lengths
+from tests.conftest import NATIVE, accuracy, others_slow, texts_of_lengths
 
 TEXTS = texts_of_lengths([1, 7, 12, 30])
 ONE_LABEL = [0, 2, 1, 1]
-FIRST = ("bert", "distilbert", "modernbert")
 LABELS = {
     "single_label_classification": ONE_LABEL,
     "multi_label_classification": [(0, 2), (), (1,), (0, 1, 2)],
@@ -97,8 +96,8 @@ def check_gradients(ours, theirs):
     ("family", "is_packed"),
     [
         ("bert", False),
-        *((family, True) for family in FIRST),
-        *(pytest.param(family, True, marks=pytest.mark.slow) for family in NATIVE if family not in FIRST),
+        ("bert", True),
+        *(pytest.param(family, True, marks=pytest.mark.slow) for family in NATIVE if family != "bert"),
     ],
 )
 def test_loss_and_gradient_without_dropout_equal_pytorch(tiny_folder, family, is_packed):
@@ -216,9 +215,7 @@ def test_texts_that_are_not_there_count_for_nothing():
     assert abs(float(filled) - float(alone)) <= 1e-6  # a few float32 roundings
 
 
-@pytest.mark.parametrize(
-    "family", ["bert", *(pytest.param(family, marks=pytest.mark.slow) for family in ("modernbert", "bart"))]
-)
+@pytest.mark.parametrize("family", others_slow(["bert"], ["modernbert", "bart"]))
 def test_dropout_of_packed_rows_differs_by_key_and_keeps_the_mean(tiny_folder, family):
     rates = {"bart": "dropout", "distilbert": "dropout", "modernbert": "classifier_dropout"}
     classifier = load(tiny_folder(family, **{rates.get(family, "hidden_dropout_prob"): 0.2}))

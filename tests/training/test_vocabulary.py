@@ -12,7 +12,7 @@ from flaxsent.training.batches import Corpus
 from flaxsent.training.options import TrainOptions
 from flaxsent.training.trainer import Trainer, fit
 from flaxsent.training.vocabulary import Vocabulary, vocabulary_of
-from tests.conftest import NATIVE
+from tests.conftest import NATIVE, others_slow
 
 TEXTS = ["good", "bad bad", "good bad good"]
 DATA = Examples(TEXTS, [1, 0, 1])
@@ -29,7 +29,7 @@ def whole(monkeypatch):
     monkeypatch.setattr(training, "vocabulary_of", lambda classifier, corpora: Vocabulary())
 
 
-@pytest.mark.parametrize("family", NATIVE)
+@pytest.mark.parametrize("family", others_slow(["bert", "modernbert"], NATIVE))
 def test_the_rows_of_the_texts_give_the_logits_of_the_table(tiny_folder, family, monkeypatch):
     classifier = flaxsent.load(tiny_folder(family), backend="native")
     found = []
@@ -44,7 +44,10 @@ def test_the_rows_of_the_texts_give_the_logits_of_the_table(tiny_folder, family,
 
 
 @pytest.mark.parametrize(
-    "changes", [{"weight_decay": 0.5}, {"weight_decay": 0.5, "layer_decay": 0.7}, {"freeze": ("*word_embeddings*",)}]
+    "changes",
+    others_slow(
+        [{"weight_decay": 0.5, "layer_decay": 0.7}], [{"weight_decay": 0.5}, {"freeze": ("*word_embeddings*",)}]
+    ),
 )
 def test_a_run_gives_the_whole_table_as_if_it_had_computed_with_it(tiny_folder, changes, monkeypatch):
     classifier = flaxsent.load(tiny_folder("bert"), backend="native")

@@ -70,7 +70,8 @@ FUNCTIONS = {
 }
 OF_DRAWS = ("draws", "uncertainty")
 BY_TOKEN = ("occlusion", "integrated gradients", "gradient x input")
-TAKE_LONG = (*BY_TOKEN, "tangent kernel")
+OFTEN = ("scores", "members")
+"""In the default run, of int8 params and of windows."""
 REFUSED = {
     ("labels", "embeddings"): "another vector with each of the labels",
     **dict.fromkeys([("windows", name) for name in BY_TOKEN], "entry for each token|one a token|each token"),
@@ -95,7 +96,7 @@ def refusal(made, name):
 @pytest.mark.parametrize(
     ("made", "name"),
     [
-        pytest.param(made, name, marks=pytest.mark.slow if name in TAKE_LONG or made not in ("int8", "windows") else ())
+        pytest.param(made, name, marks=() if made in ("int8", "windows") and name in OFTEN else pytest.mark.slow)
         for made, name in PAIRS
     ],
 )

@@ -21,7 +21,7 @@ from flaxsent.transforms import gradient_x_input, lora, windows, zero_shot
 from flaxsent.transforms.by_segment import by_segment
 from flaxsent.transforms.quantize import quantize
 from tests.checkpoint.test_adapters import trained
-from tests.conftest import NATIVE, counted_compilations, texts_of_lengths
+from tests.conftest import NATIVE, counted_compilations, others_slow, texts_of_lengths
 from tests.models.reference import TOLERANCE
 
 TEXTS = texts_of_lengths([0, 1, 7, 30, 3, 3])
@@ -181,9 +181,7 @@ def routed(tiny_folder, adapted):
     return make
 
 
-@pytest.mark.parametrize(
-    "family", ["bert", *(pytest.param(name, marks=pytest.mark.slow) for name in ("albert", "bart", "modernbert"))]
-)
+@pytest.mark.parametrize("family", others_slow(["bert"], ["albert", "bart", "modernbert"]))
 def test_adapters_in_one_row_give_what_each_gives_alone(routed, family):
     _, own, several = routed(family)
     texts = texts_of_lengths([1, 7, 30, 3, 3, 12] * 3)

@@ -15,7 +15,7 @@ from flaxsent.engine import Engine
 from flaxsent.models.layers import dense, look_up, to_int8
 from flaxsent.parity.compare import TOLERANCES
 from flaxsent.transforms.quantize import quantize
-from tests.conftest import AWKWARD_TEXTS, NATIVE
+from tests.conftest import AWKWARD_TEXTS, NATIVE, others_slow
 
 FIRST = ("bert",)
 
@@ -53,9 +53,7 @@ def test_an_id_that_a_table_does_not_have_is_nan():
     assert np.isnan(look_up(table, jnp.array([0, 3]))).tolist() == [[False] * 4, [True] * 4]
 
 
-@pytest.mark.parametrize(
-    "family", [*FIRST, *(pytest.param(name, marks=pytest.mark.slow) for name in NATIVE if name not in FIRST)]
-)
+@pytest.mark.parametrize("family", others_slow(FIRST, NATIVE))
 @pytest.mark.parametrize("mode", ["weights", "dynamic"])
 def test_the_logits_of_every_family_stay_near(tiny_folder, family, mode):
     classifier = flaxsent.load(tiny_folder(family), backend="native")

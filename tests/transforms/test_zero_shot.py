@@ -18,7 +18,7 @@ from flaxsent.tokenization import POOLINGS
 from flaxsent.training.trainer import Trainer
 from flaxsent.transforms import members_of, windows, zero_shot
 from flaxsent.transforms.zero_shot import _Premises, _read, _with_hypotheses, hypotheses
-from tests.conftest import counted_compilations, texts_of_lengths
+from tests.conftest import counted_compilations, others_slow, texts_of_lengths
 from tests.transforms.test_windows import pooled_by_hand
 
 LABELS = ["good", "so bad at the", "film"]
@@ -71,8 +71,8 @@ SLOW = ("bart", "roberta", "deberta-v2", "modernbert", "mpnet", "distilbert", "a
 
 
 @pytest.mark.torch
-@pytest.mark.parametrize("multi_label", [False, True])
-@pytest.mark.parametrize("family", ["bert", *(pytest.param(one, marks=pytest.mark.slow) for one in SLOW)])
+@pytest.mark.parametrize("multi_label", others_slow([False], [True]))
+@pytest.mark.parametrize("family", others_slow(["bert"], SLOW))
 def test_scores_are_those_of_transformers(nli, family, multi_label):
     folder = nli(family)
     classifier = zero_shot(
@@ -92,8 +92,14 @@ def test_scores_are_those_of_transformers(nli, family, multi_label):
     ("names", "labels", "changes"),
     [
         pytest.param(NLI, ["film"], {}, id="one label is scored against contradiction"),
-        pytest.param({"0": "entailment", "1": "not_entailment"}, LABELS, {}, id="entailment first, of two"),
-        pytest.param(NLI, LABELS, {"truncation_side": "left"}, id="cut at the left"),
+        pytest.param(
+            {"0": "entailment", "1": "not_entailment"},
+            LABELS,
+            {},
+            id="entailment first, of two",
+            marks=pytest.mark.slow,
+        ),
+        pytest.param(NLI, LABELS, {"truncation_side": "left"}, id="cut at the left", marks=pytest.mark.slow),
     ],
 )
 def test_quirks_are_those_of_transformers(nli, names, labels, changes):
