@@ -1,7 +1,6 @@
 """What surrounds every command: which errors are whose, closed streams, full disks, the compile cache, the start."""
 
 import importlib
-import itertools
 import os
 import platform
 import subprocess
@@ -116,9 +115,7 @@ COMMANDS = {
     "info": "info",
     "help": "--help",
 }
-CLOSINGS = [
-    "".join(parts).strip() for parts in itertools.product(("", " <&-"), ("", " >&-"), ("", " 2>&-")) if "".join(parts)
-]
+CLOSINGS = ["<&-", ">&-", "2>&-", "<&- >&- 2>&-"]
 DEFAULT = {
     *(("text", closing) for closing in (">&-", "2>&-")),
     ("lines", "<&-"),
