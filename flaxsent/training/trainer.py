@@ -374,6 +374,8 @@ def fit(
 ) -> Classifier:
     """Fine-tunes a classifier and returns it with the moving average of its parameters.
 
+    Of several labels at once, it has the thresholds that are best on dev (`postprocessing.tune_thresholds`).
+
     `train` and `dev` are `Examples`, or tables or files, of which `columns` says what `read_annotations` is to read:
     `text_columns`, `label_column`, `label_columns`, ….
 
