@@ -77,7 +77,7 @@ class Chip(NamedTuple):
 # sizes of 384, 768 and 1,024; of attention in rows of 128 to 384, of 512, of 1,024 and 8,192, and in windows of 129
 # tokens; of stacked layers in rows of 128 and 256, and of 512. Those of a v4 and a v5p were not read, and are a v5e's.
 _V5E_KERNELS = KernelCycles(5.6, 4.2, 4.7, 6.7, 0.2, 0.3, 3.5, 2.3, 2.8, 3.5, 4.0)
-_V6E_KERNELS = KernelCycles(3.5, 2.3, 3.0, 5.6, 1.4, 2.7, 3.2, 2.3, 2.2, 3.0, 2.7)
+_V6E_KERNELS = KernelCycles(3.5, 2.3, 3.0, 5.6, 1.4, 2.7, 3.2, 2.2, 1.9, 2.9, 2.4)
 CHIPS = {
     chip.name: chip
     for chip in (

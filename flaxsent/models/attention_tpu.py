@@ -22,7 +22,8 @@ _QUERIES = 128
 """In a block of a row that is longer than `_TOKENS`."""
 _SCORES_AT_ONCE = 2**19
 """Of several heads and rows: what one head takes waits for itself, in short rows most of the time."""
-_LOG2_E = math.log2(math.e)
+LOG2_E = math.log2(math.e)
+"""By which scores are multiplied, for powers of 2 are what the chip computes."""
 _MOST_BYTES, _MOST_BYTES_OF_LONG = 8 * 2**20, 20 * 2**20
 """Of the blocks in memory on the chip, and of those of rows longer than `_TOKENS`; there are scores beside them."""
 _LIMIT_OF_LONG = 64 * 2**20
@@ -139,12 +140,16 @@ def _is_seen(after_QT: Int[Array, "Q T"], *, reach: int | None, is_causal: bool)
 
 
 def _unnormalized(
-    scores_QT: Float[Array, "Q T"], bias_QT: Float[Array, "Q T"] | None, mask_QT: Bool[Array, "Q T"], scale: float
+    scores_QT: Float[Array, "Q T"],
+    bias_QT: Float[Array, "Q T"] | None,
+    mask_QT: Bool[Array, "Q T"],
+    scale: float | None,
 ) -> Float[Array, "Q T"]:
-    """What the softmax divides by its sum, by powers of 2, as the chip computes them: log2(e) is part of the scale."""
-    scores_QT = scale * _LOG2_E * scores_QT
+    """What the softmax divides by its sum."""
+    if scale is not None:
+        scores_QT = scale * LOG2_E * scores_QT
     if bias_QT is not None:
-        scores_QT += _LOG2_E * bias_QT
+        scores_QT += LOG2_E * bias_QT
     scores_QT = jnp.where(mask_QT, scores_QT, jnp.finfo(jnp.float32).min)
     return jnp.exp2(scores_QT - jnp.max(scores_QT, axis=-1, keepdims=True))
 
@@ -164,10 +169,12 @@ def attend_block(
     num_heads: int,
     reach: int | None,
     is_causal: bool,
-    scale: float,
+    scale: float | None,
     precision: jax.lax.Precision | None,
 ) -> None:
     """Within a kernel: of queries `[B, Q, W]` that begin at `first_query`, and keys and values `[B, T, W]`.
+
+    `scale` is None where the queries are multiplied by it and by `LOG2_E`, which are fewer numbers than the scores.
 
     Segment ids are `[B, Q, 1]` and `[B, 1, T]`; a bias follows them or none, then where the result goes.
     """

@@ -16,7 +16,7 @@ from jax.experimental.pallas import tpu as pltpu
 from jaxtyping import Array, Float, Int
 
 from flaxsent.base import Params
-from flaxsent.models.attention_tpu import LANES, attend_block
+from flaxsent.models.attention_tpu import LANES, LOG2_E, attend_block
 
 _TOKENS, _TOKENS_OF_NARROW = 512, 1024
 """In a block, at most. Twice as many take twice as long to compile, for 6% fewer cycles of narrow layers and 3% of wide
@@ -159,14 +159,15 @@ def _kernel(
 
     x_TD = states_ref[at_block]
     for index, ref in enumerate(qkv_refs):
-        ref[...] = dense(index, x_TD).astype(ref.dtype).reshape(B, T, D)
+        y_TD = dense(index, x_TD) if index else scale * LOG2_E * dense(index, x_TD)  # rounded once, as the others
+        ref[...] = y_TD.astype(ref.dtype).reshape(B, T, D)
     attend_block(
         *(*qkv_refs, query_ids_ref, key_ids_ref, attended_ref),
         first_query=0,
         num_heads=num_heads,
         reach=None,
         is_causal=False,
-        scale=scale,
+        scale=None,
         precision=None,
     )
     x_TD = add_and_norm(6, x_TD, dense(3, attended_ref[...].reshape(B * T, D)))
