@@ -131,7 +131,7 @@ def _warning(logits_BC: Float[np.ndarray, "B C"], labels: Shaped[np.ndarray, "*B
         case "multi_label_classification":
             scores_BC = np.asarray(probabilities(logits_BC, problem_type=config.problem_type))
             if not (scores_BC > 0.5).any() and labels.any():
-                return f"on {texts} no score is above {scores_BC.max():.2f}: {remedy}"
+                return f"on {texts} the highest score of any label is {scores_BC.max():.2f}: {remedy}"
     return ""
 
 

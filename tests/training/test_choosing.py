@@ -102,7 +102,7 @@ def test_answers_that_are_all_the_same_are_told():
     found = choosing.evaluate(
         np.full((3, 3), -1.0, np.float32), np.eye(3, dtype=np.float32), several, metric="accuracy"
     )
-    assert found.warning.startswith("on the 3 texts of dev no score is above 0.27: train longer")
+    assert found.warning.startswith("on the 3 texts of dev the highest score of any label is 0.27: train longer")
     for logits, labels, one in (
         (LOGITS, ONE, config("single_label_classification")),
         (LOGITS, SEVERAL, several),
