@@ -123,7 +123,8 @@ def test_there_are_notebooks():
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+@pytest.mark.compiled_as_for_users  # they compute for longer than they compile
+@each_notebook
 def test_prints_what_it_is_committed_with(path, tmp_path):
     for package in ("nbclient", "nbformat", "ipykernel", "matplotlib"):
         pytest.importorskip(package)
