@@ -88,7 +88,7 @@ def pytest_addoption(parser):
     parser.addoption(
         "--one-of-each",
         action="store_true",
-        help="of a test with several arguments, run the first that can run here; all with the mark each_of_all",
+        help="of a test with several arguments, run the first that can run here, and report the first that cannot",
     )
 
 
@@ -103,14 +103,14 @@ def pytest_collection_modifyitems(config, items):
         if item.get_closest_marker("flax_auto") and not HAS_FLAX_AUTO:
             item.add_marker(pytest.mark.skip(reason="needs the Flax classes of transformers 4"))
     if config.getoption("one_of_each"):
-        again, seen = [], set()
+        kept, again, seen = [], [], set()
         for item in items:
-            function = (item.path, getattr(item, "originalname", item.name))
-            if function in seen:
-                again.append(item)
-            elif not any(map(item.get_closest_marker, ("skip", "each_of_all"))):
-                seen.add(function)
-        items[:] = [item for item in items if item not in {*again}]
+            is_skipped = item.get_closest_marker("skip") is not None
+            one = (item.path, getattr(item, "originalname", item.name), is_skipped)
+            is_another = one in seen and item.get_closest_marker("each_of_all") is None
+            (again if is_another else kept).append(item)
+            seen.add(one)
+        items[:] = kept
         config.hook.pytest_deselected(items=again)
 
 
