@@ -94,11 +94,7 @@ def check_gradients(ours, theirs):
 @pytest.mark.torch
 @pytest.mark.parametrize(
     ("family", "is_packed"),
-    [
-        ("bert", False),
-        ("bert", True),
-        *(pytest.param(family, True, marks=pytest.mark.slow) for family in NATIVE if family != "bert"),
-    ],
+    others_slow([("bert", False), ("bert", True)], [(family, True) for family in NATIVE]),
 )
 def test_loss_and_gradient_without_dropout_equal_pytorch(tiny_folder, family, is_packed):
     classifier = load(tiny_folder(family))
