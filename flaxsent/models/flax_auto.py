@@ -11,10 +11,14 @@ Known faults of transformers' classes (4.57), and what is done about them here:
     ELECTRA         token_type_ids default to ones. They are always passed.
     BigBird         Block-sparse attention picks random blocks of its own. Attention is full, as PyTorch's is for short
                     texts, and longer texts are refused.
-    DistilBERT      It masks with 1e30, which float16 does not have. float16 is left to flaxsent's own.
+    BART, mBART     Where padding has the id of EOS, they pool the last place of a padded row. Padding is left out.
+    DistilBERT      It masks with 1e30, which float16 does not have, and with `sinusoidal_pos_embds` it computes the
+                    positions and does not read the checkpoint's. Both are left to flaxsent's own.
     all             LayerNorm takes E[x²] − E[x]², which loses 1.5e-3 at a row mean of 30. Each row is centred first.
     all             They have eight activations. Others are left to flaxsent's own.
     all             In half precision the softmax is computed in half precision too. That stays as it is.
+    all             They read a kernel of int8 as it is, without its scales, and no adapters beside it. Such params are
+                    left to flaxsent's own.
 """
 
 import contextlib
@@ -33,6 +37,7 @@ from jaxtyping import Array, Float, Key
 from flaxsent import models
 from flaxsent.base import FlaxsentError, Params, Tokens
 from flaxsent.files import MissingPackageError, quietly
+from flaxsent.models.adapters import has_adapters
 from flaxsent.models.config import ModelConfig
 from flaxsent.packing import check_padded
 
@@ -76,7 +81,9 @@ def has(config: ModelConfig, dtype: jnp.dtype) -> bool:
 def uses_theirs(config: ModelConfig, dtype: jnp.dtype) -> bool:
     """Whether it is transformers' class that computes it."""
     fits = config.family in FAMILIES and config.activation in _ACTIVATIONS
-    return fits and (config.family != "distilbert" or dtype != jnp.float16) and has_theirs()
+    if config.family == "distilbert":
+        fits &= dtype != jnp.float16 and not config.get("sinusoidal_pos_embds")
+    return fits and has_theirs()
 
 
 def check(config: ModelConfig, dtype: jnp.dtype) -> None:
@@ -175,8 +182,13 @@ def _apply(
     check_padded(tokens)
     models.check_ids(config, tokens)
     check(config, jnp.dtype(dtype))
+    is_plain = not (models.is_int8(params) or has_adapters(params))
+    if not (is_plain or models.is_native(config)):
+        raise FlaxsentError(
+            f"{config.family} has no encoder of flaxsent's own, which params in int8 and adapters need."
+        )
     precision = contextlib.nullcontext() if matmul_precision is None else jax.default_matmul_precision(matmul_precision)
-    if not uses_theirs(config, jnp.dtype(dtype)):
+    if not (is_plain and uses_theirs(config, jnp.dtype(dtype))):
         with precision:
             return _apply_own(method, params, tokens, key, config, dtype)
     module = _module(config, jnp.dtype(dtype))
@@ -224,10 +236,11 @@ def _logits(module: Any, base: str, **inputs: Any) -> Float[Array, "B C"]:
 
 
 def _logits_at_last_eos(
-    module: Any, base: str, *, input_ids: Array, deterministic: bool, **inputs: Any
+    module: Any, base: str, *, input_ids: Array, attention_mask: Array, deterministic: bool, **inputs: Any
 ) -> Float[Array, "B C"]:
-    hidden_BLD = _last_hidden_state(module, base, input_ids=input_ids, deterministic=deterministic, **inputs)
-    is_eos_BL = input_ids == module.config.eos_token_id
+    inputs |= {"input_ids": input_ids, "attention_mask": attention_mask, "deterministic": deterministic}
+    hidden_BLD = _last_hidden_state(module, base, **inputs)
+    is_eos_BL = (input_ids == module.config.eos_token_id) & (attention_mask > 0)
     last_B = input_ids.shape[-1] - 1 - jnp.argmax(is_eos_BL[:, ::-1], axis=-1)
     return module.classification_head(hidden_BLD[jnp.arange(last_B.shape[0]), last_B], deterministic=deterministic)
 
