@@ -152,6 +152,16 @@ def is_int8(params: Params) -> bool:
     return any(leaf.dtype == jnp.int8 for leaf in jax.tree.leaves(params))
 
 
+def check_floats(params: Params) -> None:
+    """Refuses what `transforms.quantize` made, where gradients are taken.
+
+    Raises:
+        FlaxsentError: it did.
+    """
+    if is_int8(params):
+        raise FlaxsentError("params in int8 have no gradient; pass those of the checkpoint.")
+
+
 def last_layer(params: Params) -> Params:
     """The kernel and the bias of the layer that gives the logits."""
     branch, *inner = _last_layer_path(params)

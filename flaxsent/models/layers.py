@@ -40,9 +40,7 @@ def dense(params: Params, x: Float[Array, "*rows inp"]) -> Float[Array, "*rows o
 def _without_adapter(params: Params, x: Float[Array, "*rows inp"]) -> Float[Array, "*rows out"]:
     kernel, dtype = params["kernel"], dtype_of(params, x)
     if "product_scale" in params:
-        x_int8, scale_of_row = to_int8(x, axis=-1)
-        y = jnp.einsum("...d,df->...f", x_int8, kernel, preferred_element_type=jnp.int32).astype(jnp.float32)
-        y = y * scale_of_row * _along_last_axis(params["product_scale"], y.ndim)
+        y = _product_of_integers(x, kernel, params["product_scale"])
     else:
         if "kernel_scale" in params:
             kernel = (kernel.astype(jnp.float32) * params["kernel_scale"][None, :]).astype(dtype)
@@ -53,6 +51,26 @@ def _without_adapter(params: Params, x: Float[Array, "*rows inp"]) -> Float[Arra
     if "bias" in params:
         y = y + _along_last_axis(params["bias"], y.ndim)
     return y.astype(dtype)
+
+
+@jax.custom_jvp
+def _product_of_integers(
+    x: Float[Array, "*rows inp"], kernel: Shaped[Array, "inp out"], scale: Float[Array, " out"]
+) -> Float[Array, "*rows out"]:
+    """The integers of the kernel are float32 where a head's params are cast to that.
+
+    Its gradient is that of the product of `x` as it is: rounding has none of its own (Bengio et al. 2013).
+    """
+    x_int8, scale_of_row = to_int8(x, axis=-1)
+    y = jnp.einsum("...d,df->...f", x_int8, kernel, preferred_element_type=jnp.int32).astype(jnp.float32)
+    return y * scale_of_row * _along_last_axis(scale, y.ndim)
+
+
+@_product_of_integers.defjvp
+def _differentiate(primals: tuple[Array, ...], tangents: tuple[Array, ...]) -> tuple[Array, Array]:
+    (x, kernel, scale), (dx, *_) = primals, tangents
+    whole = kernel.astype(jnp.float32) * scale.astype(jnp.float32)[None, :]
+    return _product_of_integers(x, kernel, scale), jnp.einsum("...d,df->...f", dx.astype(jnp.float32), whole)
 
 
 def _dense_by_xla(

@@ -40,16 +40,17 @@ def add(
     """The params with new adapters, which change nothing yet: `lora_b` is 0.
 
     Args:
-        params: of a family that has a native encoder; in floats, or in int8 (Dettmers et al. 2023).
+        params: of a family that has a native encoder, in floats.
         config: theirs.
         key: from which `lora_a` is drawn, as by PEFT.
-        rank: columns of the narrow matrices.
+        rank: columns of the narrow matrices, 1 or more.
         alpha: the product is multiplied by `alpha / rank`.
         targets: ends of PyTorch's names of modules, as in PEFT: "query", "layer.3.output.dense"; "all-linear" is all of
             the encoder. By default the queries and values of attention. The head has none: it is trained whole.
 
     Raises:
-        FlaxsentError: a target matches no layer, or layers that have no kernel; or there are adapters already.
+        FlaxsentError: the rank is less than 1; a target matches no layer, or layers that have no kernel; the params are
+            in int8, or have adapters already.
 
     >>> import flaxsent
     >>> clf = flaxsent.load(backend="native")
@@ -57,6 +58,9 @@ def add(
     >>> adapted["bert"]["encoder"]["layer"]["0"]["attention"]["self"]["query"]["lora_a"].shape[1]
     4
     """
+    if rank < 1:
+        raise FlaxsentError(f"rank={rank}; expected 1 or more.")
+    models.check_floats(params)
     if has_adapters(params):
         raise FlaxsentError("these params have adapters already: merge them, or train those.")
     if not models.is_native(config):

@@ -15,7 +15,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Shaped
 
 from flaxsent import models
-from flaxsent.base import FlaxsentError, Params, ProblemType, Tokens
+from flaxsent.base import Params, ProblemType, Tokens
 from flaxsent.losses import losses
 
 Logits = Callable[[Params, Tokens, int], Float[Array, "R S C"]]
@@ -44,7 +44,7 @@ def gradients(logits: Logits, *, problem_type: ProblemType) -> Callable[..., Par
                 params
             )
 
-        _check_floats(params)
+        models.check_floats(params)
         of_row = _by_row(logits, num_segments)
         return jax.vmap(row)(tokens, labels)
 
@@ -73,7 +73,7 @@ def tangent_kernel(logits: Logits) -> Callable[[Params, Tokens, int], Float[Arra
 
             return jax.lax.map(of_text, jnp.eye(num_segments, dtype=logits_SC.dtype))
 
-        _check_floats(params)
+        models.check_floats(params)
         return jax.lax.map(row, tokens)
 
     return of_each
@@ -97,11 +97,6 @@ def last_inputs(logits: Logits) -> Callable[[Params, Tokens, int], Float[Array, 
         return jax.vmap(row)(tokens)
 
     return of_each
-
-
-def _check_floats(params: Params) -> None:
-    if models.is_int8(params):
-        raise FlaxsentError("params in int8 have no gradient; pass those of the checkpoint.")
 
 
 def _by_row(logits: Logits, num_segments: int) -> Callable[[Params, Tokens], Float[Array, "S C"]]:

@@ -53,6 +53,20 @@ def test_an_id_that_a_table_does_not_have_is_nan():
     assert np.isnan(look_up(table, jnp.array([0, 3]))).tolist() == [[False] * 4, [True] * 4]
 
 
+def test_a_gradient_runs_through_the_product_of_integers_as_through_one_of_floats():
+    rng = np.random.default_rng(0)
+    x, kernel, out = (jnp.asarray(rng.normal(size=size), jnp.float32) for size in ((5, 40), (40, 9), (5, 9)))
+    integers, scale = to_int8(kernel, axis=0)
+    by_mode = ({"kernel": integers, name: scale[0]} for name in ("product_scale", "kernel_scale"))
+
+    def gradient(layer):
+        return jax.jit(jax.vmap(jax.grad(lambda x, out: jnp.sum(dense(layer, x) * out))))(x, out)
+
+    ours, theirs = map(gradient, by_mode)
+    assert float(jnp.abs(theirs).max()) > 1
+    np.testing.assert_allclose(ours, theirs, atol=1e-5)  # float32 sums of 9 products of size 1 to 10
+
+
 @pytest.mark.parametrize("family", others_slow(FIRST, NATIVE))
 @pytest.mark.parametrize("mode", ["weights", "dynamic"])
 def test_the_logits_of_every_family_stay_near(tiny_folder, family, mode):
