@@ -106,7 +106,7 @@ class _Model:
         for name in overrides.keys() & _BY_ENVIRONMENT.keys():
             if overrides.pop(name):
                 raise FlaxsentError(f"{name} is read from the environment; set {_BY_ENVIRONMENT[name]} instead.")
-        folder = hub.find(pretrained_model_name_or_path, revision=revision)
+        folder = hub.find_whole(pretrained_model_name_or_path, revision=revision)
         if config is None:
             config = _overridden(config_of(folder), overrides)
         elif overrides:

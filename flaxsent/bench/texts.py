@@ -154,12 +154,12 @@ def open_model(
 ) -> Opened:
     """That of a folder or of the Hub; None is one that is written to `scratch`, as `write_model` does.
 
-    Raises: whatever `load` raises.
+    Raises: as `hub.find_whole` and `load`.
     """
     if model is None:
         write_model(scratch, size=size, **changes)
         return Opened(f"{size}'s size, random weights", scratch, load(scratch, dtype=dtype, backend=backend))
-    folder = hub.find(model)
+    folder = hub.find_whole(model)
     return Opened(str(model), folder, load(folder, dtype=dtype, backend=backend))
 
 

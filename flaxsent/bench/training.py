@@ -80,7 +80,7 @@ def run(
     if rounds < 1:
         raise FlaxsentError(f"rounds={rounds}: expected a positive number.")
     workload, *_ = workloads(texts, NUM_TEXTS if num_texts is None else num_texts)
-    folder = hub.find(None if model is None else str(model))
+    folder = hub.find_whole(None if model is None else str(model))
     classifier = load(folder, backend="native" if model is None else None)
     if classifier.config.problem_type != "single_label_classification":
         raise FlaxsentError(f"this model is for {classifier.config.problem_type}; expected one label of several.")

@@ -290,8 +290,13 @@ def with_head(own: ModelConfig, found: Found) -> ModelConfig:
     if not found.has_head:
         return own
     number = models.last_layer(found.params)["kernel"].shape[-1]
-    told = dataclasses.replace(own, labels=tuple(f"LABEL_{index}" for index in range(number)), function_to_apply=None)
-    told = dataclasses.replace(told, problem_type="regression" if number == 1 else "single_label_classification")
+    told = dataclasses.replace(
+        own,
+        labels=tuple(f"LABEL_{index}" for index in range(number)),
+        problem_type="regression" if number == 1 else "single_label_classification",
+        function_to_apply=None,
+        label_thresholds=None,
+    )
     if found.config is not None:
         told = read_config(found.config)
         if told.num_labels != number:
@@ -306,6 +311,7 @@ def with_head(own: ModelConfig, found: Found) -> ModelConfig:
         labels=told.labels,
         problem_type=told.problem_type,
         function_to_apply=told.function_to_apply,
+        label_thresholds=told.label_thresholds,
         json=json.dumps(with_class),
     )
 

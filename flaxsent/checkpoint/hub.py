@@ -1,13 +1,16 @@
 """Folder or Hub id → folder: finds a checkpoint, and fetches it where it is on the Hub."""
 
+import contextlib
 import functools
 import json
 import os
 import queue
 import re
 import threading
+from collections.abc import Iterator
 from pathlib import Path
 
+from flaxsent.base import FlaxsentError
 from flaxsent.checkpoint import adapters
 from flaxsent.checkpoint.tokenizer import NAMES, TOKENIZER_FILES, needs_vocabulary
 from flaxsent.checkpoint.weights import PICKLE_INDEX, SAFETENSORS_INDEX, WEIGHT_FILES, first_line, shard_files
@@ -47,6 +50,21 @@ def find(source: str | os.PathLike | None, *, revision: str | None = None) -> Pa
     raise FileNotFoundError(f"{source} is {kind}; expected a checkpoint folder, or a Hub id (name or owner/name).")
 
 
+def find_whole(source: str | os.PathLike | None, *, revision: str | None = None) -> Path:
+    """As `find`, for those who read the folder themselves: of an adapter they would take the base alone.
+
+    Raises:
+        FlaxsentError: `source` is the folder of an adapter.
+        And as `find`.
+    """
+    if source is not None and adapters.is_adapter(source):
+        raise FlaxsentError(
+            f"{source} is an adapter; expected a whole checkpoint, as flaxsent.save(flaxsent.load(ADAPTER), FOLDER) "
+            "writes."
+        )
+    return find(source, revision=revision)
+
+
 def find_adapter(source: str | os.PathLike) -> Path:
     """The folder of an adapter: `source` itself, or the Hub's copy of it in the local cache.
 
@@ -64,9 +82,7 @@ def pools_mean(source: str | os.PathLike | None) -> bool:
     """
     folder = find(source)
     if folder != EMBEDDED and not Path(str(source)).is_dir():
-        _download_if_there(str(source), _POOLING, commit=folder.name, is_silent=True)
-        if not (folder / _POOLING).is_file():
-            _download_if_there(str(source), _POOLING, commit=folder.name, is_silent=False)
+        _know_pooling(str(source), commit=folder.name)
     try:
         told = json.loads((folder / _POOLING).read_bytes())
     except (OSError, ValueError, RecursionError):
@@ -77,20 +93,40 @@ def pools_mean(source: str | os.PathLike | None) -> bool:
 
 _POOLING = "1_Pooling/config.json"
 
+
+def _know_pooling(hub_id: str, *, commit: str) -> None:
+    """Fetches the file where the cache knows neither it nor that it is not there."""
+    from huggingface_hub import errors, try_to_load_from_cache
+
+    if try_to_load_from_cache(hub_id, _POOLING, revision=commit) is not None:
+        return
+    with _asking(hub_id, None, _POOLING, at=f"{_POOLING} of {hub_id}") as is_silent:
+        if is_silent:
+            raise errors.LocalEntryNotFoundError(f"no {_POOLING}")
+        _download_if_there(hub_id, _POOLING, commit=commit, is_silent=False)
+
+
 HUB_ID = re.compile(r"\w[\w.-]*(/\w[\w.-]*)?")
 """A path such as ./model is none: who mistypes a folder hears it at once."""
 
 
 def _download(hub_id: str, revision: str | None, config: str = "config.json") -> Path:
+    at = f"{hub_id}{'' if revision is None else f' at revision {revision}'}"
+    with _asking(hub_id, revision, config, at=at) as is_silent:
+        return _fetch(hub_id, revision, config, is_silent=is_silent)
+
+
+@contextlib.contextmanager
+def _asking(hub_id: str, revision: str | None, config: str, *, at: str) -> Iterator[bool]:
+    """Whether the Hub is silent; huggingface_hub's errors become those of `find`, which tell of `at`."""
     from huggingface_hub import constants, errors, hf_hub_url
 
-    at = f"{hub_id}{'' if revision is None else f' at revision {revision}'}"
     silence = "HF_HUB_OFFLINE is set: unset it to fetch."
     try:
         if not constants.HF_HUB_OFFLINE:
             silence = _silence(hf_hub_url(hub_id, config, revision=revision))
         with quietly("huggingface_hub"):
-            return _fetch(hub_id, revision, config, is_silent=silence is not None)
+            yield silence is not None
     except errors.LocalEntryNotFoundError as err:
         why = silence or f"the Hub gives no answer: {first_line(err.__cause__ or err)}"
         raise ConnectionError(f"{at} is not in the local cache, and {why}") from err

@@ -4,7 +4,9 @@ import os
 from pathlib import Path
 
 from flaxsent.base import FlaxsentError
+from flaxsent.checkpoint import adapters
 from flaxsent.checkpoint.hub import HUB_ID
+from flaxsent.checkpoint.manifest import MANIFEST
 from flaxsent.checkpoint.weights import first_line
 from flaxsent.files import TEMPORARY, quietly
 
@@ -16,14 +18,17 @@ def push(folder: str | os.PathLike, hub_id: str, *, private: bool = False, messa
     Hidden files, folders and what is unfinished stay here; what the repository has besides stays there.
 
     Raises:
-        FileNotFoundError: there is no such folder, or it is neither a checkpoint nor exported.
+        FileNotFoundError: there is no such folder, or it is neither a checkpoint nor an adapter, nor exported.
         PermissionError: you are not known to the Hub, or may not write there.
         ConnectionError: the Hub does not answer.
         FlaxsentError: that is no Hub id, or the Hub refuses the files.
     """
     source = Path(folder)
-    if not any((source / name).is_file() for name in ("config.json", "manifest.json")):
-        raise FileNotFoundError(f"{folder} has no config.json; expected a folder that flaxsent save or train wrote.")
+    if not any((source / name).is_file() for name in ("config.json", adapters.CONFIG, MANIFEST)):
+        raise FileNotFoundError(
+            f"{folder} has no config.json, {adapters.CONFIG} or {MANIFEST}; expected a folder that train, export or "
+            "flaxsent.save wrote."
+        )
     if not HUB_ID.fullmatch(hub_id) or "/" not in hub_id:
         raise FlaxsentError(f"{hub_id!r} is no Hub id to push to; expected owner/name.")
     names = sorted(

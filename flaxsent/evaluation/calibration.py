@@ -10,6 +10,7 @@ from jaxtyping import Float
 
 from flaxsent import models
 from flaxsent.base import FlaxsentError, ProblemType
+from flaxsent.checkpoint import adapters
 from flaxsent.checkpoint.exported import is_exported
 from flaxsent.checkpoint.folder import save
 from flaxsent.checkpoint.tokenizer import TOKENIZER_FILES
@@ -72,7 +73,7 @@ def check_folder(model: str | None, option: str = "--calibrate", what: str = "we
     """Refuses a model whose weights, or config.json, an option cannot write, before it is loaded.
 
     Raises:
-        FlaxsentError: the embedded checkpoint, one on the Hub, an exported folder, or the current folder.
+        FlaxsentError: the embedded checkpoint, one on the Hub, an exported folder, an adapter, or the current folder.
         PermissionError: a folder that cannot be replaced.
     """
     if model is None or not Path(model).is_dir():
@@ -86,6 +87,11 @@ def check_folder(model: str | None, option: str = "--calibrate", what: str = "we
         raise FlaxsentError(
             f"{option} cannot write the {what} of {model}, which was exported; pass the checkpoint, then export it "
             "anew."
+        )
+    if adapters.is_adapter(model):
+        raise FlaxsentError(
+            f"{option} writes the {what} of a whole checkpoint, and {model} is an adapter; write a whole one first, "
+            f"with flaxsent.save(flaxsent.load({model!r}), FOLDER), and pass --model FOLDER."
         )
     folder = Path(model).resolve()
     if what != "weights":
@@ -117,7 +123,7 @@ def calibrate(classifier: Classifier, folder: str | os.PathLike, temperature: fl
     Raises:
         OSError: the folder cannot be written; it is as it was then.
     """
-    target = Path(folder).resolve()  # a link must not be replaced by what it leads to
+    target = Path(folder)
     divided = dataclasses.replace(
         classifier,
         params=models.divide_logits(classifier.params, temperature),
@@ -129,4 +135,4 @@ def calibrate(classifier: Classifier, folder: str | os.PathLike, temperature: fl
         ),
     )
     save(divided, target, dtype=stored_dtype(target), card=False)
-    return Path(folder, SAFETENSORS)
+    return target / SAFETENSORS

@@ -70,11 +70,11 @@ def run(names: Sequence[str] = ()) -> Iterator[Cell]:
 
     Raises:
         MissingPackageError: PyTorch is not installed; the message has its command.
-        Whatever `load` raises.
+        Whatever `hub.find_whole` and `load` raise.
     """
     require("torch", needed_by="parity", install="torch")
     for name in names:
-        yield from check(hub.find(name), name=name)
+        yield from check(hub.find_whole(name), name=name)
     if not names:
         for family in families():
             with TemporaryDirectory() as folder:
@@ -151,7 +151,7 @@ def table(cells: Sequence[Cell]) -> str:
         lines.append(f"{model:20} {backend:6} {dtype:8}{size:8.1f}" + "".join(f"{text:>16}" for text in texts))
     num_passed = sum(cell.passes for cell in cells)
     limits = ", ".join(f"{dtype} within {tolerance:.0e}" for dtype, tolerance in TOLERANCES.items())
-    limits += f" ({FLAX_BFLOAT16:.0e} for transformers' Flax classes)"
+    limits += f" (bfloat16 within {FLAX_BFLOAT16:.0e} for transformers' Flax classes)"
     lines.append(
         f"{num_passed} of {len(cells)} comparisons pass: {limits}, with the same best label unless two are nearly equal"
     )

@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import importlib.util
 import json
 import shutil
 
@@ -13,8 +14,11 @@ import safetensors.numpy
 
 import flaxsent
 from flaxsent.base import FlaxsentError
-from flaxsent.checkpoint import adapters
+from flaxsent.bench import texts
+from flaxsent.checkpoint import adapters, hub
 from flaxsent.checkpoint.folder import save_adapter
+from flaxsent.classifier import with_thresholds
+from flaxsent.cli import main
 from flaxsent.models.adapters import attach, has_adapters, is_trained, merge, part_of
 from flaxsent.transforms import lora
 from tests.conftest import NATIVE, others_slow, texts_of_lengths
@@ -185,6 +189,34 @@ def test_labels_are_those_of_the_adapter(tiny_folder, tmp_path):
     np.testing.assert_array_equal(logits(named), logits(loaded))
     again = flaxsent.load(tmp_path / "adapter", backend="native", labels=["y", "n"])
     assert logits(again).shape[1] == 2
+
+
+def of_several_labels(folder, labels, thresholds=None):
+    options = {"labels": labels, "problem_type": "multi_label_classification", "new_head": True}
+    return with_thresholds(flaxsent.load(folder, backend="native", **options), thresholds)
+
+
+def test_thresholds_are_those_of_the_adapter(tiny_folder, tmp_path):
+    flaxsent.save(of_several_labels(tiny_folder("bert"), ["a", "b", "c"], [0.3, 0.4, 0.5]), tmp_path / "base")
+    for name, labels, thresholds in (("same", ["a", "b", "c"], (0.1, 0.2, 0.9)), ("fewer", ["x", "y"], None)):
+        tuned = with_thresholds(lora.adapt(of_several_labels(tmp_path / "base", labels)), thresholds)
+        save_adapter(tuned, tmp_path / name, base=str(tmp_path / "base"))
+        loaded = flaxsent.load(tmp_path / name, backend="native")
+        assert loaded.config.label_thresholds == thresholds
+        assert len(flaxsent.classify(["so good"], loaded)) == 1
+    file = tmp_path / "fewer" / adapters.WEIGHTS
+    safetensors.numpy.save_file(tensors_of(file.parent), file)  # as PEFT writes it
+    assert flaxsent.load(tmp_path / "fewer", backend="native").config.label_thresholds is None
+
+
+def test_who_would_read_the_base_alone_is_told(written, tmp_path, capsys):
+    folder, base = written
+    assert hub.find_whole(str(base)) == base
+    with pytest.raises(FlaxsentError, match="adapter is an adapter; expected a whole checkpoint"):
+        texts.open_model(folder, tmp_path)
+    if importlib.util.find_spec("torch") is not None:
+        assert main(["parity", str(folder)]) == 2
+        assert "adapter is an adapter; expected a whole checkpoint" in capsys.readouterr().err
 
 
 def test_labels_that_do_not_fit_the_head_are_refused(written):

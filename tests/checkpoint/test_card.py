@@ -229,6 +229,15 @@ def test_push_uploads_the_folder_as_it_is(hub, folder, tmp_path):
     assert code == 0, f"again: {err}"
 
 
+def test_push_takes_adapters(hub, tmp_path):
+    folder = tmp_path / "adapter"
+    folder.mkdir()
+    (folder / "adapter_config.json").write_text("{}")
+    code, _, err = push(hub, folder, tmp_path, "acme/adapter")
+    assert code == 0, err
+    assert hub.commits["acme/adapter"] == {"adapter_config.json": b"{}"}
+
+
 MISTAKES = {
     "no folder": ({}, None, ["./nowhere", "acme/tiny"], "./nowhere has no config.json"),
     "no owner": ({}, None, ["FOLDER", "tiny"], "'tiny' is no Hub id to push to; expected owner/name"),

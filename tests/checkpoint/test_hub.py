@@ -46,6 +46,9 @@ def find(model, revision=None):
     folder = hub.find(model, revision=revision)
     return {"commit": folder.name, "files": sorted(file.name for file in folder.iterdir())}
 
+def pools_mean(model):
+    return hub.pools_mean(model)
+
 def cli(*arguments):
     with contextlib.redirect_stderr(io.StringIO()) as stderr:
         return {"code": flaxsent.cli.main(arguments), "stderr": stderr.getvalue()}
@@ -147,6 +150,8 @@ FIND = [
     ("find", "acme/moving"),
     ("find", "gpt0"),
 ]
+POOLS = {("pools_mean", "acme/encoder"): True, ("pools_mean", "gpt0"): False}
+NOT_ASKED = ("pools_mean", "acme/sharded")
 ADAPTED = [("adapted", "acme/tiny", "acme/adapter")]
 BAD = {
     ("find", "acme/none"): ("FileNotFoundError", "the Hub shows no acme/none: check the name, or set HF_TOKEN"),
@@ -210,19 +215,20 @@ def visit(tiny_folder, tmp_path_factory):
     hub.pushed["acme/moving"] = SECOND
     hub.add("gpt0", files)
     hub.add("acme/adapter", adapter_files(tmp_path_factory.mktemp("adapter"), folder) | decoys)
+    hub.add("acme/encoder", files | {"1_Pooling/config.json": b'{"pooling_mode_mean_tokens": true}'})
     hub.add("acme/empty", {"README.md": b"no checkpoint"})
     hub.add("acme/hostile-index", bare | {"model.safetensors.index.json": json.dumps(hostile).encode()})
     hub.add("acme/torn", files)
     try:
-        online = run([("logits", str(folder)), *LOGITS, *ADAPTED, *FIND, *BAD, CLI], home, hub.endpoint)
+        online = run([("logits", str(folder)), *LOGITS, *ADAPTED, *FIND, *POOLS, *BAD, CLI], home, hub.endpoint)
         requests = list(hub.requests)
     finally:
         hub.stop()
     return SimpleNamespace(
         online=online,
         requests=requests,
-        unplugged=run([*FIND, *ABSENT], home, hub.endpoint),
-        offline=run([*LOGITS, *ADAPTED, *FIND, *ABSENT], home, hub.endpoint, HF_HUB_OFFLINE="1"),
+        unplugged=run([*FIND, *POOLS, NOT_ASKED, *ABSENT], home, hub.endpoint),
+        offline=run([*LOGITS, *ADAPTED, *FIND, *POOLS, NOT_ASKED, *ABSENT], home, hub.endpoint, HF_HUB_OFFLINE="1"),
         home=home,
         endpoint=hub.endpoint,
         folder=str(folder),
@@ -325,6 +331,19 @@ def test_what_is_not_cached_is_a_connection_error_without_server(visit, state, p
     assert "acme/absent is not in the local cache, and " in answer["message"]
     assert part in answer["message"]
     assert "\n" not in answer["message"]
+
+
+@pytest.mark.parametrize("state", ["online", "unplugged", "offline"])
+def test_how_a_checkpoint_pools_is_asked_for_once(visit, state):
+    assert {job: getattr(visit, state)[job] for job in POOLS} == POOLS
+
+
+@pytest.mark.parametrize(("state", "part"), [("unplugged", "gives no answer"), ("offline", "HF_HUB_OFFLINE is set")])
+def test_how_a_checkpoint_pools_that_was_not_asked_is_a_connection_error(visit, state, part):
+    answer = getattr(visit, state)[NOT_ASKED]
+    assert answer["error"] == "ConnectionError", answer
+    assert answer["message"].startswith("1_Pooling/config.json of acme/sharded is not in the local cache, and ")
+    assert part in answer["message"]
 
 
 @pytest.mark.parametrize(("state", "job"), [("online", CLI), ("unplugged", ABSENT[1]), ("offline", ABSENT[1])])

@@ -400,6 +400,12 @@ def test_an_exported_folder_is_not_calibrated(capsys, monkeypatch, tmp_path):
     assert "which was exported; pass the checkpoint, then export it anew." in err
 
 
+def test_an_adapter_is_not_calibrated(capsys, monkeypatch, tmp_path):
+    (tmp_path / "adapter_config.json").write_text("{}")
+    err = refused(capsys, monkeypatch, "--model", tmp_path)
+    assert f"is an adapter; write a whole one first, with flaxsent.save(flaxsent.load('{tmp_path}'), FOLDER)" in err
+
+
 @pytest.mark.parametrize("inside", [".", "notes"])
 def test_the_current_folder_is_not_replaced(capsys, monkeypatch, calibrated, inside):
     monkeypatch.chdir(calibrated / inside)

@@ -233,12 +233,15 @@ def test_mistakes_are_one_line(capsys, tiny_folder, tmp_path, monkeypatch, chang
     assert [file.name for file in tmp_path.iterdir()] == ["data.csv"]
 
 
-@pytest.mark.parametrize("model_of", ["embedded", "hub", "exported"])
+@pytest.mark.parametrize("model_of", ["embedded", "hub", "exported", "adapter"])
 def test_thresholds_are_stored_in_folders_alone(capsys, model, tmp_path, symbolic_sizes, model_of):
     file = write_csv(tmp_path / "data.csv", [("a", "[0]")])
     if model_of == "exported":
         flaxsent.export(model(**MULTI)[1], tmp_path / "exported", platforms=["cpu"])
-    named = {"embedded": [], "hub": ["--model", "acme/x"], "exported": ["--model", tmp_path / "exported"]}[model_of]
+    if model_of == "adapter":
+        (tmp_path / "adapter_config.json").write_text("{}")
+    models = {"hub": "acme/x", "exported": tmp_path / "exported", "adapter": tmp_path}
+    named = [] if model_of == "embedded" else ["--model", models[model_of]]
     code, out, err = run(capsys, "evaluate", *named, "--data", file, "--tune-thresholds")
     assert (code, out, err.count("\n")) == (2, "", 1)
     assert "--tune-thresholds" in err

@@ -48,6 +48,7 @@ def test_the_table_marks_what_fails_and_leaves_out_what_does_not_exist():
     assert " ".join(lines[1].split()) == "m native float32 4.0 – – 2.0e-05 ok – 2.0e-05 ok –"
     assert " ".join(lines[2].split()) == "m flax float32 3.0 – – 1.0e-03 FAIL – – –"
     assert lines[3].startswith("2 of 3 comparisons pass: float32 within 2e-05, bfloat16 within 5e-02")
+    assert "(bfloat16 within 8e-02 for transformers' Flax classes)" in lines[3]
 
 
 def test_every_family_is_compared_where_flax_is_installed(monkeypatch):
