@@ -12,6 +12,7 @@ import os
 import re
 import secrets
 import shutil
+import threading
 from collections.abc import Collection, Iterator
 from pathlib import Path
 from types import ModuleType
@@ -39,31 +40,55 @@ def require(module: str, *, needed_by: str, extra: str | None = None, install: s
         raise MissingPackageError(f"{needed_by} needs {package}, which is not installed: pip install {what}") from err
 
 
+_quieting = threading.Lock()
+_quieted: dict[str, tuple[int, contextlib.ExitStack]] = {}
+"""By logger: how many ask for quiet at once, and what ends it."""
+
+
 @contextlib.contextmanager
 def quietly(logger: str) -> Iterator[None]:
-    """Leaves out what another library logs meanwhile: that it has no PyTorch, that its Flax classes are deprecated."""
-    theirs = logging.getLogger(logger)
+    """Leaves out what another library logs meanwhile: that it has no PyTorch, that its Flax classes are deprecated.
 
-    def says_nothing(record: logging.LogRecord) -> bool:  # a handler may be another logger's, too
-        return not f"{record.name}.".startswith(f"{logger}.")
-
-    handlers = [theirs, *theirs.handlers]  # its loggers below hand records to its handlers, not to its filters
-    for one in handlers:
-        one.addFilter(says_nothing)
-    add = theirs.addHandler
-
-    def add_quieted(hdlr: logging.Handler) -> None:  # it is imported meanwhile, and makes its handler then
-        hdlr.addFilter(says_nothing)
-        handlers.append(hdlr)
-        add(hdlr)
-
-    theirs.addHandler = add_quieted
+    Several threads may ask for it at once: the last one ends it.
+    """
+    theirs = logging.getLogger(logger)  # takes a lock of its own, which must not be waited for under this one
+    with _quieting:
+        num, end = _quieted.get(logger) or (0, _quieten(theirs))
+        _quieted[logger] = num + 1, end
     try:
         yield
     finally:
-        theirs.addHandler = add
-        for one in handlers:
-            one.removeFilter(says_nothing)
+        with _quieting:
+            num, end = _quieted.pop(logger)
+            if num > 1:
+                _quieted[logger] = num - 1, end
+            else:
+                end.close()
+
+
+def _quieten(theirs: logging.Logger) -> contextlib.ExitStack:
+    """Begins the quiet; what it gives ends it."""
+    end = contextlib.ExitStack()
+
+    def says_nothing(record: logging.LogRecord) -> bool:  # a handler may be another logger's, too
+        return not f"{record.name}.".startswith(f"{theirs.name}.")
+
+    def quieten(one: logging.Filterer) -> None:
+        one.addFilter(says_nothing)
+        end.callback(one.removeFilter, says_nothing)
+
+    def add_quieted(hdlr: logging.Handler) -> None:  # it is imported meanwhile, and makes its handler then
+        with _quieting:
+            if theirs.name in _quieted:
+                quieten(hdlr)
+        add(hdlr)
+
+    for one in (theirs, *theirs.handlers):  # its loggers below hand records to its handlers, not to its filters
+        quieten(one)
+    add = theirs.addHandler
+    theirs.addHandler = add_quieted
+    end.callback(delattr, theirs, "addHandler")
+    return end
 
 
 def sha256(file: Path) -> str:
@@ -88,7 +113,7 @@ def appearing(file: Path, folder: Path | None = None) -> Iterator[BinaryIO]:
     It is written in `folder`, on the same disk, or else as a hidden file beside `file`.
 
     Raises:
-        OSError: it cannot be written; it names `file`.
+        OSError: it cannot be written; it names `file`. What the caller meets meanwhile in other files stays as it is.
     """
     hidden = f".{file.name}" if folder is None else file.name
     temporary = (file.absolute().parent if folder is None else folder) / temporary_name(hidden)
@@ -100,7 +125,9 @@ def appearing(file: Path, folder: Path | None = None) -> Iterator[BinaryIO]:
         os.replace(temporary, file)
         _sync(file.absolute().parent)
     except OSError as err:
-        raise OSError(err.errno, err.strerror or str(err), str(file)) from err
+        if err.errno is None or err.filename not in (None, str(temporary)):
+            raise
+        raise OSError(err.errno, err.strerror, str(file)) from err
     finally:
         temporary.unlink(missing_ok=True)
 
@@ -117,6 +144,9 @@ def write(file: Path, content: bytes) -> None:
 def create(file: Path, content: bytes) -> None:
     """Writes a file that appears when it is whole, and only if there is none of its name: a lock that says something.
 
+    A disk without second names, such as FAT, has the name first and then the content: there a reader may find a part of
+    it, and a process that is killed leaves that part.
+
     Raises:
         FileExistsError: there is one; of several processes that create it at once, one succeeds.
         OSError: it cannot be written.
@@ -130,7 +160,13 @@ def create(file: Path, content: bytes) -> None:
             raise
         except OSError:  # a disk without second names: FAT, and some of networks
             with open(file, "xb") as stream:
-                stream.write(content)
+                try:
+                    stream.write(content)
+                    stream.flush()
+                    os.fsync(stream.fileno())
+                except BaseException:
+                    file.unlink()
+                    raise
         _sync(file.parent)
     finally:
         temporary.unlink(missing_ok=True)
@@ -138,18 +174,19 @@ def create(file: Path, content: bytes) -> None:
 
 @contextlib.contextmanager
 def replacing(target: Path, *, owned: Collection[str] = ()) -> Iterator[Path]:
-    """An empty folder that becomes `target` when it is whole, in the place of what is there.
+    """An empty folder that becomes `target` when it is whole, in the place of what is there; links are followed.
 
     Of an older `target` the names in `owned` go; whatever else lies in it stays, in the new folder, and so do the
     permissions of the folder and of the files that are replaced. Killed at any moment, it leaves the old folder or the
-    new one, never a mixture.
+    new one, never a mixture: for a moment between two renames, the old one alone, under the name `.NAME.….old`. Hidden
+    folders `.NAME.….tmp` and `.old` of a process that was killed stay.
 
     Raises:
         OSError: it cannot be written; nothing has changed then.
         FlaxsentError: the process, or the shell that started it, is in the folder that would be replaced.
     """
-    target = target.absolute()
-    if target.exists() and Path.cwd().is_relative_to(target.resolve()):
+    target = Path(os.path.realpath(target))
+    if target.exists() and Path.cwd().is_relative_to(target):
         raise FlaxsentError(f"{target} would be replaced, and the current folder is in it; start from another folder.")
     target.parent.mkdir(parents=True, exist_ok=True)
     unfinished = target.with_name(temporary_name(f".{target.name}"))
@@ -160,19 +197,21 @@ def replacing(target: Path, *, owned: Collection[str] = ()) -> Iterator[Path]:
         if target.exists():
             _keep(target, unfinished, owned)
         for file in unfinished.iterdir():
-            _sync(file)
+            if not file.is_symlink() and (file.is_file() or file.is_dir()):  # who opens a pipe would wait
+                _sync(file)
         if target.exists():
             target.rename(replaced)
         unfinished.rename(target)
         _sync(target.parent)
     except OSError as err:
-        if replaced.exists() and not target.exists():
-            replaced.rename(target)
-        raise OSError(err.errno, err.strerror or str(err), err.filename or str(target)) from err
+        if err.errno is None or err.filename is not None:
+            raise
+        raise OSError(err.errno, err.strerror, str(target)) from err
     finally:
         shutil.rmtree(unfinished, ignore_errors=True)
-        if target.exists():
-            shutil.rmtree(replaced, ignore_errors=True)
+        if replaced.exists() and not target.exists():
+            replaced.rename(target)
+        shutil.rmtree(replaced, ignore_errors=True)
 
 
 def _keep(old: Path, new: Path, owned: Collection[str]) -> None:

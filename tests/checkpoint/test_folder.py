@@ -1,5 +1,6 @@
 """A checkpoint's files → params and config, and back: each format, each name, one error with all that does not fit."""
 
+import dataclasses
 import errno
 import json
 import os
@@ -433,6 +434,17 @@ def test_saving_in_place_replaces_a_checkpoint_and_nothing_else(folder):
     assert (folder / "README.md").read_text() == "mine, too"
     assert {path.name for path in folder.iterdir()} == before_names | {"notes", "README.md"}
     assert [path.name for path in folder.parent.iterdir()] == [folder.name]
+
+
+def test_saving_through_a_link_writes_where_it_leads(folder, tmp_path):
+    (tmp_path / "link").symlink_to(folder)
+    classifier = load(folder)
+    bias = {"bias": classifier.params["classifier"]["bias"] + 1}
+    params = classifier.params | {"classifier": classifier.params["classifier"] | bias}
+    flaxsent.save(dataclasses.replace(classifier, params=params), tmp_path / "link")
+    assert_equal(load(folder).params, params)
+    assert (tmp_path / "link").is_symlink()
+    assert {path.name for path in tmp_path.iterdir()} == {folder.name, "link"}
 
 
 def test_the_current_folder_is_not_replaced_from_under_the_shell(folder, monkeypatch):
