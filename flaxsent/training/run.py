@@ -200,7 +200,7 @@ def _sweep(options: RunOptions, train_options: TrainOptions, *, report: Callable
     chosen = found[sweeps.best(found)]
 
     def write_into(folder: Path) -> None:
-        _save(chosen.classifier, folder, options, chosen.options, data, chosen.evaluations[-1])
+        _save(chosen.classifier, folder, options, chosen.options, data, chosen.evaluation)
         write(folder / SWEEP, sweeps.to_json(found, names=names))
         write(folder / SWEEP_CURVES, sweeps.to_csv(found, names=names))
 
@@ -208,7 +208,7 @@ def _sweep(options: RunOptions, train_options: TrainOptions, *, report: Callable
     work.finish(_facts(options, chosen.options, data, first, None) | told, write_into)
     for line in sweeps.table(found, names=names):
         report(line)
-    return chosen.evaluations[-1]
+    return chosen.evaluation
 
 
 def _save(

@@ -18,7 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float
 
-from flaxsent.base import FlaxsentError
+from flaxsent.base import FlaxsentError, Params
 from flaxsent.classifier import Classifier
 from flaxsent.data.labels import Examples
 from flaxsent.training import choosing
@@ -87,8 +87,14 @@ class Run(NamedTuple):
     losses: list[float]
     """Of each step, before its update."""
     evaluations: tuple[Evaluation, ...]
-    """After each epoch."""
+    """After each epoch, or every few steps."""
     classifier: Classifier
+
+    @property
+    def evaluation(self) -> Evaluation:
+        """That of the classifier: the best one where `metric` keeps it, else the last."""
+        metric = self.options.metric
+        return self.evaluations[-1 if metric is None else choosing.best(self.evaluations, metric)]
 
 
 def sweep(
@@ -104,7 +110,7 @@ def sweep(
     Args:
         start: the classifier to start from, or what gives it for a seed, where a new head is drawn from it.
         train: the texts to learn from.
-        dev: the texts to score after each epoch.
+        dev: the texts to score after each epoch, or every few steps.
         options: of the runs.
         report: gets a line of text after each epoch.
 
@@ -136,6 +142,7 @@ def sweep(
     state = _start(trainers, {name: values[0] for name, values in numbers.items()})
     losses: list[list[float]] = [[] for _ in trainers]
     evaluations: list[tuple[Evaluation, ...]] = [() for _ in trainers]
+    kept: list[Params | None] = [None for _ in trainers]
     for epoch in range(num_epochs):
         plans = [trainer._plan(epoch) for trainer in trainers]
         told = []
@@ -148,16 +155,16 @@ def sweep(
             batch = jax.tree.map(lambda *leaves: np.stack(leaves), *batches)
             state, loss_K = step(state, batch, of_run, is_on_K)
             told.append((loss_K, is_on_K))
+            for run, trainer in enumerate(trainers):
+                done = sum(trainer.steps_by_epoch[:epoch]) + index + 1
+                if dev is not None and is_on_K[run] and trainer._is_evaluated(done):
+                    average = jax.tree.map(lambda leaf, at=run: leaf[at], state.average)
+                    evaluations[run], kept[run] = first.with_evaluation(evaluations[run], kept[run], average, step=done)
         for loss_K, is_on_K in jax.device_get(told):
             for run_losses, loss, is_on in zip(losses, loss_K, is_on_K, strict=True):
                 run_losses += [float(loss)] if is_on else []
         if not np.isfinite([run[-1] for run in losses]).any():
             raise FlaxsentError("the losses of all runs are not finite; sweep lower values of learning_rate.")
-        for index, trainer in enumerate(trainers):
-            done = sum(trainer.steps_by_epoch[: epoch + 1])
-            if dev is not None:
-                averages = jax.tree.map(lambda leaf, at=index: leaf[at], state.average)
-                evaluations[index] = (*evaluations[index], first.evaluate(averages, step=done))
         last = [found[-1] for found in evaluations if found]
         told = f", best on dev {last[choosing.best(last, first.metric)].score:.4f}" if last else ""
         report(f"epoch {epoch + 1} of {len(trainers)} runs{told}")
@@ -166,7 +173,9 @@ def sweep(
             trainer.options,
             losses[index],
             evaluations[index],
-            trainer.result(Snapshot(jax.tree.map(lambda leaf, at=index: leaf[at], state), None, evaluations[index])),
+            trainer.result(
+                Snapshot(jax.tree.map(lambda leaf, at=index: leaf[at], state), kept[index], evaluations[index])
+            ),
         )
         for index, trainer in enumerate(trainers)
     ]
@@ -227,11 +236,11 @@ def _step_of(trainer: Trainer) -> Callable[..., tuple[TrainState, Float[Array, "
 
 
 def best(runs: Sequence[Run]) -> int:
-    """The index of the run with the best last score on dev; of equal ones, the one with the least loss."""
-    last = [run.evaluations[-1] for run in runs]
+    """The index of the run whose classifier has the best score on dev; of equal ones, the one with the least loss."""
+    found = [run.evaluation for run in runs]
     metric = runs[0].options.metric
     sign = -1 if metric is not None and METRICS[metric].is_less_better else 1
-    return max(range(len(runs)), key=lambda index: (sign * last[index].score, -last[index].loss))
+    return max(range(len(runs)), key=lambda index: (sign * found[index].score, -found[index].loss))
 
 
 def table(runs: Sequence[Run], *, names: Sequence[str]) -> list[str]:
@@ -239,12 +248,12 @@ def table(runs: Sequence[Run], *, names: Sequence[str]) -> list[str]:
     marked = best(runs)
     rows = [[*names, "dev", "dev loss", "train loss", ""]]
     for index, run in enumerate(runs):
-        last, mean = run.evaluations[-1], float(np.mean(run.losses[-10:]))
+        found, mean = run.evaluation, float(np.mean(run.losses[-10:]))
         values = [
             f"{value:g}" if isinstance(value := getattr(run.options, name), float) else str(value) for name in names
         ]
         rows.append(
-            [*values, f"{last.score:.4f}", f"{last.loss:.4f}", f"{mean:.4f}", "best" if index == marked else ""]
+            [*values, f"{found.score:.4f}", f"{found.loss:.4f}", f"{mean:.4f}", "best" if index == marked else ""]
         )
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     return ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]

@@ -16,10 +16,10 @@ from jaxtyping import Array, Float, Key
 
 from flaxsent import placement
 from flaxsent.base import AnyArray, FlaxsentError, Params, Text, Tokens
-from flaxsent.classifier import Classifier, check_has_own_labels, tell_truncated
+from flaxsent.classifier import Classifier, check_is_of_one_model, tell_truncated
 from flaxsent.data.labels import Examples, read_examples
 from flaxsent.files import require
-from flaxsent.models import last_layer
+from flaxsent.models import check_floats, last_layer
 from flaxsent.models.config import as_trained
 from flaxsent.packing import StepShape
 from flaxsent.placement import device_of
@@ -114,7 +114,8 @@ class Trainer:
         self.options = options = TrainOptions() if options is None else options
         if classifier.backend == "exported":
             raise FlaxsentError("an exported folder cannot be trained; load the checkpoint that it was exported from.")
-        check_has_own_labels(classifier)
+        check_is_of_one_model(classifier)
+        check_floats(classifier.params)
         if options.lora_rank:
             names = ("rank", "alpha", "targets", "dropout")
             adapters = {name: getattr(options, f"lora_{name}") for name in names}
@@ -196,15 +197,21 @@ class Trainer:
                 step = sum(self.steps_by_epoch[:epoch]) + index + 1
                 is_end, evaluation = step in self._ends, None
                 if self._dev is not None and self._is_evaluated(step):
-                    evaluation = self.evaluate(state.average, step=step)
-                    evaluations = (*evaluations, evaluation)
-                    if best is not None and choosing.best(evaluations, self.metric) == len(evaluations) - 1:
-                        best = self._copy(state.average)
+                    evaluations, best = self.with_evaluation(evaluations, best, state.average, step=step)
+                    evaluation = evaluations[-1]
                 num_texts = sum(map(len, plan.rows))
                 yield StepEvent(
                     Snapshot(state, best, evaluations), step, epoch + 1, report, num_texts, is_end, evaluation
                 )
             done = 0
+
+    def with_evaluation(
+        self, evaluations: tuple[Evaluation, ...], best: Params | None, average: Params, *, step: int
+    ) -> tuple[tuple[Evaluation, ...], Params | None]:
+        """One more evaluation, of this average, and the average of the best one, where that is kept."""
+        evaluations = (*evaluations, self.evaluate(average, step=step))
+        is_kept = self.keeps_best and choosing.best(evaluations, self.metric) == len(evaluations) - 1
+        return evaluations, self._copy(average) if is_kept else best
 
     def evaluate(self, params: Params, *, step: int = 0) -> Evaluation:
         """Loss and score on dev, of the params of a snapshot or of a classifier."""

@@ -11,8 +11,9 @@ import pytest
 import flaxsent
 from flaxsent.base import FlaxsentError
 from flaxsent.data.labels import Examples
+from flaxsent.training.choosing import evaluate
 from flaxsent.training.options import TrainOptions
-from flaxsent.training.sweep import grid, parse, sweep
+from flaxsent.training.sweep import best, grid, parse, sweep
 from flaxsent.training.trainer import Trainer
 from tests.conftest import texts_of_lengths
 from tests.training.runs import ONE_LAYER, arguments_of, refused, run
@@ -45,6 +46,7 @@ def assert_same(run, losses, evaluations, classifier):
     np.testing.assert_allclose([one.loss for one in run.evaluations], [one.loss for one in evaluations], atol=TOLERANCE)
     logits = [np.asarray(jax.jit(one.forward)(one.params, one.tokenize(TEXTS))) for one in (run.classifier, classifier)]
     np.testing.assert_allclose(*logits, atol=TOLERANCE)
+    return logits[0]
 
 
 TOLERANCE = 2e-4
@@ -87,6 +89,30 @@ def test_dropout_of_a_run_is_its_own(tiny_folder, impl):
         runs = sweep(begin, DATA, DATA, options)
         for each, one in zip(runs, options, strict=True):
             assert_same(each, *alone(begin(one.seed), one))
+
+
+@pytest.mark.parametrize(
+    ("changes", "rates"),
+    [
+        ({"metric": "accuracy"}, [3e-2]),
+        pytest.param({"metric": "macro-f1"}, [1e-3, 3e-2], marks=pytest.mark.slow),
+        pytest.param({"metric": "accuracy", "evaluate_every": 3}, [1e-3, 3e-2], marks=pytest.mark.slow),
+    ],
+)
+def test_a_run_keeps_what_its_metric_keeps_alone(tiny_folder, changes, rates):
+    begin = start(tiny_folder("bert", **NO_DROPOUT, **ONE_LAYER))
+    options = dataclasses.replace(OPTIONS, num_epochs=4, average_decay=0.0, **changes)
+    runs = sweep(begin, DATA, DATA, grid(options, {"learning_rate": rates}))
+    for each in runs:
+        losses, evaluations, classifier = alone(begin(0), each.options)
+        logits = assert_same(each, losses, evaluations, classifier)
+        scores = [[one.score for one in found] for found in (each.evaluations, evaluations)]
+        np.testing.assert_allclose(*scores, atol=TOLERANCE)
+        own = evaluate(logits, np.array(DATA.labels), classifier.config, metric=options.metric)
+        assert own.score == pytest.approx(each.evaluation.score, abs=TOLERANCE)
+    assert any(each.evaluation is not each.evaluations[-1] for each in runs)
+    scores = [each.evaluation.score for each in runs]
+    assert scores[best(runs)] == max(scores)
 
 
 def test_a_grid_is_every_combination():

@@ -24,6 +24,7 @@ from flaxsent.training import trainer as training
 from flaxsent.training.batches import Batch
 from flaxsent.training.options import TrainOptions
 from flaxsent.training.trainer import Trainer, forward_of_rows
+from flaxsent.transforms.quantize import quantize
 from tests.conftest import NATIVE, accuracy, others_slow, texts_of_lengths
 
 TEXTS = texts_of_lengths([1, 7, 12, 30])
@@ -195,6 +196,14 @@ def test_of_a_text_without_a_label_only_the_teacher_counts(tiny_folder, problem_
         assert abs(float(whole) - float(expected)) <= 1e-5 * abs(float(expected))  # float32 sums in another order
         losses.append(float(whole))
     assert losses[0] != losses[1]  # the labels that there are do count
+
+
+def test_int8_is_refused(tiny_folder):
+    classifier = flaxsent.load(tiny_folder("bert"), backend="native")
+    small = dataclasses.replace(classifier, params=quantize(classifier.params))
+    for options in (TrainOptions(), TrainOptions(lora_rank=2)):
+        with pytest.raises(FlaxsentError, match="params in int8 have no gradient"):
+            Trainer(small, Examples(["so good", "so bad"], [1, 0]), options=options)
 
 
 def test_unlabelled_texts_need_a_teacher(tiny_folder):
