@@ -54,9 +54,11 @@ def read_annotations(
         bad_rows: takes records that are broken or have no label; without it, they are an error.
 
     Raises: as `records.read`, and
-        FlaxsentError: a record is bad (the message has its number), or there are none.
+        FlaxsentError: a record is bad (the message has its number), or there are none; or the separator is empty.
     """
     name, found_bad = name_of(source), BadRows() if bad_rows is None else bad_rows
+    if label_separator == "":
+        raise FlaxsentError("label_separator is empty; expected a character or more.")
     if label_columns is not None and not isinstance(label_columns, str):
         _check_label_columns(label_columns, text_columns, label_separator)
     wanted = (label_column,) if label_columns is None else label_columns

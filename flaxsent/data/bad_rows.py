@@ -84,11 +84,15 @@ _MOST_TOLD = 20
 
 
 def to_lines(name: str, rows: Iterable[Record]) -> bytes:
-    r"""JSONL of the bad rows of a file; bytes that are not UTF-8 are written as `\xff`."""
+    r"""JSONL of the bad rows of a file; bytes that are not UTF-8, in its name too, are written as `\xff`."""
     lines = []
     for row in rows:
-        line = {"file": name, "row": row.number, "reason": row.error}
+        line = {"file": _written(name), "row": row.number, "reason": row.error}
         if row.raw:
-            line["raw"] = row.raw.encode(errors="surrogateescape").decode(errors="backslashreplace")
+            line["raw"] = _written(row.raw)
         lines.append(json.dumps(line, ensure_ascii=False) + "\n")
     return "".join(lines).encode()
+
+
+def _written(text: str) -> str:
+    return text.encode(errors="surrogateescape").decode(errors="backslashreplace")

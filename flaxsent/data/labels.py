@@ -26,11 +26,12 @@
 """
 
 import logging
-import math
 import re
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
+
+import numpy as np
 
 from flaxsent.base import FlaxsentError, ProblemType, Text
 from flaxsent.data.annotations import Annotations, key_of, listed, read_annotations, shown
@@ -185,8 +186,8 @@ def _target(
     names = label if isinstance(label, tuple) else (label,)
     if problem_type == "regression":
         value = None if isinstance(label, tuple) else _number(label)
-        is_good = value is not None and math.isfinite(value)
-        return value, None if is_good else f"{told}; expected a finite number"
+        is_good = value is not None and abs(value) <= _LARGEST
+        return value, None if is_good else f"{told}; expected a finite number of float32"
     if isinstance(label, tuple) != is_several:
         return None, f"{told}; expected {'a list of labels' if is_several else 'one label'}"
     if is_vectors:
@@ -324,6 +325,9 @@ def _of_classes(classes: Sequence[str], labels: Sequence[str]) -> Mapping[str, i
         return None
     logger.warning("the classes %s are taken for the labels %s, in this order", listed(classes), listed(labels))
     return {name: index for index, name in enumerate(classes)}
+
+
+_LARGEST = float(np.finfo(np.float32).max)
 
 
 def _printable(label: str) -> str:

@@ -39,12 +39,13 @@ class Cells(NamedTuple):
 
 
 def gather(records: Iterable[Record], schema: Any) -> Any:
-    """Parquet records as one table."""
+    """Parquet records as one table with the schema of their layout."""
     pa, _ = pyarrow()
     batches = []
     for _, group in itertools.groupby((record.columns for record in records), key=lambda cells: id(cells.batch)):
         cells = [*group]
-        batches.append(cells[0].batch.take(pa.array([cell.offset for cell in cells])))
+        batch = cells[0].batch if cells[0].batch.schema.equals(schema) else cells[0].batch.cast(schema)
+        batches.append(batch.take(pa.array([cell.offset for cell in cells])))
     return pa.Table.from_batches(batches, schema)
 
 
@@ -99,7 +100,29 @@ class ParquetReader:
 
 
 def layout_of(schema: Any) -> Layout:
-    return Layout("parquet", distinct(schema.names), schema, tuple(schema.names) or None)
+    pa, _ = pyarrow()
+    plain = pa.schema([field.with_type(_without_views(field.type)) for field in schema], schema.metadata)
+    return Layout("parquet", distinct(schema.names), plain, tuple(schema.names) or None)
+
+
+def _without_views(kind: Any) -> Any:
+    """The type that holds the same values and no views, of which pyarrow cannot take some."""
+    pa, _ = pyarrow()
+    if kind in (pa.string_view(), pa.binary_view()):
+        return pa.large_string() if kind == pa.string_view() else pa.large_binary()
+    fields = [kind.field(index) for index in range(kind.num_fields)]
+    plain = [field.with_type(_without_views(field.type)) for field in fields]
+    if plain == fields:
+        return kind
+    if pa.types.is_struct(kind):
+        return pa.struct(plain)
+    if pa.types.is_map(kind):
+        return pa.map_(*plain[0].type, kind.keys_sorted)
+    if pa.types.is_fixed_size_list(kind):
+        return pa.list_(plain[0], kind.list_size)
+    if pa.types.is_large_list(kind):
+        return pa.large_list(plain[0])
+    return pa.list_(plain[0]) if pa.types.is_list(kind) else kind
 
 
 def records_of(batches: Iterable[Any], names: Sequence[str], num_read: list[int]) -> Iterator[Record]:

@@ -22,6 +22,9 @@ from flaxsent.data.parquet import gather, pyarrow
 ESCAPES = str.maketrans({"\\": "\\\\", "\t": "\\t", "\n": "\\n", "\r": "\\r"})
 r"""How cells are written in .txt and .tsv: `cell.translate(ESCAPES)` has no tab and no line end, and can be undone."""
 
+_ESCAPES_OF_LINES = {ord(end): ESCAPES[ord(end)] for end in "\t\n\r"}
+"""Where the input is such a file, too: its backslashes stay as they are."""
+
 
 class TextWriter:
     """Writes lines, CSV, TSV or JSONL: a part is some of the records, and a file is a header and the parts.
@@ -31,6 +34,7 @@ class TextWriter:
 
     def __init__(self, form: str, layout: Layout, added: Sequence[str]) -> None:
         self._format, self._layout, self._added = form, layout, added
+        self._escapes = _ESCAPES_OF_LINES if layout.format in ("lines", "tsv") else ESCAPES
         has_header = form in ("csv", "tsv") and layout.header != ()
         self._header = self._table([[*(layout.header or layout.columns), *added]]) if has_header else b""
 
@@ -78,7 +82,7 @@ class TextWriter:
 
     def _table(self, rows: Iterable[Sequence[str]]) -> bytes:
         if self._format != "csv":
-            return "".join("\t".join(cell.translate(ESCAPES) for cell in row) + "\n" for row in rows).encode()
+            return "".join("\t".join(cell.translate(self._escapes) for cell in row) + "\n" for row in rows).encode()
         stream = io.StringIO(newline="")
         # Only with \r\n as line end does the csv module of Python 3.11 quote a cell with a \r.
         writer = csv.writer(_UnixLines(stream), lineterminator="\r\n")

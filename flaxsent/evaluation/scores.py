@@ -7,10 +7,12 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float
 
-from flaxsent.base import FlaxsentError
+from flaxsent.base import FlaxsentError, Text
 from flaxsent.data.records import read
+from flaxsent.data.writers import ESCAPES
 from flaxsent.evaluation.report import Data
 from flaxsent.models.config import ModelConfig
+from flaxsent.postprocessing import as_logits
 
 
 def read_scores(
@@ -30,7 +32,7 @@ def read_scores(
         for record in source.records:
             if record.error is not None:
                 raise FlaxsentError(f"{file} row {record.number} {record.error}.")
-            if len(rows) < len(data.texts) and record.text != data.texts[len(rows)]:
+            if len(rows) < len(data.texts) and not _is(data.texts[len(rows)], record.text):
                 raise FlaxsentError(
                     f"{file} row {record.number} has another text than {data.file} row {data.records[len(rows)]}; "
                     "expected the same texts in the same order."
@@ -43,14 +45,13 @@ def read_scores(
             rows.append(scores)
     if len(rows) != len(data.texts):
         raise FlaxsentError(f"{file} has {len(rows):,} rows, and {data.file} {len(data.texts):,}; expected as many.")
-    scores_BC = np.array(rows, np.float64)
-    if config.problem_type == "regression":
-        return scores_BC.astype(np.float32)
-    least = np.finfo(np.float32).tiny
-    logits_BC = np.log(np.maximum(scores_BC, least))
-    if config.problem_type == "multi_label_classification":
-        logits_BC -= np.log(np.maximum(1 - scores_BC, least))
-    return logits_BC.astype(np.float32)
+    return as_logits(np.array(rows, np.float64), problem_type=config.problem_type).astype(np.float32)
+
+
+def _is(text: Text, found: Text | None) -> bool:
+    """Whether it is the one found in a file, which may have it as .tsv files of other formats' texts do."""
+    written = text.translate(ESCAPES) if isinstance(text, str) else tuple(one.translate(ESCAPES) for one in text)
+    return found in (text, written)
 
 
 _EXPECTED = {

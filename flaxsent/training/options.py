@@ -261,8 +261,6 @@ class RunOptions:
 
     def __post_init__(self) -> None:
         _check(self)
-        if self.label_separator == "":
-            raise FlaxsentError("label_separator is empty; expected a character or more.")
         if self.label_columns is not None and self.label_column != "label":
             raise FlaxsentError("label_column and label_columns: expected one of the two.")
         if self.labels is not None and len({*self.labels}) < len(self.labels):

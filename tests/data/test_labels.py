@@ -237,6 +237,7 @@ def test_a_model_of_as_many_labels_keeps_them_for_vectors():
         (["x", ["y"]], ("x", "y"), MULTI, r"row 2 has the label 'x'; expected a list of labels"),
         (["x", ["y"]], ("x", "y"), SINGLE, r"row 3 has the label \['y'\]; expected one label"),
         (["1", "x"], ("label",), REGRESSION, r"row 3 has the label 'x'; expected a finite number"),
+        (["1", "1e39"], ("label",), REGRESSION, r"row 3 has the label '1e39'; expected a finite number of float32"),
         (["1", "inf"], ("label",), REGRESSION, r"row 3 has the label 'inf'; expected a finite number"),
         (["1", "true"], ("label",), REGRESSION, r"row 3 has the label 'true'; expected a finite number"),
         (["1", ["1"]], ("label",), REGRESSION, r"row 3 has the label \['1'\]; expected a finite number"),
@@ -289,6 +290,11 @@ def test_files_that_have_no_labels_are_named(tmp_path, name, data, message):
     for separator in (None, "|"):
         with pytest.raises(FlaxsentError, match=f"{name} {message}"):
             read_annotations(content(tmp_path, name, data), label_separator=separator)
+
+
+def test_an_empty_separator_is_refused(tmp_path):
+    with pytest.raises(FlaxsentError, match="label_separator is empty; expected a character or more"):
+        read_annotations(content(tmp_path, "x.csv", b"text,label\na,x\n"), label_separator="")
 
 
 def test_parquet_labels_that_are_no_text_are_named(tmp_path):

@@ -1,6 +1,7 @@
 """A column for each label, classes that a file names itself, and rows that are set aside."""
 
 import json
+import os
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -199,6 +200,14 @@ def test_bad_rows_are_set_aside_as_classify_does_it(tmp_path):
         ),
     ]
     assert bad_rows.num_rows == 3
+
+
+def test_bad_rows_name_a_file_whose_name_is_not_utf8(tmp_path):
+    bad_rows = BadRows(tmp_path / "bad.jsonl")
+    read_annotations(content(tmp_path, os.fsdecode(b"x\xff.csv"), b"text,label\na,x\nb,\n"), bad_rows=bad_rows)
+    bad_rows.write()
+    (line,) = (tmp_path / "bad.jsonl").read_text().splitlines()
+    assert json.loads(line)["file"] == str(tmp_path / r"x\xff.csv")
 
 
 def test_a_file_without_a_row_that_can_be_used_is_named(tmp_path):

@@ -97,7 +97,6 @@ def test_options_out_of_their_range_are_refused_by_name(monkeypatch, option, mes
         ({"labels": "a,b"}, "labels='a,b'; expected a tuple"),
         ({"labels": ("a", "a")}, "labels=a,a: expected labels that differ"),
         ({"label_columns": ("a",), "label_column": "b"}, "label_column and label_columns: expected one of the two"),
-        ({"label_separator": ""}, "label_separator is empty"),
         ({"train": "a"}, "train='a'; expected a tuple"),
         ({"train": ()}, "train is empty; expected a file or more"),
         ({"dev_fraction": 1.0}, r"dev_fraction=1.0; expected a number in \(0, 1\)"),
