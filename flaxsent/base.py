@@ -6,7 +6,8 @@ Dimension key, the same letters in einsum, in jaxtyping axes and in name suffixe
     N heads · H head size · F feed-forward · V vocabulary · P positions · C labels
 """
 
-from collections.abc import Iterable, Mapping
+import contextlib
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, Literal, NamedTuple
 
 import jax
@@ -43,6 +44,17 @@ class FlaxsentError(ValueError):
     Its message is one line: what was expected, what came, what to do. The command line prints it and exits with code 2;
     any other exception but an OSError is a fault of flaxsent's own.
     """
+
+
+@contextlib.contextmanager
+def panics_raise() -> Iterator[None]:
+    """Within it, the panic of a library in Rust, which no `except Exception` sees, is a RuntimeError."""
+    try:
+        yield
+    except BaseException as err:
+        if type(err).__name__ != "PanicException":
+            raise
+        raise RuntimeError(str(err)) from err
 
 
 class Tokens(NamedTuple):

@@ -15,7 +15,7 @@ import numpy as np
 import tokenizers
 from jaxtyping import Bool, Float, Int
 
-from flaxsent.base import Encodings, FlaxsentError, Text, Texts
+from flaxsent.base import Encodings, FlaxsentError, Text, Texts, panics_raise
 from flaxsent.data.tables import elements
 from flaxsent.files import quietly
 
@@ -129,7 +129,7 @@ class Span(NamedTuple):
 class Tokenizer:
     """A vocabulary and its rules, with the limits of the checkpoint; safe to share between threads."""
 
-    backend: tokenizers.Tokenizer | PythonTokenizer
+    backend: tokenizers.Tokenizer | PythonTokenizer = dataclasses.field(repr=False)
     max_length: int
     """Tokens to which a text is cut unless another number is asked for, special tokens included."""
     longest: int | None
@@ -145,7 +145,7 @@ class Tokenizer:
     pad_token_id: int
     special_tokens_in_text: Literal["special", "literal"]
     """What the letters of a special token are in a text; `backend` is set so."""
-    files: Mapping[str, bytes]
+    files: Mapping[str, bytes] = dataclasses.field(repr=False)
     """The files to save beside the weights, `tokenizer.json` among them."""
 
     @property
@@ -267,9 +267,10 @@ class Tokenizer:
 
     def _encode_batch(self, batch: list[Text], *, has_offsets: bool = False) -> Sequence[tokenizers.Encoding | Encoded]:
         try:
-            if has_offsets or isinstance(self.backend, PythonTokenizer):
-                return self.backend.encode_batch(batch)
-            return self.backend.encode_batch_fast(batch)
+            with panics_raise():
+                if has_offsets or isinstance(self.backend, PythonTokenizer):
+                    return self.backend.encode_batch(batch)
+                return self.backend.encode_batch_fast(batch)
         except Exception as err:  # plain, from the library
             raise FlaxsentError(
                 f"the tokenizer cannot encode one of these {len(batch)} texts: {' '.join(str(err).split())}; its "

@@ -24,7 +24,7 @@ from typing import Any, Literal, NamedTuple
 import tokenizers
 
 from flaxsent import models
-from flaxsent.base import FlaxsentError
+from flaxsent.base import FlaxsentError, panics_raise
 from flaxsent.checkpoint import plain
 from flaxsent.files import quietly, require, write
 from flaxsent.models.config import ModelConfig
@@ -140,7 +140,8 @@ def _object(name: str, files: Mapping[str, bytes]) -> dict[str, Any]:
 
 def _backend(folder: Path, content: bytes) -> tokenizers.Tokenizer:
     try:
-        return tokenizers.Tokenizer.from_buffer(content)
+        with panics_raise():
+            return tokenizers.Tokenizer.from_buffer(content)
     except Exception as err:  # the library raises plain Exception
         raise FlaxsentError(f"{folder / 'tokenizer.json'} is not a tokenizer: {err}; fetch it again.") from err
 
@@ -196,7 +197,8 @@ def _split_spelt(backend: tokenizers.Tokenizer) -> None:
 
 def _reads(backend: tokenizers.Tokenizer, token: str, index: int) -> bool:
     try:
-        return index in backend.encode(token, add_special_tokens=False).ids
+        with panics_raise():
+            return index in backend.encode(token, add_special_tokens=False).ids
     except Exception:  # plain, from the library: letters that the model does not have, and no token for unknown ones
         return False
 
@@ -308,7 +310,7 @@ def _auto_tokenizer(folder: Path, vetted: Mapping[str, bytes], settings: Mapping
         for file, content in vetted.items():
             (Path(copy) / file).write_bytes(content)
         try:
-            with quietly("transformers"):
+            with quietly("transformers"), panics_raise():
                 tokenizer = transformers.AutoTokenizer.from_pretrained(
                     copy, use_fast=True, local_files_only=True, trust_remote_code=False
                 )
@@ -332,7 +334,8 @@ def _content(tokenizer: Any) -> bytes | None:
     backend.no_truncation()
     backend.no_padding()
     try:
-        return backend.to_str().encode()
+        with panics_raise():
+            return backend.to_str().encode()
     except Exception:  # plain, from the library: RoFormer's words are cut by jieba
         return None
 

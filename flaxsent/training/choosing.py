@@ -103,7 +103,9 @@ def evaluate(
     figures = measure(logits_BC, labels[:, None] if is_value else labels, config).figures
     if is_value:
         spread = float(np.square(labels - labels.mean(dtype=np.float64)).mean())
-        figures = {**figures, "r2": 1 - figures["mean_squared_error"] / max(spread, 1e-12)}
+        error = figures["mean_squared_error"]
+        # Where all values are the same, scikit-learn's r2_score has 0, or 1 for no error.
+        figures = {**figures, "r2": 1 - error / spread if spread else float(not error)}
     elif config.problem_type == _ONE:
         figures = {**figures, "micro_f1": figures["accuracy"]}  # of one label a text they are the same
     score = float(figures[METRICS[metric].name])

@@ -17,7 +17,7 @@ from jaxtyping import Array, Bool, Float, Int, Shaped
 
 from flaxsent import models
 from flaxsent.base import FlaxsentError, Params, ProblemType, Text
-from flaxsent.classifier import Classifier, check_has_own_labels
+from flaxsent.classifier import Classifier, check_is_of_one_model
 from flaxsent.data.labels import Examples
 from flaxsent.engine import Engine
 from flaxsent.files import require
@@ -88,7 +88,7 @@ def check(options: RunOptions, train_options: TrainOptions) -> None:
 
 def check_can_probe(classifier: Classifier) -> None:
     """Raises FlaxsentError for a classifier without a layer that can be fitted."""
-    check_has_own_labels(classifier)
+    check_is_of_one_model(classifier)
     if not classifier.packs:
         raise FlaxsentError(f"a probe needs flaxsent's own encoder, which there is not for {classifier.config.family}.")
 
@@ -151,9 +151,9 @@ def probe(
         def unseen(penalty: float) -> Float[np.ndarray, "M C"]:
             return logits(fitted(penalty=penalty), dev_ND)
     else:
-        num_folds, checked = min(_NUM_FOLDS, len(train.texts)), targets
+        num_folds, checked = min(_NUM_FOLDS, len({*train.texts})), targets
         if num_folds < 2:
-            raise FlaxsentError("a probe without dev needs 2 texts or more, to choose its penalty.")
+            raise FlaxsentError("a probe without dev needs 2 different texts or more, to choose its penalty.")
         fold_N = splits.folds(train, num_folds, problem_type=kind, seed=options.seed)
 
         def unseen(penalty: float) -> Float[np.ndarray, "M C"]:

@@ -151,7 +151,7 @@ def _columns(config: ModelConfig, entailment: str | None) -> tuple[int, int]:
     if label is None or config.num_labels < 2:
         raise FlaxsentError(
             f"the checkpoint has the labels {told}, of which none begins with 'entail' beside another; expected an NLI "
-            "model: pass one, or name its label with entailment."
+            "model: pass one, or name its label: entailment=LABEL, --entailment LABEL."
         )
     entailed = config.labels.index(label)
     return entailed, config.num_labels - 1 if entailed == 0 else 0

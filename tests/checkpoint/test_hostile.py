@@ -663,6 +663,8 @@ TOKENIZERS = {
     "binary": bytes(range(256)),
     "deep": b"[" * 200_000,
     "unknown model": b'{"version": "1.0", "model": {"type": "Evil", "vocab": {}}}',
+    "panic": b'{"version": "1.0", "added_tokens": [], "model": {"type": "BPE", "vocab": {"a": 0, "b": 1, "ab": 2}, '
+    b'"merges": [["a", "b"]], "continuing_subword_prefix": "####"}}',
 }
 
 

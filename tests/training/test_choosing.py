@@ -334,3 +334,10 @@ def test_a_lengthened_run_says_so_and_goes_on(capsys, monkeypatch, tmp_path, fil
     assert run(capsys, *arguments("stopped"), "--resume")[0] == 0
     weights = [(tmp_path / name / "model.safetensors").read_bytes() for name in ("whole", "stopped")]
     assert weights[0] == weights[1]
+
+
+@pytest.mark.parametrize(("predicted", "expected"), [(2.0, 1.0), (2.5, 0.0)])
+def test_of_values_that_are_all_the_same_r2_is_scikit_learns(predicted, expected):
+    gold, found = np.full(4, 2.0, np.float32), np.full((4, 1), predicted, np.float32)
+    assert choosing.evaluate(found, gold, config("regression", ("v",)), metric="r2").score == expected
+    assert pytest.importorskip("sklearn.metrics").r2_score(gold, found[:, 0]) == expected

@@ -233,5 +233,8 @@ def test_a_folder_of_sentence_transformers_says_what_a_text_is(tmp_path, told, e
 
 
 def test_a_probe_without_dev_needs_texts_to_leave_out(tiny):
-    with pytest.raises(FlaxsentError, match="a probe without dev needs 2 texts or more"):
-        probe(tiny("single_label_classification"), Examples(["a"], [0]))
+    for texts in (["a"], ["a"] * 6):
+        with pytest.raises(FlaxsentError, match="a probe without dev needs 2 different texts or more"):
+            probe(tiny("single_label_classification"), Examples(texts, [0] * len(texts)))
+    few = Examples(["a", "b"] * 3, [0, 1] * 3)
+    assert probe(tiny("single_label_classification"), few).classifier.config.labels
