@@ -5,6 +5,7 @@ Importing this sets nothing and imports neither torch nor transformers. Names ar
 
 from importlib import import_module
 from importlib.metadata import version
+from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -57,4 +58,6 @@ def __getattr__(name: str) -> Any:
 
 
 def __dir__() -> list[str]:
-    return sorted({*globals(), *_MODULES})
+    """What can be had here: without the extra `train` asking for `fit` is an error that names it."""
+    lacking = {"fit"} if find_spec("optax") is None else set()
+    return sorted({*globals(), *_MODULES} - lacking)

@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import jax
-from jaxtyping import Array, Float, Int, Key
+from jaxtyping import Array, Float, Int, Key, PyTree
 
 from flaxsent import models
 from flaxsent.base import AnyArray, Backend, FlaxsentError, Params, Texts, Tokens
@@ -22,6 +22,11 @@ from flaxsent.tokenization import Tokenizer, Windows
 logger = logging.getLogger(__name__)
 
 OptionalKey = Key[Array, ""] | None
+
+Function = Callable[[Params, Tokens, int], PyTree[Array]]
+"""`function(params, tokens, num_segments)` of rows `[R, T]` gives a pytree of arrays with one entry for each text,
+`[R, S, ...]`, or for each token, `[R, T, ...]`; S is `num_segments`. It is pure: it is compiled, and equal texts are
+computed once."""
 
 
 def tokenize(texts: Texts, length: int | None = None, *, tokenizer: Tokenizer) -> Tokens:
@@ -126,7 +131,7 @@ class Asking(NamedTuple):
     """The logit of the label, of the model's for such a row."""
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
+@dataclasses.dataclass(frozen=True, kw_only=True, eq=False, repr=False)
 class Classifier:
     """The three pure functions of a checkpoint with their `params`; it holds nothing else that changes.
 
@@ -157,6 +162,16 @@ class Classifier:
     """How `classify` and `Engine` read texts beyond the limit (`transforms.windows`); None cuts them."""
     asking: Asking | None = None
     """Where the labels are no labels of the params."""
+
+    def __repr__(self) -> str:
+        leaves = jax.tree.leaves(self.params)
+        dtypes = "/".join(sorted({str(leaf.dtype) for leaf in leaves}))
+        size = f"{sum(leaf.size for leaf in leaves):,} params in {dtypes}"
+        return f"Classifier({self.config.family}, backend={self.backend!r}, {self.config.num_labels} labels, {size})"
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Without what `jit` has compiled: no other process can read it."""
+        return {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
 
     @property
     def packs(self) -> bool:
@@ -208,14 +223,18 @@ class Classifier:
         return jax.jit(self.outputs, static_argnums=2)
 
 
-def check_has_own_labels(classifier: Classifier) -> None:
-    """Refuses a classifier whose labels its params know nothing of, where these are to be trained or written.
+def check_is_of_one_model(classifier: Classifier) -> None:
+    """Refuses a classifier whose labels are not those of its params alone, where these are to be trained or written.
 
     Raises:
-        FlaxsentError: it is `transforms.zero_shot`'s.
+        FlaxsentError: it is `transforms.zero_shot`'s or `by_segment`'s.
     """
     if classifier.backend == "zero-shot":
         raise FlaxsentError("labels given at run time are neither trained nor saved; pass the checkpoint itself.")
+    if classifier.backend == "adapters":
+        raise FlaxsentError(
+            "several adapters in a row are neither trained nor saved; pass the classifier of one of them."
+        )
 
 
 def with_thresholds(classifier: Classifier, thresholds: Sequence[float] | None) -> Classifier:
@@ -237,13 +256,15 @@ def with_limit(classifier: Classifier, max_length: int) -> Classifier:
     """The same, for texts of so many tokens at most.
 
     Raises:
-        FlaxsentError: the checkpoint takes less, or special tokens are as many.
+        FlaxsentError: the checkpoint takes less, or special tokens are as many; or the stride of its windows is not
+            below them any more.
     """
     classifier.tokenizer.encode([], max_length=max_length)  # refuses what is no length of its texts
     tokenizer = dataclasses.replace(classifier.tokenizer, max_length=max_length)
-    return dataclasses.replace(
+    found = dataclasses.replace(
         classifier, tokenizer=tokenizer, tokenize=functools.partial(tokenize, tokenizer=tokenizer)
     )
+    return with_windows(found, classifier.windows)
 
 
 def with_windows(classifier: Classifier, windows: Windows | None) -> Classifier:

@@ -20,11 +20,18 @@ from jaxtyping import Array, PyTree
 from flaxsent import placement
 from flaxsent.base import FlaxsentError, Params, Prediction, Text, Texts, TopK
 from flaxsent.checkpoint.folder import load
-from flaxsent.classifier import Classifier, Outputs, embeddings, forward_packed, tell_truncated, tell_windows
+from flaxsent.classifier import (
+    Classifier,
+    Function,
+    Outputs,
+    embeddings,
+    forward_packed,
+    tell_truncated,
+    tell_windows,
+)
 from flaxsent.data.records import texts_of
 from flaxsent.models.stacking import stack
 from flaxsent.packing import Step, StepShape, list_steps, pack_steps, stream_shapes, unpack
-from flaxsent.placement import Function
 from flaxsent.postprocessing import check_top_k, decode
 from flaxsent.results import PerToken, by_text, concatenate, is_by_text, take
 from flaxsent.sharding import check_heads
@@ -153,13 +160,19 @@ class Engine:
             on_window: called with the figures of each window, when its results are there.
 
         Raises:
-            FlaxsentError: the row lengths do not fit the checkpoint or the step, the family does not pack, or so many
-                devices cannot share the heads or a parameter.
+            FlaxsentError: a number that is not positive, or no devices; the row lengths do not fit the checkpoint or
+                the step, the family does not pack, or so many devices cannot share the heads or a parameter.
         """
         if layout not in ("packed", "padded", None):
             raise FlaxsentError(f"layout={layout!r}: expected 'packed', 'padded' or None.")
         if layout == "packed" and not classifier.packs:
             raise FlaxsentError(f"{classifier.config.family} takes one text a row; pass layout='padded'.")
+        for name, number in (("tokens_per_step", tokens_per_step), ("steps_per_window", steps_per_window)):
+            if number is not None and number < 1:
+                raise FlaxsentError(f"{name}={number}: expected a positive number.")
+        devices = jax.local_devices() if devices is None else devices
+        if len(devices) == 0:
+            raise FlaxsentError(f"devices={devices}: expected one or more devices.")
         self.classifier = classifier
         self._pool = None
         if (windows := classifier.windows) is not None:
@@ -169,7 +182,6 @@ class Engine:
                 self._pool = functools.partial(scores, score_function=classifier.config.score_function)
         self.function = classifier.scores if function is None else function
         self._on_window = on_window
-        devices = jax.local_devices() if devices is None else devices
         self._placement = placement.over(devices, sharding)
         check_heads(classifier.config, self._placement.sharding)
         params = classifier.params
@@ -250,11 +262,15 @@ class Engine:
     def __exit__(self, *_: object) -> None:
         self.close()
 
+    def _open(self) -> _Running:
+        running = self._running
+        if running is None:
+            raise RuntimeError("the engine is closed; make another.")
+        return running
+
     def _executable(self, shape: StepShape) -> tuple[Params, Any]:
         with self._compiling:
-            if self._running is None:
-                raise RuntimeError("the engine is closed; make another.")
-            params, compiled = self._running
+            params, compiled = self._open()
             if shape not in compiled:
                 lowered = placement.lower(self.function, params, shape, self._placement)
                 for leaf in jax.tree.leaves(lowered.out_info):
@@ -325,7 +341,7 @@ class Engine:
         """What one row without texts gives: the function's pytree and dtypes."""
         shape = self.shapes[0]._replace(num_rows=1)
         step = placement.of_shape(self.function, shape)
-        results = jax.eval_shape(step, self.classifier.params, placement.no_tokens(shape))
+        results = jax.eval_shape(step, self._open().params, placement.no_tokens(shape))
         return jax.tree.map(
             lambda leaf: np.zeros((0, *leaf.shape[2:]), leaf.dtype) if is_by_text(leaf.shape, shape) else PerToken(),
             results,

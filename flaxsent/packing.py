@@ -229,7 +229,7 @@ def list_steps(encodings: Encodings, *, longest: int, is_packed: bool) -> Iterat
     while left:
         row_length = table[bisect.bisect_left(table, lengths[left[-1]])]
         shape = StepShape(
-            max(1 << (_MOST_TOKENS // row_length).bit_length() - 1, 1),
+            1 << max(_MOST_TOKENS // row_length, 1).bit_length() - 1,
             row_length,
             num_segments(row_length) if is_packed else 1,
         )

@@ -12,14 +12,10 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array, PyTree
 
 from flaxsent.base import AnyArray, Params, Tokens
+from flaxsent.classifier import Function
 from flaxsent.models.layers import FETCH
 from flaxsent.packing import PACKED_ROW, StepShape
 from flaxsent.sharding import ROWS, Sharding, mesh_of, parse, shardings
-
-Function = Callable[[Params, Tokens, int], PyTree[Array]]
-"""`function(params, tokens, num_segments)` of rows `[R, T]` gives a pytree of arrays with one entry for each text,
-`[R, S, ...]`, or for each token, `[R, T, ...]`; S is `num_segments`. It is pure: it is compiled, and equal texts are
-computed once."""
 
 
 class Placement(NamedTuple):

@@ -4,6 +4,8 @@ import dataclasses
 import functools
 import itertools
 import json
+import pickle
+import re
 import subprocess
 import sys
 
@@ -370,6 +372,15 @@ def in_new_process(code):
     done = subprocess.run([sys.executable, "-W", "error", "-c", code], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     return json.loads(done.stdout)
+
+
+def test_a_classifier_is_shown_in_a_line_and_may_be_pickled_when_it_was_used(classifier):
+    assert re.fullmatch(r"Classifier\(bert, backend='native', 3 labels, [\d,]+ params in float32\)", repr(classifier))
+    assert len(repr(classifier.tokenizer)) < 500
+    expected = flaxsent.classify(["so good"], classifier)
+    classifier.predict(classifier.params, classifier.tokenize(["so good"]))
+    again = pickle.loads(pickle.dumps(classifier))
+    assert flaxsent.classify(["so good"], again) == expected
 
 
 def test_classifying_natively_imports_neither_torch_nor_transformers():

@@ -265,8 +265,9 @@ def test_an_iterable_that_fails_tells_its_own_error(engine):
 def test_a_closed_engine_says_so(classifier):
     engine = Engine(classifier, **SHAPES)
     engine.close()
-    with pytest.raises(RuntimeError, match="engine is closed"):
-        engine(["so good"])
+    for texts in (["so good"], []):
+        with pytest.raises(RuntimeError, match="engine is closed"):
+            engine(texts)
 
 
 def test_a_stream_under_way_ends_when_its_engine_is_closed(classifier):
@@ -302,6 +303,21 @@ def test_engines_that_are_closed_while_streams_run_raise_nothing_else(classifier
 def test_rows_too_short_for_the_checkpoint_are_refused(classifier, row_lengths):
     with pytest.raises(ValueError, match="expected numbers of which one is at least 40"):
         Engine(classifier, row_lengths=row_lengths)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"tokens_per_step": -5}, "tokens_per_step=-5: expected a positive number"),
+        ({"tokens_per_step": 0}, "tokens_per_step=0: expected a positive number"),
+        ({"steps_per_window": -1}, "steps_per_window=-1: expected a positive number"),
+        ({"steps_per_window": 0}, "steps_per_window=0: expected a positive number"),
+        ({"devices": []}, r"devices=\[\]: expected one or more"),
+    ],
+)
+def test_numbers_that_are_none_are_refused(classifier, options, message):
+    with pytest.raises(flaxsent.FlaxsentError, match=message):
+        Engine(classifier, **options)
 
 
 def in_new_process(code, *arguments, env=None):

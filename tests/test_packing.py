@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from flaxsent.base import Encodings
-from flaxsent.packing import Placement, StepShape, pack, pack_steps, pad, select, unpack
+from flaxsent.packing import Placement, StepShape, list_steps, pack, pack_steps, pad, select, unpack
 
 
 def random_encodings(lengths, seed=0) -> Encodings:
@@ -195,6 +195,15 @@ def test_steps_hold_every_text_once_where_they_say(seed):
         assert step.tokens.segment_ids.max() <= step.shape.num_segments
     real = sum(map(len, encodings.input_ids)) / sum(step.tokens.input_ids.size for step in steps)
     assert real > 0.9, "three thousand tokens in steps of 128"
+
+
+@pytest.mark.parametrize("is_packed", [True, False])
+def test_a_text_of_more_tokens_than_a_step_has_otherwise_is_a_row_by_itself(is_packed):
+    encodings = random_encodings([9000, *[30] * 40, 9000])
+    steps = [*list_steps(encodings, longest=16384, is_packed=is_packed)]
+    assert sorted(itertools.chain.from_iterable(step.texts.tolist() for step in steps)) == list(range(42))
+    assert [(step.shape.num_rows, step.shape.row_length) for step in steps[:2]] == [(1, 12288)] * 2
+    assert all(step.tokens.input_ids.size <= 8192 for step in steps[2:])
 
 
 def test_texts_go_to_the_shortest_rows_that_take_them_and_fill_longer_ones():

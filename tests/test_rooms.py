@@ -1,6 +1,7 @@
 """The house: each module imports only modules below it, without cycles, and importing flaxsent leaves no trace."""
 
 import ast
+import inspect
 import subprocess
 import sys
 from graphlib import TopologicalSorter
@@ -109,6 +110,12 @@ def test_the_command_is_a_module_too():
 def test_every_name_of_the_table_of_contents_is_there(name):
     assert getattr(flaxsent, name).__doc__
     assert name in dir(flaxsent)
+
+
+def test_without_an_extra_all_that_is_listed_can_be_looked_up(monkeypatch):
+    monkeypatch.setattr(flaxsent, "find_spec", lambda name: None)
+    assert "fit" not in dir(flaxsent)
+    assert dict(inspect.getmembers(flaxsent)).keys() > {"classify", "load"}
 
 
 def test_the_three_functions_can_be_imported_and_are_those_of_the_record(embedded):

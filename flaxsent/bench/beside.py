@@ -11,8 +11,8 @@ from flaxsent.bench import machine
 from flaxsent.bench.machine import is_on_cpu, seconds
 from flaxsent.bench.rounds import try_batch_sizes
 from flaxsent.bench.texts import Opened
+from flaxsent.classifier import Function
 from flaxsent.engine import Engine
-from flaxsent.placement import Function
 
 ROUNDS = 5
 

@@ -38,7 +38,7 @@ from flaxsent.checkpoint.manifest import (
 )
 from flaxsent.checkpoint.tokenizer import read_tokenizer
 from flaxsent.checkpoint.weights import first_line, write_tensors
-from flaxsent.classifier import Classifier, check_has_own_labels, tokenize
+from flaxsent.classifier import Classifier, check_is_of_one_model, tokenize
 from flaxsent.files import replacing
 from flaxsent.models import limits_positions
 from flaxsent.models.config import ModelConfig
@@ -71,7 +71,7 @@ def export(
         raise FlaxsentError(f"platforms={platforms!r}: expected different ones of {', '.join(PLATFORMS)}.")
     if target.exists() and not (target.is_dir() and not any(target.iterdir())):
         raise FileExistsError(f"{target} is there already; choose another folder, or delete it.")
-    check_has_own_labels(classifier)
+    check_is_of_one_model(classifier)
     if TOKENIZER not in classifier.tokenizer.files:
         raise FlaxsentError(
             f"this checkpoint's tokenizer is code of transformers that no {TOKENIZER} can hold; it cannot be exported."
@@ -143,7 +143,7 @@ def read(folder: Path, *, special_tokens_in_text: Literal["special", "literal"] 
         packed = _read_function(folder / FORWARD_PACKED, manifest, output_ndim=3)
         if packed.params != forward.params:
             raise FlaxsentError(f"{folder} has two functions of different parameters; {ANEW}.")
-        forward_packed = functools.partial(_call_packed, packed)
+        forward_packed = functools.partial(_call_packed, packed, config)
     tokenizer = read_tokenizer(folder, config, special_tokens_in_text=special_tokens_in_text)
     return Classifier(
         tokenize=functools.partial(tokenize, tokenizer=tokenizer),
@@ -247,15 +247,22 @@ def _call(
 
 
 def _call_packed(
-    function: _Function, params: Params, tokens: Tokens, num_segments: int, key: Array | None = None
+    function: _Function,
+    config: ModelConfig,
+    params: Params,
+    tokens: Tokens,
+    num_segments: int,
+    key: Array | None = None,
 ) -> Float[Array, "R S C"]:
     _check_key(key)
-    row_length = tokens.input_ids.shape[-1]
+    num_rows, row_length = tokens.input_ids.shape
     if num_segments > (most := packing.num_segments(row_length)):
         raise FlaxsentError(
             f"num_segments={num_segments} is more than the {most} texts that were exported for rows of {row_length} "
             f"tokens; pack with max_segments={most}."
         )
+    if num_rows == 0:  # as in `_call`
+        return jnp.zeros((0, num_segments, config.num_labels), jnp.float32)
     return function.call(params, tokens._asdict())[:, :num_segments]
 
 

@@ -17,7 +17,7 @@ from flaxsent.checkpoint.card import CARD, model_card
 from flaxsent.checkpoint.tokenizer import TOKENIZER_FILES, read_tokenizer
 from flaxsent.classifier import (
     Classifier,
-    check_has_own_labels,
+    check_is_of_one_model,
     embeddings,
     forward,
     forward_packed,
@@ -136,11 +136,10 @@ def save(classifier: Classifier, folder: str | os.PathLike, *, dtype: Any = None
     default that of the params.
 
     Raises:
-        FlaxsentError: the params are int8 or have adapters, or the labels were given at run time, by
-            `transforms.zero_shot`.
+        FlaxsentError: the params are int8 or have adapters, or it is `transforms.zero_shot`'s or `by_segment`'s.
         OSError: the folder cannot be written; what was there still is.
     """
-    check_has_own_labels(classifier)
+    check_is_of_one_model(classifier)
     if models.is_int8(classifier.params):
         raise FlaxsentError(
             "a checkpoint folder holds floats, and these params are int8: export them, or save the floats."
@@ -175,9 +174,10 @@ def save_adapter(
     it further.
 
     Raises:
-        FlaxsentError: the params have no adapters.
+        FlaxsentError: the params have no adapters, or several in a row (`transforms.by_segment`).
         OSError: the folder cannot be written; what was there still is.
     """
+    check_is_of_one_model(classifier)
     if not has_adapters(classifier.params):
         raise FlaxsentError("these params have no adapters; expected those of a classifier trained with lora_rank.")
     stored = jnp.dtype(jnp.float32) if dtype is None else float_dtype(dtype)

@@ -10,7 +10,7 @@ import numpy as np
 from jaxtyping import Float
 
 from flaxsent.base import FlaxsentError, Prediction, TopK
-from flaxsent.classifier import Classifier
+from flaxsent.classifier import Classifier, Function
 from flaxsent.cli.options import (
     FORMAT,
     READING,
@@ -35,7 +35,7 @@ from flaxsent.jobs.plan import JobOptions, plan
 from flaxsent.jobs.progress import Progress
 from flaxsent.jobs.run import run as run_job
 from flaxsent.jobs.scoring import SAMPLES, Scoring
-from flaxsent.placement import Function, on_host
+from flaxsent.placement import on_host
 from flaxsent.postprocessing import decode
 from flaxsent.sharding import SHARDING
 from flaxsent.transforms.ensemble import MEASURES, Uncertainty, columns

@@ -7,8 +7,7 @@ from typing import Any, Literal
 
 from flaxsent.base import FlaxsentError
 from flaxsent.checkpoint.folder import load
-from flaxsent.classifier import Classifier
-from flaxsent.placement import Function
+from flaxsent.classifier import Classifier, Function
 from flaxsent.tokenization import POOLINGS
 from flaxsent.transforms.embedded import with_embeddings
 from flaxsent.transforms.ensemble import mean, members_of, uncertainty

@@ -12,7 +12,7 @@ import jax.core
 import jax.numpy as jnp
 import numpy as np
 
-from flaxsent.base import Params
+from flaxsent.base import AnyArray, Params
 from flaxsent.models.config import FAMILIES
 from flaxsent.models.family import ModelConfig
 from flaxsent.models.layers import in_order
@@ -72,9 +72,15 @@ def _stack(leaves: Sequence[Any]) -> Any:
     first = leaves[0]
     if isinstance(first, jax.ShapeDtypeStruct):
         return jax.ShapeDtypeStruct((len(leaves), *first.shape), first.dtype)
-    if isinstance(first, jax.core.Tracer) or {device.platform for device in first.devices()} != {"cpu"}:
-        return jnp.stack(leaves)
-    return np.stack([np.asarray(leaf) for leaf in leaves])
+    if _is_on_host(first):
+        return np.stack([np.asarray(leaf) for leaf in leaves])
+    return jnp.stack(leaves)
+
+
+def _is_on_host(leaf: AnyArray) -> bool:
+    if isinstance(leaf, jax.core.Tracer):
+        return False
+    return isinstance(leaf, np.ndarray) or {device.platform for device in leaf.devices()} == {"cpu"}
 
 
 def _ranges(alike: Sequence[Hashable]) -> list[tuple[int, int, int]]:

@@ -21,7 +21,7 @@ from flaxsent.models import layers
 from flaxsent.models.adapters import ARRAYS, attach, has_adapters, head_paths, is_below
 from flaxsent.models.config import FAMILIES
 from flaxsent.packing import check_padded
-from flaxsent.tokenization import Tokenizer, Windowed, Windows, checked
+from flaxsent.tokenization import Span, Tokenizer, Windowed, Windows, checked
 
 _HEADS = "heads"
 
@@ -29,7 +29,8 @@ _HEADS = "heads"
 def by_segment(classifier: Classifier, adapters: Mapping[str, Params]) -> Classifier:
     """A classifier of texts that name their adapter: `("mail", "so good")` is "so good" by the adapter "mail".
 
-    It is for whatever takes a classifier, as `Engine`. It takes no pairs, and is neither saved nor trained.
+    It is for whatever takes a classifier, as `Engine`. It takes no pairs and no key of dropout, and is neither saved
+    nor trained.
 
     Args:
         classifier: the base; its labels are those of all adapters.
@@ -68,13 +69,17 @@ def by_segment(classifier: Classifier, adapters: Mapping[str, Params]) -> Classi
     def forward_packed(
         params: Params, tokens: Tokens, num_segments: int, key: OptionalKey = None
     ) -> Float[Array, "R S C"]:
+        if key is not None:
+            raise FlaxsentError(
+                "several adapters in a row have no dropout; leave the key out, or pass the classifier of one of them."
+            )
         row = functools.partial(_row, params, config=config, names=[*adapters], num_segments=num_segments)
         with jax.default_matmul_precision(precision):
             return jax.vmap(row)(jax.tree.map(jnp.asarray, tokens))
 
     def forward(params: Params, tokens: Tokens, key: OptionalKey = None) -> Float[Array, "B C"]:
         check_padded(tokens)
-        return forward_packed(params, tokens, 1)[:, 0]
+        return forward_packed(params, tokens, 1, key)[:, 0]
 
     return dataclasses.replace(
         classifier,
@@ -180,6 +185,10 @@ class _Named(Tokenizer):
         which, batch = self._taken_apart(texts)
         found = super().encode_windows(batch, windows)
         return found._replace(encodings=_with_types(found.encodings, [which[text] for text in found.texts]))
+
+    def spans(self, texts: Texts, *, max_length: int | None = None) -> list[list[Span | None]]:
+        found = super().spans(self._taken_apart(texts)[1], max_length=max_length)
+        return [[None if span is None else span._replace(part=1) for span in spans] for spans in found]
 
     def _taken_apart(self, texts: Texts) -> tuple[list[int], list[str]]:
         """Which adapter each text names, and the texts."""

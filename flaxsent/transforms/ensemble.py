@@ -18,9 +18,7 @@ from jaxtyping import Array, Float, PyTree
 
 from flaxsent import models
 from flaxsent.base import AnyArray, FlaxsentError, Params, ScoreFunction, Tokens
-from flaxsent.classifier import Classifier
-
-Function = Callable[[Params, Tokens, int], PyTree[Array]]
+from flaxsent.classifier import Classifier, Function
 
 
 def stack(members: Sequence[Params]) -> dict[str, Any]:

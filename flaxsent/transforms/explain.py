@@ -122,9 +122,9 @@ def occlusion(
 
     def function(params: Params, tokens: Tokens, num_segments: int) -> Attributions:
         tokens = jax.tree.map(jnp.asarray, tokens)
-        (num_rows, length), ids_RT, new_RT = tokens.input_ids.shape, tokens.input_ids, replace(tokens).input_ids
+        length, ids_RT, new_RT = tokens.input_ids.shape[1], tokens.input_ids, replace(tokens).input_ids
         places_RT = jnp.where(tokens.segment_ids > 0, jax.vmap(_places)(tokens.segment_ids), -1)
-        together = min(max(tokens_at_once // (num_rows * length), 1), length)
+        together = min(max(tokens_at_once // max(ids_RT.size, 1), 1), length)
 
         def rows(input_ids: Int[Array, "N R T"]) -> Tokens:
             tiled = jax.tree.map(lambda leaf: jnp.tile(leaf, (len(input_ids), 1)), tokens)
@@ -158,7 +158,7 @@ def occlusion(
             falls_NRT = jax.vmap(fall)(places_N, logit(jax.vmap(hide)(places_N)))
             return scores_RT + jnp.sum(falls_NRT, axis=0)
 
-        num_groups = jnp.max(places_RT) // together + 1
+        num_groups = jnp.max(places_RT, initial=-1) // together + 1
         scores_RT = jax.lax.fori_loop(0, num_groups, add, jnp.zeros(places_RT.shape, jnp.float32))
         gap_RS = _sums(scores_RT, tokens, num_segments) - (own_RS - _of_label(none_RSC, label_RS))
         return Attributions(scores_RT, label_RS, logits_RSC, gap_RS)
@@ -207,7 +207,7 @@ def _by_gradients(
     def function(params: Params, tokens: Tokens, num_segments: int) -> Attributions:
         models.check(config, tokens)
         rows = jax.tree.map(jnp.asarray, tokens)
-        most = min(max(tokens_at_once // tokens.input_ids.size, 1), len(nodes))
+        most = min(max(tokens_at_once // max(tokens.input_ids.size, 1), 1), len(nodes))
         # The last points may be fewer, and are filled up with some of weight 0.
         together = min(range(most, most // 2, -1), key=lambda count: -(-len(nodes) // count) * count)
         more = -len(nodes) % together

@@ -57,7 +57,7 @@ def windows(
     'POSITIVE'
     """
     if length is not None:
-        classifier = with_limit(classifier, length)
+        classifier = with_limit(with_windows(classifier, None), length)  # whose stride need not fit
     for name, value, known in (("pooling", pooling, POOLINGS), ("pairs", pairs, PAIRS)):
         if value not in known:
             raise FlaxsentError(f"{name}={value!r}: expected one of {', '.join(known)}.")

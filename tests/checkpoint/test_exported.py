@@ -188,6 +188,7 @@ def test_the_engine_spreads_it_over_devices(bert, tiny_folder):
 def test_no_texts_and_rows_that_it_does_not_take(bert):
     carried = flaxsent.load(bert[1])
     assert carried.predict(carried.params, carried.tokenize([])).shape == (0, 3)
+    assert carried.predict_packed(carried.params, carried.tokenize([]), 1).shape == (0, 1, 3)
     with pytest.raises(ValueError, match="these rows have 41 tokens; this classifier takes 40 at most"):
         carried.predict(carried.params, flaxsent.Tokens(*[np.zeros((2, 41), np.int32)] * 4))
     packed = flaxsent.Tokens(*[np.full((2, 16), 2, np.int32)] * 4)

@@ -98,10 +98,11 @@ def test_shapes_are_stacked_without_arrays():
     assert jax.tree.map(lambda leaf: leaf.shape, ours) == jax.tree.map(lambda leaf: leaf.shape, theirs)
 
 
-def test_params_of_the_host_are_stacked_there():
+@pytest.mark.parametrize("kind", [jnp.asarray, np.asarray], ids=["JAX", "NumPy"])
+def test_params_of_the_host_are_stacked_there(kind):
     """One device of those that will hold parts of them may be too small for all."""
     config, params = of_family("bert")
-    stacked = stack(params, config=config)["bert"]["encoder"]["layer"]["0-1"]
+    stacked = stack(jax.tree.map(kind, params), config=config)["bert"]["encoder"]["layer"]["0-1"]
     assert {type(leaf) for leaf in jax.tree.leaves(stacked)} == {np.ndarray}
 
 

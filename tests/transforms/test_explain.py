@@ -383,6 +383,18 @@ def test_occlusion_takes_an_exported_folder_and_gradients_refuse_it(loaded, tmp_
             gradient_x_input(classifier)
 
 
+@pytest.mark.parametrize("kind", ["labels", pytest.param("labels given at run time", marks=pytest.mark.slow)])
+@methods("integrated gradients", "occlusion")
+def test_of_no_texts_there_are_no_scores(loaded, method, kind):
+    classifier = loaded("bert")
+    if kind != "labels":
+        classifier = zero_shot(classifier, LABELS, entailment="LABEL_0")
+    found = METHODS[method](classifier)(classifier.params, classifier.tokenize([]), 2)
+    assert found.scores.shape == (0, 1)
+    assert found.label.shape == found.gap.shape == (0, 2)
+    assert found.logits.shape == (0, 2, classifier.config.num_labels)
+
+
 @pytest.mark.slow
 def test_params_in_bfloat16_give_scores_in_float32(loaded, tiny_folder):
     """Three layers that round each value to 8 bits."""

@@ -1,5 +1,6 @@
 """`transforms.lora`: what adapters compute, what is trained, and what is refused."""
 
+import contextlib
 import dataclasses
 import functools
 import json
@@ -12,12 +13,16 @@ import pytest
 import flaxsent
 from flaxsent import models
 from flaxsent.base import FlaxsentError
+from flaxsent.checkpoint.folder import save_adapter
 from flaxsent.classifier import forward_packed
+from flaxsent.data.labels import Examples
 from flaxsent.engine import Engine
+from flaxsent.evaluation.explanations import explain
 from flaxsent.models.adapters import attach, has_adapters, is_trained, merge, part_of
 from flaxsent.models.layers import AdapterDropout, dense
 from flaxsent.models.stacking import stack
-from flaxsent.transforms import gradient_x_input, lora, windows, zero_shot
+from flaxsent.training.trainer import Trainer
+from flaxsent.transforms import gradient_x_input, lora, occlusion, windows, zero_shot
 from flaxsent.transforms.by_segment import by_segment
 from flaxsent.transforms.quantize import quantize
 from tests.checkpoint.test_adapters import trained
@@ -97,6 +102,20 @@ def test_adapters_stand_on_int8(adapted):
     assert 0 < np.abs(logits(classifier, small) - logits(classifier)).max() < 0.2  # int8's own rounding
     with pytest.raises(FlaxsentError, match="this kernel is int8: merge, then quantize"):
         merge(small)
+
+
+@pytest.mark.parametrize(
+    ("changed", "options", "message"),
+    [
+        (quantize, {}, "params in int8 have no gradient"),
+        (dict, {"rank": 0}, "rank=0; expected 1 or more"),
+        (dict, {"rank": -2}, "rank=-2; expected 1 or more"),
+    ],
+)
+def test_what_cannot_have_new_adapters_is_refused(tiny_folder, changed, options, message):
+    classifier = flaxsent.load(tiny_folder("bert"), backend="native")
+    with pytest.raises(FlaxsentError, match=message):
+        lora.add(changed(classifier.params), config=classifier.config, key=jax.random.key(0), **options)
 
 
 def test_targets_are_ends_of_names(tiny_folder):
@@ -221,6 +240,37 @@ def test_each_window_has_the_adapter_of_its_text(routed):
     assert found.texts.tolist() == expected.texts.tolist() == [0, 1, 1, 1, 2, 2]
     which = [2, 0, 0, 0, 1, 1]
     assert [{*types} for types in found.encodings.token_type_ids] == [{one} for one in which]
+
+
+def test_words_are_explained_by_the_adapter_that_the_text_names(routed):
+    _, own, several = routed("bert")
+    one, expected = (
+        next(explain([text], Engine(classifier, function=occlusion(classifier), row_lengths=[64])))
+        for classifier, text in ((several, ("b", "so good, so bad")), (own["b"], "so good, so bad"))
+    )
+    assert [word.text for word in one.words] == [word.text for word in expected.words]
+    assert {word.span.part for word in one.words} == {1}
+    scores = [[word.score for word in each.words] for each in (one, expected)]
+    np.testing.assert_allclose(*scores, atol=TOLERANCE)
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda clf, folder: clf.predict(clf.params, clf.tokenize([("a", "x")])), None),
+        (lambda clf, folder: clf.forward(clf.params, clf.tokenize([("a", "x")]), jax.random.key(0)), "no dropout"),
+        (lambda clf, folder: clf.logits(clf.params, clf.tokenize([("a", "x")]), 1, jax.random.key(0)), "no dropout"),
+        (lambda clf, folder: Trainer(clf, Examples([("a", "x")], [0])), "neither trained nor saved"),
+        (lambda clf, folder: flaxsent.export(clf, folder / "out"), "neither trained nor saved"),
+        (lambda clf, folder: flaxsent.save(clf, folder / "out"), "neither trained nor saved"),
+        (lambda clf, folder: save_adapter(clf, folder / "out"), "neither trained nor saved"),
+    ],
+)
+def test_several_adapters_compute_and_are_neither_drawn_from_nor_trained_nor_written(routed, tmp_path, call, message):
+    _, _, several = routed("bert")
+    with contextlib.nullcontext() if message is None else pytest.raises(FlaxsentError, match=message):
+        call(several, tmp_path)
+    assert not any(tmp_path.iterdir())
 
 
 def test_what_cannot_stand_in_a_row_is_refused(routed, tiny_folder, adapted):

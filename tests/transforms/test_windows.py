@@ -15,6 +15,7 @@ from scipy import special
 import flaxsent
 from flaxsent.base import FlaxsentError
 from flaxsent.checkpoint.tokenizer import read_tokenizer
+from flaxsent.classifier import with_limit
 from flaxsent.cli import main
 from flaxsent.engine import Engine
 from flaxsent.jobs import ray
@@ -203,6 +204,14 @@ def test_windows_of_a_length_are_those_of_a_checkpoint_with_that_limit(tiny_fold
         assert engine.shapes == other.shapes
         np.testing.assert_array_equal(engine(TEXTS), other(TEXTS))
     assert own.tokenize(TEXTS).input_ids.shape == (len(TEXTS), 20)
+
+
+def test_a_shorter_limit_is_refused_where_the_stride_does_not_fit_it(embedded):
+    long = windows(embedded, stride=64)
+    with pytest.raises(FlaxsentError, match="stride=64: windows of this checkpoint have 47 tokens of a text"):
+        with_limit(long, 50)
+    assert flaxsent.classify(["so good " * 60], with_limit(long, 80))[0].label == "POSITIVE"
+    assert windows(long, length=50, stride=8).windows.stride == 8
 
 
 def test_poolings_differ(tiny_folder):
