@@ -20,6 +20,9 @@ from typing import BinaryIO
 
 from flaxsent.base import FlaxsentError
 
+EMBEDDED = Path(__file__).parent / "default_model"
+"""The checkpoint that comes with the package."""
+
 
 class MissingPackageError(ImportError):
     """A package that is not installed; the message has the command that installs it."""

@@ -308,7 +308,7 @@ class _Model:
 class FlaxAutoModelForSequenceClassification(_Model):
     """`from_pretrained(…)(**tokens).logits`, of every family that flaxsent has natively.
 
-    >>> from flaxsent.checkpoint.hub import EMBEDDED
+    >>> from flaxsent.files import EMBEDDED
     >>> import numpy as np
     >>> model = FlaxAutoModelForSequenceClassification.from_pretrained(EMBEDDED)
     >>> model(np.array([[101, 2061, 2204, 102]])).logits.shape

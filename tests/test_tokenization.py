@@ -15,8 +15,8 @@ import pytest
 import tokenizers
 
 import flaxsent
-from flaxsent.checkpoint.hub import EMBEDDED
 from flaxsent.checkpoint.tokenizer import read_tokenizer
+from flaxsent.files import EMBEDDED
 from flaxsent.models.config import read_config
 from flaxsent.tokenization import _encode_cut, _shares
 from tests.conftest import AWKWARD_TEXTS, config_of

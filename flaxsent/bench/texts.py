@@ -18,6 +18,7 @@ from flaxsent.checkpoint import hub, weights
 from flaxsent.checkpoint.folder import load
 from flaxsent.classifier import Classifier
 from flaxsent.engine import Engine
+from flaxsent.files import EMBEDDED
 from flaxsent.models.config import read_config
 from flaxsent.parity.random_checkpoints import random_params
 
@@ -113,7 +114,7 @@ def numbered_texts(num_texts: int) -> Iterator[str]:
 
 def _words() -> np.ndarray:
     """The embedded checkpoint's vocabulary (BERT's): the frequent words come first."""
-    vocabulary = tokenizers.Tokenizer.from_file(str(hub.EMBEDDED / "tokenizer.json")).get_vocab()
+    vocabulary = tokenizers.Tokenizer.from_file(str(EMBEDDED / "tokenizer.json")).get_vocab()
     pieces = sorted(vocabulary, key=vocabulary.__getitem__)
     return np.array([piece for piece in pieces if piece.isascii() and piece.isalpha() and len(piece) > 1])
 
@@ -206,7 +207,7 @@ def write_model(folder: Path, *, size: str = "DistilBERT", **changes: Any) -> No
 
     About half the texts of `make_texts` get each label. `changes` go into its config.json.
     """
-    tokenizer = (hub.EMBEDDED / "tokenizer.json").read_bytes()
+    tokenizer = (EMBEDDED / "tokenizer.json").read_bytes()
     vocab_size = tokenizers.Tokenizer.from_buffer(tokenizer).get_vocab_size()
     raw = SIZES[size] | _LABELS | {"vocab_size": vocab_size} | changes
     (folder / "config.json").write_text(json.dumps(raw))

@@ -25,6 +25,7 @@ import safetensors
 from flaxsent import models
 from flaxsent.base import FlaxsentError, Params
 from flaxsent.checkpoint import weights
+from flaxsent.files import EMBEDDED
 from flaxsent.models.adapters import head_paths, is_below, linear_layers, part_of
 from flaxsent.models.config import FAMILIES, read_config, to_json
 from flaxsent.models.family import ModelConfig
@@ -166,6 +167,8 @@ def base_of(folder: Path) -> tuple[str, str | None]:
     if settings.base is None:
         raise FlaxsentError(f"{folder} does not name its base; {remedy}")
     if re.match(r"[./~]|.*/.*/", settings.base) and not Path(settings.base).is_dir():
+        if Path(settings.base).parts[-2:] == EMBEDDED.parts[-2:]:  # that of another installation
+            return str(EMBEDDED), None
         raise FileNotFoundError(f"{folder} names the base {settings.base}, which is no folder here; {remedy}")
     return settings.base, settings.revision
 
@@ -290,13 +293,9 @@ def with_head(own: ModelConfig, found: Found) -> ModelConfig:
     if not found.has_head:
         return own
     number = models.last_layer(found.params)["kernel"].shape[-1]
-    told = dataclasses.replace(
-        own,
-        labels=tuple(f"LABEL_{index}" for index in range(number)),
-        problem_type="regression" if number == 1 else "single_label_classification",
-        function_to_apply=None,
-        label_thresholds=None,
-    )
+    names = tuple(f"LABEL_{index}" for index in range(number))
+    told = dataclasses.replace(own, labels=names, function_to_apply=None, label_thresholds=None)
+    told = dataclasses.replace(told, problem_type="regression" if number == 1 else "single_label_classification")
     if found.config is not None:
         told = read_config(found.config)
         if told.num_labels != number:

@@ -14,9 +14,7 @@ from flaxsent.base import FlaxsentError
 from flaxsent.checkpoint import adapters
 from flaxsent.checkpoint.tokenizer import NAMES, TOKENIZER_FILES, needs_vocabulary
 from flaxsent.checkpoint.weights import PICKLE_INDEX, SAFETENSORS_INDEX, WEIGHT_FILES, first_line, shard_files
-from flaxsent.files import quietly
-
-EMBEDDED = Path(__file__).parents[1] / "default_model"
+from flaxsent.files import EMBEDDED, quietly
 
 
 def find(source: str | os.PathLike | None, *, revision: str | None = None) -> Path:

@@ -19,6 +19,7 @@ from flaxsent.checkpoint import adapters, hub
 from flaxsent.checkpoint.folder import save_adapter
 from flaxsent.classifier import with_thresholds
 from flaxsent.cli import main
+from flaxsent.files import EMBEDDED
 from flaxsent.models.adapters import attach, has_adapters, is_trained, merge, part_of
 from flaxsent.transforms import lora
 from tests.conftest import NATIVE, others_slow, texts_of_lengths
@@ -280,6 +281,12 @@ def test_configs_that_are_refused(written, keys, message):
     with pytest.raises(FlaxsentError, match=message) as err:
         flaxsent.load(folder, backend="native")
     assert "\n" not in str(err.value)
+
+
+def test_the_embedded_checkpoint_is_the_base_wherever_it_is_installed(tmp_path):
+    save_adapter(lora.adapt(flaxsent.load(backend="native"), rank=1), tmp_path / "adapter", base=str(EMBEDDED))
+    change(tmp_path / "adapter", base_model_name_or_path="/elsewhere/site-packages/flaxsent/default_model")
+    assert flaxsent.load(tmp_path / "adapter", backend="native").config.labels == ("NEGATIVE", "POSITIVE")
 
 
 def test_a_base_that_is_not_here_is_told(written):

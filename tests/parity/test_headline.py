@@ -10,7 +10,7 @@ import pytest
 import safetensors.numpy
 
 import flaxsent
-from flaxsent.checkpoint.hub import EMBEDDED
+from flaxsent.files import EMBEDDED
 from tests.conftest import HAS_TORCH
 
 pytestmark = pytest.mark.compiled_as_for_users

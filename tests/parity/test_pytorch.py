@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 import flaxsent
-from flaxsent.checkpoint.hub import EMBEDDED
+from flaxsent.files import EMBEDDED
 from flaxsent.parity import pytorch
 from tests.conftest import AWKWARD_TEXTS, NATIVE
 
