@@ -5,7 +5,7 @@ import functools
 import itertools
 import json
 import os
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -101,28 +101,32 @@ class ParquetReader:
 
 def layout_of(schema: Any) -> Layout:
     pa, _ = pyarrow()
-    plain = pa.schema([field.with_type(_without_views(field.type)) for field in schema], schema.metadata)
+    plain = pa.schema([field.with_type(with_leaves(field.type, _without_views)) for field in schema], schema.metadata)
     return Layout("parquet", distinct(schema.names), plain, tuple(schema.names) or None)
 
 
 def _without_views(kind: Any) -> Any:
     """The type that holds the same values and no views, of which pyarrow cannot take some."""
     pa, _ = pyarrow()
-    if kind in (pa.string_view(), pa.binary_view()):
-        return pa.large_string() if kind == pa.string_view() else pa.large_binary()
+    return {pa.string_view(): pa.large_string(), pa.binary_view(): pa.large_binary()}.get(kind, kind)
+
+
+def with_leaves(kind: Any, change: Callable[[Any], Any]) -> Any:
+    """The type with other types in the place of those in it that hold no others."""
+    pa, _ = pyarrow()
+    if not kind.num_fields:
+        return change(kind)
     fields = [kind.field(index) for index in range(kind.num_fields)]
-    plain = [field.with_type(_without_views(field.type)) for field in fields]
-    if plain == fields:
-        return kind
+    fields = [field.with_type(with_leaves(field.type, change)) for field in fields]
     if pa.types.is_struct(kind):
-        return pa.struct(plain)
+        return pa.struct(fields)
     if pa.types.is_map(kind):
-        return pa.map_(*plain[0].type, kind.keys_sorted)
+        return pa.map_(*fields[0].type, kind.keys_sorted)
     if pa.types.is_fixed_size_list(kind):
-        return pa.list_(plain[0], kind.list_size)
+        return pa.list_(fields[0], kind.list_size)
     if pa.types.is_large_list(kind):
-        return pa.large_list(plain[0])
-    return pa.list_(plain[0]) if pa.types.is_list(kind) else kind
+        return pa.large_list(fields[0])
+    return pa.list_(fields[0]) if pa.types.is_list(kind) else kind
 
 
 def records_of(batches: Iterable[Any], names: Sequence[str], num_read: list[int]) -> Iterator[Record]:

@@ -17,7 +17,7 @@ import numpy as np
 
 from flaxsent.base import FlaxsentError
 from flaxsent.data.base import FORMATS, SUFFIXES, Layout, Record
-from flaxsent.data.parquet import gather, pyarrow
+from flaxsent.data.parquet import gather, pyarrow, with_leaves
 
 ESCAPES = str.maketrans({"\\": "\\\\", "\t": "\\t", "\n": "\\n", "\r": "\\r"})
 r"""How cells are written in .txt and .tsv: `cell.translate(ESCAPES)` has no tab and no line end, and can be undone."""
@@ -50,6 +50,7 @@ class TextWriter:
 
         Raises:
             ValueError: a number in `added` is not finite.
+            FlaxsentError: a text of Parquet that is to be JSON is not UTF-8.
         """
         _check_finite(added)
         values = zip(*map(_shortest, added.values()), strict=True)
@@ -76,7 +77,13 @@ class TextWriter:
                 return [record.raw for record in records]
             case "parquet":
                 table = _plain_table(gather(records, self._layout.schema))
-                return map(_json, table.rename_columns([*self._layout.columns]).to_pylist())
+                try:
+                    return map(_json, table.rename_columns([*self._layout.columns]).to_pylist())
+                except UnicodeDecodeError as err:
+                    raise FlaxsentError(
+                        f"a column of the Parquet file has text that is not UTF-8 ({err.object[:20]!r}), and JSON has "
+                        "no other; name an output that ends in .parquet, which keeps it."
+                    ) from err
             case _:
                 return [_json(record.columns) for record in records]
 
@@ -100,12 +107,18 @@ class _UnixLines(NamedTuple):
 def _plain_table(table: Any) -> Any:
     """With text for what Python has not: nanoseconds, and float32, whose shortest digits are the text's."""
     pa, _ = pyarrow()
+
+    def as_text(kind: Any) -> Any:
+        is_text = pa.types.is_temporal(kind) or pa.types.is_decimal(kind) or pa.types.is_float32(kind)
+        return pa.string() if is_text else kind
+
+    def as_number(kind: Any) -> Any:
+        return pa.float64() if pa.types.is_float32(kind) else as_text(kind)
+
     for index, field in enumerate(table.schema):
-        column = table.column(index)
-        if pa.types.is_temporal(field.type) or pa.types.is_decimal(field.type):
-            table = table.set_column(index, field.name, column.cast(pa.string()))
-        if pa.types.is_float32(field.type):
-            table = table.set_column(index, field.name, column.cast(pa.string()).cast(pa.float64()))
+        text, plain = (with_leaves(field.type, change) for change in (as_text, as_number))
+        if plain != field.type:
+            table = table.set_column(index, field.name, table.column(index).cast(text).cast(plain))
     return table
 
 

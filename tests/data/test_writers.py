@@ -108,6 +108,33 @@ def test_parquet_keeps_its_types(tmp_path):
     assert found.schema.field("score").type == pa.float32()
 
 
+FLOAT, FAR = pa.float32(), [2**38 * 1000]  # milliseconds; Python's dates end before
+NESTED = {
+    "list": (pa.list_(FLOAT), [[0.1, None], None], [[0.1, None], None]),
+    "struct": (pa.struct([("x", FLOAT), ("n", pa.int8())]), [{"x": 0.1, "n": 1}] * 2, [{"x": 0.1, "n": 1}] * 2),
+    "map": (pa.map_(pa.string(), FLOAT), [[("k", 0.1)]] * 2, [[["k", 0.1]]] * 2),
+    "pair": (pa.list_(FLOAT, 2), [[0.1, 0.2]] * 2, [[0.1, 0.2]] * 2),
+    "times": (pa.list_(pa.timestamp("ms")), [FAR, []], [["10680-07-14 06:09:04.000"], []]),
+    "days": (pa.list_(pa.struct([("day", pa.date32())])), [[{"day": datetime.date(2020, 1, 2)}], None], None),
+}
+
+
+@pytest.mark.parametrize(("kind", "values", "expected"), NESTED.values(), ids=NESTED)
+def test_what_lies_in_columns_of_parquet_is_written_as_the_columns_are(tmp_path, kind, values, expected):
+    pq.write_table(pa.table({"text": ["a", "b"], "value": pa.array(values, kind)}), tmp_path / "x.parquet")
+    found = [row["value"] for row in table_of(written(tmp_path / "x.parquet", tmp_path / "y.jsonl"))]
+    assert found == ([[{"day": "2020-01-02"}], None] if expected is None else expected)
+
+
+def test_text_of_parquet_that_is_not_utf8_stays_in_parquet_and_is_refused_in_json(tmp_path):
+    other = pa.Array.from_buffers(pa.string(), 1, pa.array([b"\xe9t\xe9"]).buffers())
+    pq.write_table(pa.table({"text": ["a"], "other": other}), tmp_path / "x.parquet")
+    found = pq.read_table(written(tmp_path / "x.parquet", tmp_path / "y.parquet"))
+    assert found["other"].cast(pa.binary()).to_pylist() == [b"\xe9t\xe9"]
+    with pytest.raises(FlaxsentError, match=r"text that is not UTF-8 \(b'\\xe9t\\xe9'\).* ends in .parquet"):
+        written(tmp_path / "x.parquet", tmp_path / "y.jsonl")
+
+
 VIEW = pa.string_view()
 VIEWS = {
     "text": (VIEW, ["a", "é" * 99, None]),
