@@ -272,15 +272,29 @@ class Engine:
         with self._compiling:
             params, compiled = self._open()
             if shape not in compiled:
-                lowered = placement.lower(self.function, params, shape, self._placement)
-                for leaf in jax.tree.leaves(lowered.out_info):
-                    if not is_by_text(leaf.shape, shape) and self._pool is not None:
-                        raise FlaxsentError(
-                            "the function of the engine gives an entry for each token, which windows of a text do not "
-                            "pool; pass a classifier without windows."
-                        )
+                try:
+                    lowered = placement.lower(self.function, params, shape, self._placement)
+                except ValueError:  # JAX's, of results that devices cannot share
+                    self._check(self._results(shape), shape)
+                    raise
+                self._check(lowered.out_info, shape)
                 compiled[shape] = lowered.compile()
             return params, compiled[shape]
+
+    def _results(self, shape: StepShape) -> PyTree[jax.ShapeDtypeStruct]:
+        """The shapes and dtypes of what the function gives for a step."""
+        step = placement.of_shape(self.function, shape)
+        return jax.eval_shape(step, self._open().params, placement.no_tokens(shape))
+
+    def _check(self, results: PyTree[Any], shape: StepShape) -> None:
+        leaves = jax.tree.leaves(results)
+        if not leaves:
+            raise FlaxsentError("the function of the engine gives no array; expected an entry for each text or token.")
+        if not all(is_by_text(leaf.shape, shape) for leaf in leaves) and self._pool is not None:
+            raise FlaxsentError(
+                "the function of the engine gives an entry for each token, which windows of a text do not pool; pass a "
+                "classifier without windows."
+            )
 
     def _windows(self, texts: Texts) -> Iterator[list[Text]]:
         """As many texts as make the steps of a window, by their characters, of which English has four a token."""
@@ -340,11 +354,9 @@ class Engine:
     def _of_no_texts(self) -> Any:
         """What one row without texts gives: the function's pytree and dtypes."""
         shape = self.shapes[0]._replace(num_rows=1)
-        step = placement.of_shape(self.function, shape)
-        results = jax.eval_shape(step, self._open().params, placement.no_tokens(shape))
         return jax.tree.map(
             lambda leaf: np.zeros((0, *leaf.shape[2:]), leaf.dtype) if is_by_text(leaf.shape, shape) else PerToken(),
-            results,
+            self._results(shape),
         )
 
 

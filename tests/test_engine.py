@@ -127,10 +127,18 @@ def test_a_function_may_give_an_entry_for_each_token_beside_one_for_each_text(cl
     assert (nothing["vectors"], nothing["counts"], nothing["lengths"].shape) == ([], [], (0,))
 
 
-def test_a_function_of_another_shape_is_refused(classifier):
+@pytest.mark.parametrize(
+    ("result", "message"),
+    [
+        (lambda tokens: tokens.input_ids[0], r"gives an array of shape \(64,\).*one entry a text.*one a token"),
+        (lambda tokens: tokens.input_ids.sum(), r"gives an array of shape \(\) "),
+        (lambda tokens: None, "gives no array; expected an entry for each text or token"),
+    ],
+)
+def test_a_function_of_another_shape_is_refused(classifier, result, message):
     with (
-        Engine(classifier, function=lambda params, tokens, num_segments: tokens.input_ids[0], **SHAPES) as engine,
-        pytest.raises(flaxsent.FlaxsentError, match=r"gives an array of shape \(64,\).*one entry a text.*one a token"),
+        Engine(classifier, function=lambda params, tokens, num_segments: result(tokens), **SHAPES) as engine,
+        pytest.raises(flaxsent.FlaxsentError, match=message),
     ):
         engine(["so good"])
 
@@ -343,12 +351,17 @@ with Engine(classifier, **options) as eight, Engine(classifier, devices=jax.loca
         for params in (eight._running.params, one._running.params)
         for shard in jax.tree.leaves(params)[0].addressable_shards
     } | {jax.tree.leaves(classifier.params)[0].unsafe_buffer_pointer()}
-    print(json.dumps([used, len(places), float(np.abs(eight(texts) - one(texts)).max())]))
+    difference = float(np.abs(eight(texts) - one(texts)).max())
+try:
+    Engine(classifier, function=lambda params, tokens, num_segments: tokens.input_ids[:3], **options)(texts)
+except flaxsent.FlaxsentError as err:
+    print(json.dumps([used, len(places), difference, str(err)]))
 """
 
 
 def test_eight_devices_give_what_one_gives_from_the_same_params_in_memory(tiny_folder):
-    num_devices, num_copies, difference = in_new_process(EIGHT_DEVICES, str(tiny_folder("bert")))
+    num_devices, num_copies, difference, told = in_new_process(EIGHT_DEVICES, str(tiny_folder("bert")))
+    assert told.startswith("the function of the engine gives an array of shape (3, 64)")
     assert num_devices == 8
     assert num_copies == 1, "the devices of a CPU read the classifier's own arrays"
     assert difference <= TOLERANCE
